@@ -1,0 +1,444 @@
+//! The server's side of the handshake: greeting, client flags, options, up to the transmission phase.
+//!
+//! One option at a time: [`Negotiation::receive`] takes bytes up to the end of one option and no further, and
+//! [`Negotiation::poll`] answers it. Bytes behind the last option are thus never touched: they are requests.
+//!
+//! Limits: an option announcing too much data, too many options, and anything from a client that does not follow
+//! the protocol end the connection. Buffered bytes never exceed what arrived, nor one option. Time is the caller's:
+//! a handshake deadline belongs there.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::mem;
+
+use crate::errors::HandshakeError;
+use crate::export::{ExportDirectory, ExportInfo, Lookup};
+use crate::wire::{
+    FixedBytes, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, STRING_BYTES_MAX,
+    handshake_flag, info, option, option_reply, prefix_of,
+};
+
+/// Bounds of one handshake.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Options answered before the connection is closed.
+    pub options_max: u32,
+    /// Most data of one option, in bytes.
+    pub option_bytes_max: u32,
+}
+
+impl Default for Limits {
+    /// 64 options of 64 KiB.
+    fn default() -> Self {
+        Self {
+            options_max: 64,
+            option_bytes_max: 64 << 10,
+        }
+    }
+}
+
+/// What the caller does next. Whatever was put in the output is to be sent in any case.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Step {
+    /// Everything taken so far is answered: call `receive` with more bytes.
+    NeedMore,
+    /// The export `name` is not ready: call `poll` again when the directory may have changed its mind.
+    Hold {
+        /// The name that the client asked for.
+        name: String,
+    },
+    /// The handshake is over: the next byte of input is the first of a request.
+    Transmission(Transmission),
+    /// Send the output, then close.
+    Close,
+}
+
+/// What was agreed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Transmission {
+    /// The export, as the client was told.
+    pub export: ExportInfo,
+    /// Whether reads are answered in chunks.
+    pub structured: bool,
+}
+
+/// The handshake of one connection.
+#[derive(Debug)]
+pub struct Negotiation {
+    limits: Limits,
+    phase: Phase,
+    /// The incomplete field, or the data of the option to be answered.
+    pending: Vec<u8>,
+    options_seen: u32,
+    fixed_newstyle: bool,
+    no_zeroes: bool,
+    structured: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    ClientFlags,
+    OptionHeader,
+    OptionData { option: u32, length_bytes: usize },
+    Answer { option: u32 },
+    Finished,
+}
+
+const CLIENT_FLAGS_BYTES: usize = 4;
+const OPTION_HEADER_BYTES: usize = 16;
+const ZEROES_BYTES: usize = 124;
+
+impl Negotiation {
+    /// A handshake that has received nothing.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            phase: Phase::ClientFlags,
+            pending: Vec::new(),
+            options_seen: 0,
+            fixed_newstyle: false,
+            no_zeroes: false,
+            structured: false,
+        }
+    }
+
+    /// The server's first bytes; 18 of them.
+    pub fn greeting() -> [u8; 18] {
+        let flags = handshake_flag::FIXED_NEWSTYLE | handshake_flag::NO_ZEROES;
+        FixedBytes::new()
+            .put(&GREETING_MAGIC.to_be_bytes())
+            .put(&OPTION_MAGIC.to_be_bytes())
+            .put(&flags.to_be_bytes())
+            .into_full()
+    }
+
+    /// Takes bytes up to the end of one option; returns how many. It takes none while an option waits for `poll`.
+    pub fn receive(&mut self, input: &[u8]) -> Result<usize, HandshakeError> {
+        let mut rest = input;
+        while let Some(wanted) = self.wanted_bytes() {
+            let missing = wanted.saturating_sub(self.pending.len());
+            let (taken, after) = rest.split_at_checked(missing).unwrap_or((rest, &[]));
+            self.pending.extend_from_slice(taken);
+            rest = after;
+            if self.pending.len() < wanted {
+                break;
+            }
+            self.field_complete()?;
+        }
+        Ok(input.len() - rest.len())
+    }
+
+    /// Answers the option that `receive` completed, if it did.
+    pub fn poll(&mut self, directory: &dyn ExportDirectory, out: &mut Vec<u8>) -> Step {
+        let option = match self.phase {
+            Phase::Answer { option } => option,
+            Phase::Finished => return Step::Close,
+            _ => return Step::NeedMore,
+        };
+        let data = mem::take(&mut self.pending);
+        let step = match option {
+            option::EXPORT_NAME => self.answer_export_name(&data, directory, out),
+            option::INFO | option::GO => self.answer_info(option, &data, directory, out),
+            option::ABORT => {
+                put_reply(out, option, option_reply::ACK, &[]);
+                Step::Close
+            }
+            option::LIST => answer_list(&data, directory, out),
+            option::STRUCTURED_REPLY => self.answer_structured_reply(&data, out),
+            option::STARTTLS => refuse(out, option, option_reply::ERR_UNSUP, "TLS is not offered"),
+            _ => refuse(out, option, option_reply::ERR_UNSUP, "option not supported"),
+        };
+        match &step {
+            Step::Hold { .. } => self.pending = data,
+            Step::NeedMore => self.phase = Phase::OptionHeader,
+            Step::Transmission(_) | Step::Close => self.phase = Phase::Finished,
+        }
+        step
+    }
+
+    /// Bytes that the current field needs in all; `None` when no input is wanted.
+    fn wanted_bytes(&self) -> Option<usize> {
+        match self.phase {
+            Phase::ClientFlags => Some(CLIENT_FLAGS_BYTES),
+            Phase::OptionHeader => Some(OPTION_HEADER_BYTES),
+            Phase::OptionData { length_bytes, .. } => Some(length_bytes),
+            Phase::Answer { .. } | Phase::Finished => None,
+        }
+    }
+
+    fn field_complete(&mut self) -> Result<(), HandshakeError> {
+        match self.phase {
+            Phase::ClientFlags => {
+                self.take_client_flags()?;
+                self.pending.clear();
+                self.phase = Phase::OptionHeader;
+            }
+            Phase::OptionHeader => {
+                self.phase = self.check_option_header()?;
+                self.pending.clear();
+            }
+            Phase::OptionData { option, .. } => self.phase = Phase::Answer { option },
+            Phase::Answer { .. } | Phase::Finished => {}
+        }
+        Ok(())
+    }
+
+    fn take_client_flags(&mut self) -> Result<(), HandshakeError> {
+        let flags = Reader::new(&self.pending).u32().unwrap_or(0);
+        let fixed = u32::from(handshake_flag::FIXED_NEWSTYLE);
+        let no_zeroes = u32::from(handshake_flag::NO_ZEROES);
+        if flags & !(fixed | no_zeroes) != 0 {
+            return Err(HandshakeError::UnknownClientFlags(flags));
+        }
+        self.fixed_newstyle = flags & fixed != 0;
+        self.no_zeroes = flags & no_zeroes != 0;
+        Ok(())
+    }
+
+    fn check_option_header(&mut self) -> Result<Phase, HandshakeError> {
+        let mut reader = Reader::new(&self.pending);
+        let magic = reader.u64().unwrap_or(0);
+        let option = reader.u32().unwrap_or(0);
+        let length_bytes = reader.u32().unwrap_or(0);
+        if magic != OPTION_MAGIC {
+            return Err(HandshakeError::BadOptionMagic(magic));
+        }
+        if !self.fixed_newstyle && option != option::EXPORT_NAME {
+            return Err(HandshakeError::OptionNeedsFixedNewstyle(option));
+        }
+        if length_bytes > self.limits.option_bytes_max {
+            return Err(HandshakeError::OptionTooLong {
+                option,
+                length_bytes,
+            });
+        }
+        if self.options_seen == self.limits.options_max {
+            return Err(HandshakeError::TooManyOptions(self.limits.options_max));
+        }
+        self.options_seen += 1;
+        Ok(Phase::OptionData {
+            option,
+            length_bytes: length_bytes as usize,
+        })
+    }
+
+    /// This option has no way to say no, except by closing.
+    fn answer_export_name(
+        &self,
+        data: &[u8],
+        directory: &dyn ExportDirectory,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let Ok(name) = check_name(data) else {
+            return Step::Close;
+        };
+        match directory.find(name) {
+            Lookup::NotReady => Step::Hold { name: name.into() },
+            Lookup::Unknown | Lookup::Refused { .. } => Step::Close,
+            Lookup::Found(export) => {
+                out.extend_from_slice(&export.size_bytes.to_be_bytes());
+                out.extend_from_slice(&export.transmission_flags(self.structured).to_be_bytes());
+                if !self.no_zeroes {
+                    out.extend_from_slice(&[0; ZEROES_BYTES]);
+                }
+                Step::Transmission(Transmission {
+                    export,
+                    structured: self.structured,
+                })
+            }
+        }
+    }
+
+    fn answer_info(
+        &self,
+        option: u32,
+        data: &[u8],
+        directory: &dyn ExportDirectory,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let query = match InfoQuery::read(data) {
+            Ok(query) => query,
+            Err(BadName { reply_type, why }) => return refuse(out, option, reply_type, why),
+        };
+        let export = match directory.find(query.name) {
+            Lookup::NotReady => {
+                return Step::Hold {
+                    name: query.name.into(),
+                };
+            }
+            Lookup::Unknown => {
+                return refuse(out, option, option_reply::ERR_UNKNOWN, "no such export");
+            }
+            Lookup::Refused { reason } => {
+                return refuse(out, option, option_reply::ERR_POLICY, &reason);
+            }
+            Lookup::Found(export) => export,
+        };
+        put_export_info(out, option, &export, self.structured);
+        if query.wants_name {
+            put_info(out, option, info::NAME, &[export.name.as_bytes()]);
+        }
+        if query.wants_description {
+            let text = prefix_of(&export.description, STRING_BYTES_MAX);
+            put_info(out, option, info::DESCRIPTION, &[text.as_bytes()]);
+        }
+        put_reply(out, option, option_reply::ACK, &[]);
+        if option == option::GO {
+            Step::Transmission(Transmission {
+                export,
+                structured: self.structured,
+            })
+        } else {
+            Step::NeedMore
+        }
+    }
+
+    fn answer_structured_reply(&mut self, data: &[u8], out: &mut Vec<u8>) -> Step {
+        if !data.is_empty() {
+            return refuse(
+                out,
+                option::STRUCTURED_REPLY,
+                option_reply::ERR_INVALID,
+                NO_DATA_EXPECTED,
+            );
+        }
+        self.structured = true;
+        put_reply(out, option::STRUCTURED_REPLY, option_reply::ACK, &[]);
+        Step::NeedMore
+    }
+}
+
+fn answer_list(data: &[u8], directory: &dyn ExportDirectory, out: &mut Vec<u8>) -> Step {
+    if !data.is_empty() {
+        return refuse(
+            out,
+            option::LIST,
+            option_reply::ERR_INVALID,
+            NO_DATA_EXPECTED,
+        );
+    }
+    for name in directory.list() {
+        let name = prefix_of(&name, STRING_BYTES_MAX).as_bytes();
+        put_reply(
+            out,
+            option::LIST,
+            option_reply::SERVER,
+            &[&(name.len() as u32).to_be_bytes(), name],
+        );
+    }
+    put_reply(out, option::LIST, option_reply::ACK, &[]);
+    Step::NeedMore
+}
+
+const NO_DATA_EXPECTED: &str = "this option takes no data";
+
+/// The data of INFO and GO.
+struct InfoQuery<'a> {
+    name: &'a str,
+    wants_name: bool,
+    wants_description: bool,
+}
+
+/// Why a name or query is refused.
+struct BadName {
+    reply_type: u32,
+    why: &'static str,
+}
+
+impl<'a> InfoQuery<'a> {
+    fn read(data: &'a [u8]) -> Result<Self, BadName> {
+        const MALFORMED: BadName = BadName {
+            reply_type: option_reply::ERR_INVALID,
+            why: "lengths inside the option do not add up",
+        };
+        let mut reader = Reader::new(data);
+        let name_bytes = reader.u32().ok_or(MALFORMED)? as usize;
+        let name = reader.bytes(name_bytes).ok_or(MALFORMED)?;
+        let count = usize::from(reader.u16().ok_or(MALFORMED)?);
+        if reader.rest().len() != count * 2 {
+            return Err(MALFORMED);
+        }
+        let name = check_name(name)?;
+        let mut query = Self {
+            name,
+            wants_name: false,
+            wants_description: false,
+        };
+        while let Some(wanted) = reader.u16() {
+            query.wants_name |= wanted == info::NAME;
+            query.wants_description |= wanted == info::DESCRIPTION;
+        }
+        Ok(query)
+    }
+}
+
+fn check_name(bytes: &[u8]) -> Result<&str, BadName> {
+    if bytes.len() > STRING_BYTES_MAX {
+        return Err(BadName {
+            reply_type: option_reply::ERR_TOO_BIG,
+            why: "name longer than 4096 bytes",
+        });
+    }
+    match core::str::from_utf8(bytes) {
+        Ok(name) if !name.contains('\0') => Ok(name),
+        _ => Err(BadName {
+            reply_type: option_reply::ERR_INVALID,
+            why: "name is not text",
+        }),
+    }
+}
+
+fn put_export_info(out: &mut Vec<u8>, option: u32, export: &ExportInfo, structured: bool) {
+    assert!(
+        export.block.is_valid(),
+        "block sizes of the export break the specification"
+    );
+    let size = export.size_bytes.to_be_bytes();
+    let flags = export.transmission_flags(structured).to_be_bytes();
+    put_info(out, option, info::EXPORT, &[&size, &flags]);
+    let block = &export.block;
+    let sizes = [
+        block.min.to_be_bytes(),
+        block.preferred.to_be_bytes(),
+        block.max.to_be_bytes(),
+    ];
+    put_info(out, option, info::BLOCK_SIZE, &[sizes.as_flattened()]);
+}
+
+fn put_info(out: &mut Vec<u8>, option: u32, kind: u16, parts: &[&[u8]]) {
+    let length = 2 + parts.iter().map(|part| part.len()).sum::<usize>();
+    put_reply_header(out, option, option_reply::INFO, length);
+    out.extend_from_slice(&kind.to_be_bytes());
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+fn put_reply(out: &mut Vec<u8>, option: u32, reply_type: u32, parts: &[&[u8]]) {
+    put_reply_header(
+        out,
+        option,
+        reply_type,
+        parts.iter().map(|part| part.len()).sum(),
+    );
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+fn put_reply_header(out: &mut Vec<u8>, option: u32, reply_type: u32, length: usize) {
+    out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
+    out.extend_from_slice(&option.to_be_bytes());
+    out.extend_from_slice(&reply_type.to_be_bytes());
+    out.extend_from_slice(&(length as u32).to_be_bytes());
+}
+
+/// An error reply leaves the handshake where it was.
+fn refuse(out: &mut Vec<u8>, option: u32, reply_type: u32, why: &str) -> Step {
+    put_reply(
+        out,
+        option,
+        reply_type,
+        &[prefix_of(why, STRING_BYTES_MAX).as_bytes()],
+    );
+    Step::NeedMore
+}
+
+#[cfg(test)]
+mod tests;
