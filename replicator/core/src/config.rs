@@ -1,0 +1,74 @@
+//! What the core is told once, at construction.
+
+use core::time::Duration;
+use lockstep_bitmap::NodeId;
+
+/// Pieces of requests and of resync never cross a multiple of this many bytes of the volume.
+pub const PIECE_BYTES_MAX: u64 = 128 * 1024;
+
+/// The peer of a resource.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerConfig {
+    /// Its id; equal on both nodes.
+    pub node: NodeId,
+}
+
+/// Durations; the defaults are the product's.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// A peer that was not heard for this long is dropped.
+    pub timeout: Duration,
+    /// Interval of heartbeats.
+    pub heartbeat: Duration,
+    /// Smallest wait before dialling again; doubles up to `redial_max`, with jitter.
+    pub redial_min: Duration,
+    /// Largest wait before dialling again.
+    pub redial_max: Duration,
+    /// The Primary makes replied writes durable after this time by itself.
+    pub epoch: Duration,
+    /// Suspended client I/O fails after this time.
+    pub io_timeout: Duration,
+    /// Dirty bitmap pages and activity removals are written at most this often.
+    pub lazy_write: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            timeout: Duration::from_secs(6),
+            heartbeat: Duration::from_secs(1),
+            redial_min: Duration::from_millis(200),
+            redial_max: Duration::from_secs(5),
+            epoch: Duration::from_secs(1),
+            io_timeout: Duration::from_secs(60),
+            lazy_write: Duration::from_millis(500),
+        }
+    }
+}
+
+/// Identity, limits and durations of one resource on this node.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The peer, if one is configured.
+    pub peer: Option<PeerConfig>,
+    /// Random number of this daemon process.
+    pub run_id: u128,
+    /// Boot id of this kernel.
+    pub boot_id: u128,
+    /// Seed of the generation ids and of jitter; from the system's randomness in production.
+    pub seed: [u64; 4],
+    /// Logical block size of the local disk in bytes (512..=4096).
+    pub granule_bytes: u32,
+    /// "May be written" of a previous run with the same boot id does not make the copy unclean (O_DIRECT, tmpfs).
+    pub survives_process_death: bool,
+    /// Writes (pieces) that may be in flight.
+    pub writes_max: usize,
+    /// Replied writes that need not be durable yet; the Primary flushes before it is full.
+    pub undurable_max: usize,
+    /// Resync pieces in flight.
+    pub resync_window: usize,
+    /// Durations.
+    pub timing: Timing,
+}

@@ -1,0 +1,185 @@
+//! Inputs of the core.
+
+use crate::frame::Frame;
+use crate::ids::{CommandId, LinkId, OpId, ReqId, SlotId};
+use lockstep_bitmap::NodeId;
+
+/// What a client asks for. Ranges were checked against the volume's size by the NBD server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// Read; the shell has reserved slots for the whole range.
+    Read,
+    /// Write; the bytes follow in [`Event::Payload`].
+    Write,
+    /// Punch a hole; reads as zeroes afterwards, on every copy.
+    Trim,
+    /// Write zeroes; a hole may be punched unless `no_hole`.
+    Zero {
+        /// Keep the blocks allocated.
+        no_hole: bool,
+    },
+    /// Make every write that was replied to durable on every copy.
+    Flush,
+}
+
+/// Why a disk operation failed, as far as the core decides on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskError {
+    /// The device or file system reported an error.
+    Io,
+    /// No space is left on the file system under a sparse file.
+    NoSpace,
+}
+
+/// Why a link ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLoss {
+    /// Closed or reset by the network or by the peer's end without a word.
+    Lost,
+    /// Dialling failed.
+    Unreachable,
+    /// Authentication, cluster, resource or version did not match.
+    Rejected,
+    /// A frame was malformed.
+    Malformed,
+    /// A newer connection of the same peer took its place.
+    Superseded,
+    /// Closed by our own [`crate::Action::CloseLink`].
+    Closed,
+}
+
+/// What the shell learnt and proved about the peer before the link came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerHello {
+    /// The authenticated node.
+    pub node: NodeId,
+    /// Random number of the peer's daemon process.
+    pub run_id: u128,
+    /// Boot id of the peer's kernel.
+    pub boot_id: u128,
+}
+
+/// What an operator asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Make this node Primary.
+    Promote {
+        /// The operator asserts that the peer is down.
+        peer_is_down: bool,
+        /// The operator takes a copy that may lack writes; includes `peer_is_down`.
+        accept_data_loss: bool,
+    },
+    /// Make this node Secondary.
+    Demote {
+        /// Close clients, answer suspended I/O with EIO.
+        force: bool,
+    },
+    /// Connect to the peer (undoes `Disconnect`).
+    Connect,
+    /// Close the link and stay StandAlone.
+    Disconnect,
+    /// End split brain: this node's data loses.
+    Resolve {
+        /// The node whose changes are given up.
+        discard: NodeId,
+    },
+    /// Leave cleanly: demote by force, ask the peer, record, close; nothing runs afterwards.
+    Leave,
+}
+
+/// One input. Bodies and payloads were checked against their checksums by the shell.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// The first event after construction.
+    Start {
+        /// Wall clock, for records and messages only.
+        unix_ms: u64,
+    },
+    /// A deadline passed (or any time).
+    Tick {
+        /// Wall clock, for records and messages only.
+        unix_ms: u64,
+    },
+    /// A client's request; answered by exactly one [`crate::Action::Reply`].
+    Request {
+        /// The shell's number.
+        req: ReqId,
+        /// What to do.
+        kind: RequestKind,
+        /// First byte.
+        offset: u64,
+        /// Bytes; zero for Flush. For Read and Write at most 32 MiB.
+        len: u64,
+        /// Durable everywhere before the reply.
+        fua: bool,
+    },
+    /// A piece of a Write's bytes arrived: cut at multiples of [`crate::PIECE_BYTES_MAX`] of the volume, in order.
+    Payload {
+        /// The request.
+        req: ReqId,
+        /// First byte on the volume.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+        /// Where they are; the core's until [`crate::Action::ReleaseSlot`].
+        slot: SlotId,
+    },
+    /// The rest of a Write's bytes will never arrive (the client is gone).
+    Abandoned {
+        /// The request; still answered once.
+        req: ReqId,
+    },
+    /// The number of clients attached to the export changed.
+    Clients {
+        /// Open connections in the transmission phase.
+        open: u32,
+    },
+    /// A disk operation ended.
+    DiskDone {
+        /// Which.
+        op: OpId,
+        /// How.
+        result: Result<(), DiskError>,
+        /// The bytes of a successful read that was not made for a request; the core's until released.
+        slot: Option<SlotId>,
+    },
+    /// A metadata write ended: every copy of the page is durable, or it failed.
+    MetaDone {
+        /// Which.
+        op: OpId,
+        /// How.
+        result: Result<(), DiskError>,
+    },
+    /// An authenticated connection to the peer exists. An older one of the same peer has been reported down before.
+    LinkUp {
+        /// Its number.
+        link: LinkId,
+        /// Who is there.
+        peer: PeerHello,
+    },
+    /// A frame arrived on a link.
+    Frame {
+        /// Which link; frames of an old one are ignored.
+        link: LinkId,
+        /// The decoded header.
+        frame: Frame,
+        /// Bytes of a control frame's body (untrusted; empty for data frames).
+        body: &'a [u8],
+        /// Payload of a data frame; the core's until released.
+        slot: Option<SlotId>,
+    },
+    /// A link ended, or a dial failed (then `link` is `None`).
+    LinkDown {
+        /// Which.
+        link: Option<LinkId>,
+        /// Why.
+        loss: LinkLoss,
+    },
+    /// An operator's command; answered by exactly one [`crate::Action::CommandDone`].
+    Command {
+        /// The shell's number.
+        id: CommandId,
+        /// What to do.
+        command: Command,
+    },
+}

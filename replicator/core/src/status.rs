@@ -1,0 +1,174 @@
+//! What an operator sees of a resource: states in the field's words, and the snapshot that `status` shows.
+
+use alloc::vec::Vec;
+use core::fmt;
+use lockstep_bitmap::{Generation, NodeId};
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $($name::$variant => stringify!($variant)),+ })
+            }
+        }
+        impl $name {
+            /// From its number in [`Self::code`].
+            pub fn from_code(code: u8) -> Option<Self> {
+                [$($name::$variant),+].into_iter().find(|v| v.code() == code)
+            }
+            /// Its number on the wire.
+            pub fn code(self) -> u8 {
+                self as u8
+            }
+        }
+    };
+}
+
+words!(
+    /// Who may write.
+    Role {
+        /// Serves no clients.
+        Secondary,
+        /// Serves clients.
+        Primary,
+    }
+);
+words!(
+    /// State of a copy, from worst to best.
+    DiskState {
+        /// No disk or no metadata.
+        Diskless,
+        /// The disk failed; nothing is written to it any more.
+        Failed,
+        /// A mixture: target of a resync, or fresh.
+        Inconsistent,
+        /// A consistent copy of an older moment.
+        Outdated,
+        /// Consistent; whether it is the newest is not known.
+        Consistent,
+        /// Holds every acknowledged write.
+        UpToDate,
+    }
+);
+words!(
+    /// State of the connection.
+    ConnectionState {
+        /// The operator disconnected, or no peer is configured.
+        StandAlone,
+        /// Trying.
+        Connecting,
+        /// A link is up and authenticated; snapshots and verdicts are exchanged.
+        Negotiating,
+        /// The handshake ended with a verdict.
+        Connected,
+    }
+);
+words!(
+    /// What the link is used for.
+    ReplicationState {
+        /// Nothing is replicated.
+        Off,
+        /// Writes are mirrored, both copies are equal.
+        Established,
+        /// Bitmaps are being exchanged.
+        Exchanging,
+        /// Writes are mirrored and this node's dirty blocks are copied to the peer.
+        SyncSource,
+        /// Writes are mirrored and dirty blocks are copied from the peer.
+        SyncTarget,
+        /// Both sides wrote alone: the operator must choose.
+        SplitBrain,
+        /// The copies have nothing in common.
+        Unrelated,
+        /// The target would be a Primary whose copy is UpToDate: demote it first.
+        TargetIsPrimary,
+        /// Neither copy can be the source: the operator must name one.
+        NoSource,
+    }
+);
+
+/// A resync's progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResyncStatus {
+    /// Bytes that were dirty when it began.
+    pub total_bytes: u64,
+    /// Bytes still dirty.
+    pub left_bytes: u64,
+    /// Bytes per second over the last seconds.
+    pub rate_bytes_per_s: u64,
+    /// Seconds left at that rate, if it moves.
+    pub eta_s: Option<u64>,
+    /// Milliseconds since it began.
+    pub running_ms: u64,
+}
+
+/// What is known of the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its id.
+    pub node: NodeId,
+    /// State of the connection to it.
+    pub connection: ConnectionState,
+    /// What the link is used for.
+    pub replication: ReplicationState,
+    /// Its role, while connected.
+    pub role: Option<Role>,
+    /// Its disk state; the durable record's word for it while not connected, if it has one.
+    pub disk: Option<DiskState>,
+    /// Bytes of blocks marked dirty toward it.
+    pub out_of_sync_bytes: u64,
+    /// Resync, while one runs.
+    pub resync: Option<ResyncStatus>,
+    /// Bytes copied by resync over this daemon's life.
+    pub resynced_bytes_total: u64,
+    /// Begin of the first generation that only this side has, if the histories parted.
+    pub alone_since_unix_ms: Option<u64>,
+    /// The peer's own begin and its dirty bytes, as its snapshot told, if the histories parted.
+    pub peer_alone_since_unix_ms: Option<u64>,
+    /// Bytes that the peer wrote alone, as its snapshot told.
+    pub peer_out_of_sync_bytes: Option<u64>,
+    /// Milliseconds since the connection was lost or made.
+    pub since_ms: u64,
+}
+
+/// A resource as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// This node.
+    pub node: NodeId,
+    /// Its role.
+    pub role: Role,
+    /// Its disk state.
+    pub disk: DiskState,
+    /// Current generation.
+    pub generation: Option<Generation>,
+    /// Current term.
+    pub term: u64,
+    /// The copy stopped uncleanly and no verdict has settled it yet.
+    pub unclean: bool,
+    /// A role change is under way.
+    pub changing_role: bool,
+    /// Client I/O waits because no UpToDate copy is reachable.
+    pub suspended: bool,
+    /// Both copies are UpToDate and mirrored.
+    pub protected: bool,
+    /// Open clients.
+    pub clients: u32,
+    /// Requests not yet answered.
+    pub requests: u32,
+    /// Hot regions of the activity map, and the bound.
+    pub hot_regions: u32,
+    /// Bound of hot regions.
+    pub hot_regions_max: u32,
+    /// Size of the volume in bytes (0 while Diskless).
+    pub size_bytes: u64,
+    /// Writes replied to and not yet durable on both copies.
+    pub undurable_writes: u32,
+    /// The peers.
+    pub peers: Vec<PeerStatus>,
+    /// Why the core will wake next, for debugging.
+    pub next_deadline: Option<&'static str>,
+}
