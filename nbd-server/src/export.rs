@@ -22,11 +22,7 @@ pub struct BlockSizes {
 impl Default for BlockSizes {
     /// Byte granularity, 4 KiB preferred, 32 MiB at most: what clients assume when nothing is negotiated.
     fn default() -> Self {
-        Self {
-            min: 1,
-            preferred: 4096,
-            max: 32 << 20,
-        }
+        Self { min: 1, preferred: 4096, max: 32 << 20 }
     }
 }
 

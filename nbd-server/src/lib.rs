@@ -15,18 +15,14 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing
-    )
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
 extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod client;
 mod errors;
 mod export;
 mod negotiate;
@@ -38,6 +34,4 @@ pub use errors::{HandshakeError, NbdError, ProtocolError};
 pub use export::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
 pub use negotiate::{Limits, Negotiation, Step, Transmission};
 pub use reply::ReplyHeader;
-pub use request::{
-    Command, PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser,
-};
+pub use request::{Command, PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser};

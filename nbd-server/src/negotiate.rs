@@ -14,8 +14,8 @@ use core::mem;
 use crate::errors::HandshakeError;
 use crate::export::{ExportDirectory, ExportInfo, Lookup};
 use crate::wire::{
-    FixedBytes, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, STRING_BYTES_MAX,
-    handshake_flag, info, option, option_reply, prefix_of,
+    FixedBytes, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, STRING_BYTES_MAX, handshake_flag,
+    info, option, option_reply, prefix_of,
 };
 
 /// Bounds of one handshake.
@@ -30,10 +30,7 @@ pub struct Limits {
 impl Default for Limits {
     /// 64 options of 64 KiB.
     fn default() -> Self {
-        Self {
-            options_max: 64,
-            option_bytes_max: 64 << 10,
-        }
+        Self { options_max: 64, option_bytes_max: 64 << 10 }
     }
 }
 
@@ -207,28 +204,17 @@ impl Negotiation {
             return Err(HandshakeError::OptionNeedsFixedNewstyle(option));
         }
         if length_bytes > self.limits.option_bytes_max {
-            return Err(HandshakeError::OptionTooLong {
-                option,
-                length_bytes,
-            });
+            return Err(HandshakeError::OptionTooLong { option, length_bytes });
         }
         if self.options_seen == self.limits.options_max {
             return Err(HandshakeError::TooManyOptions(self.limits.options_max));
         }
         self.options_seen += 1;
-        Ok(Phase::OptionData {
-            option,
-            length_bytes: length_bytes as usize,
-        })
+        Ok(Phase::OptionData { option, length_bytes: length_bytes as usize })
     }
 
     /// This option has no way to say no, except by closing.
-    fn answer_export_name(
-        &self,
-        data: &[u8],
-        directory: &dyn ExportDirectory,
-        out: &mut Vec<u8>,
-    ) -> Step {
+    fn answer_export_name(&self, data: &[u8], directory: &dyn ExportDirectory, out: &mut Vec<u8>) -> Step {
         let Ok(name) = check_name(data) else {
             return Step::Close;
         };
@@ -241,10 +227,7 @@ impl Negotiation {
                 if !self.no_zeroes {
                     out.extend_from_slice(&[0; ZEROES_BYTES]);
                 }
-                Step::Transmission(Transmission {
-                    export,
-                    structured: self.structured,
-                })
+                Step::Transmission(Transmission { export, structured: self.structured })
             }
         }
     }
@@ -262,9 +245,7 @@ impl Negotiation {
         };
         let export = match directory.find(query.name) {
             Lookup::NotReady => {
-                return Step::Hold {
-                    name: query.name.into(),
-                };
+                return Step::Hold { name: query.name.into() };
             }
             Lookup::Unknown => {
                 return refuse(out, option, option_reply::ERR_UNKNOWN, "no such export");
@@ -284,10 +265,7 @@ impl Negotiation {
         }
         put_reply(out, option, option_reply::ACK, &[]);
         if option == option::GO {
-            Step::Transmission(Transmission {
-                export,
-                structured: self.structured,
-            })
+            Step::Transmission(Transmission { export, structured: self.structured })
         } else {
             Step::NeedMore
         }
@@ -295,12 +273,7 @@ impl Negotiation {
 
     fn answer_structured_reply(&mut self, data: &[u8], out: &mut Vec<u8>) -> Step {
         if !data.is_empty() {
-            return refuse(
-                out,
-                option::STRUCTURED_REPLY,
-                option_reply::ERR_INVALID,
-                NO_DATA_EXPECTED,
-            );
+            return refuse(out, option::STRUCTURED_REPLY, option_reply::ERR_INVALID, NO_DATA_EXPECTED);
         }
         self.structured = true;
         put_reply(out, option::STRUCTURED_REPLY, option_reply::ACK, &[]);
@@ -310,21 +283,11 @@ impl Negotiation {
 
 fn answer_list(data: &[u8], directory: &dyn ExportDirectory, out: &mut Vec<u8>) -> Step {
     if !data.is_empty() {
-        return refuse(
-            out,
-            option::LIST,
-            option_reply::ERR_INVALID,
-            NO_DATA_EXPECTED,
-        );
+        return refuse(out, option::LIST, option_reply::ERR_INVALID, NO_DATA_EXPECTED);
     }
     for name in directory.list() {
         let name = prefix_of(&name, STRING_BYTES_MAX).as_bytes();
-        put_reply(
-            out,
-            option::LIST,
-            option_reply::SERVER,
-            &[&(name.len() as u32).to_be_bytes(), name],
-        );
+        put_reply(out, option::LIST, option_reply::SERVER, &[&(name.len() as u32).to_be_bytes(), name]);
     }
     put_reply(out, option::LIST, option_reply::ACK, &[]);
     Step::NeedMore
@@ -347,10 +310,8 @@ struct BadName {
 
 impl<'a> InfoQuery<'a> {
     fn read(data: &'a [u8]) -> Result<Self, BadName> {
-        const MALFORMED: BadName = BadName {
-            reply_type: option_reply::ERR_INVALID,
-            why: "lengths inside the option do not add up",
-        };
+        const MALFORMED: BadName =
+            BadName { reply_type: option_reply::ERR_INVALID, why: "lengths inside the option do not add up" };
         let mut reader = Reader::new(data);
         let name_bytes = reader.u32().ok_or(MALFORMED)? as usize;
         let name = reader.bytes(name_bytes).ok_or(MALFORMED)?;
@@ -359,11 +320,7 @@ impl<'a> InfoQuery<'a> {
             return Err(MALFORMED);
         }
         let name = check_name(name)?;
-        let mut query = Self {
-            name,
-            wants_name: false,
-            wants_description: false,
-        };
+        let mut query = Self { name, wants_name: false, wants_description: false };
         while let Some(wanted) = reader.u16() {
             query.wants_name |= wanted == info::NAME;
             query.wants_description |= wanted == info::DESCRIPTION;
@@ -374,34 +331,21 @@ impl<'a> InfoQuery<'a> {
 
 fn check_name(bytes: &[u8]) -> Result<&str, BadName> {
     if bytes.len() > STRING_BYTES_MAX {
-        return Err(BadName {
-            reply_type: option_reply::ERR_TOO_BIG,
-            why: "name longer than 4096 bytes",
-        });
+        return Err(BadName { reply_type: option_reply::ERR_TOO_BIG, why: "name longer than 4096 bytes" });
     }
     match core::str::from_utf8(bytes) {
         Ok(name) if !name.contains('\0') => Ok(name),
-        _ => Err(BadName {
-            reply_type: option_reply::ERR_INVALID,
-            why: "name is not text",
-        }),
+        _ => Err(BadName { reply_type: option_reply::ERR_INVALID, why: "name is not text" }),
     }
 }
 
 fn put_export_info(out: &mut Vec<u8>, option: u32, export: &ExportInfo, structured: bool) {
-    assert!(
-        export.block.is_valid(),
-        "block sizes of the export break the specification"
-    );
+    assert!(export.block.is_valid(), "block sizes of the export break the specification");
     let size = export.size_bytes.to_be_bytes();
     let flags = export.transmission_flags(structured).to_be_bytes();
     put_info(out, option, info::EXPORT, &[&size, &flags]);
     let block = &export.block;
-    let sizes = [
-        block.min.to_be_bytes(),
-        block.preferred.to_be_bytes(),
-        block.max.to_be_bytes(),
-    ];
+    let sizes = [block.min.to_be_bytes(), block.preferred.to_be_bytes(), block.max.to_be_bytes()];
     put_info(out, option, info::BLOCK_SIZE, &[sizes.as_flattened()]);
 }
 
@@ -413,12 +357,7 @@ fn put_info(out: &mut Vec<u8>, option: u32, kind: u16, parts: &[&[u8]]) {
 }
 
 fn put_reply(out: &mut Vec<u8>, option: u32, reply_type: u32, parts: &[&[u8]]) {
-    put_reply_header(
-        out,
-        option,
-        reply_type,
-        parts.iter().map(|part| part.len()).sum(),
-    );
+    put_reply_header(out, option, reply_type, parts.iter().map(|part| part.len()).sum());
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
@@ -431,12 +370,7 @@ fn put_reply_header(out: &mut Vec<u8>, option: u32, reply_type: u32, length: usi
 
 /// An error reply leaves the handshake where it was.
 fn refuse(out: &mut Vec<u8>, option: u32, reply_type: u32, why: &str) -> Step {
-    put_reply(
-        out,
-        option,
-        reply_type,
-        &[prefix_of(why, STRING_BYTES_MAX).as_bytes()],
-    );
+    put_reply(out, option, reply_type, &[prefix_of(why, STRING_BYTES_MAX).as_bytes()]);
     Step::NeedMore
 }
 

@@ -32,9 +32,7 @@ impl ReplyHeader {
 
 impl core::fmt::Debug for ReplyHeader {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_tuple("ReplyHeader")
-            .field(&self.as_bytes())
-            .finish()
+        f.debug_tuple("ReplyHeader").field(&self.as_bytes()).finish()
     }
 }
 
@@ -48,11 +46,7 @@ impl Eq for ReplyHeader {}
 
 /// Header of a successful read; `length` bytes of data follow it as the only chunk.
 pub fn read_reply(structured: bool, cookie: u64, offset: u64, length: u32) -> ReplyHeader {
-    if structured {
-        data_chunk(cookie, offset, length, true)
-    } else {
-        simple(cookie, None)
-    }
+    if structured { data_chunk(cookie, offset, length, true) } else { simple(cookie, None) }
 }
 
 /// The whole answer to a request that is not a successful read. `message` is for humans and travels only in chunks.
@@ -64,24 +58,13 @@ pub fn request_reply(
     result: Result<(), NbdError>,
     message: &str,
 ) -> ReplyHeader {
-    debug_assert!(
-        request.command != Command::Disconnect,
-        "a disconnect has no reply"
-    );
+    debug_assert!(request.command != Command::Disconnect, "a disconnect has no reply");
     match result {
         Ok(()) => {
-            debug_assert!(
-                request.command != Command::Read,
-                "a successful read is answered with data"
-            );
+            debug_assert!(request.command != Command::Read, "a successful read is answered with data");
             simple(request.cookie, None)
         }
-        Err(error) => failure(
-            structured && request.command == Command::Read,
-            request.cookie,
-            error,
-            message,
-        ),
+        Err(error) => failure(structured && request.command == Command::Read, request.cookie, error, message),
     }
 }
 
@@ -96,10 +79,7 @@ pub fn simple_reply(cookie: u64, error: Option<NbdError>) -> [u8; SIMPLE_REPLY_B
 
 /// Header of one chunk of read data; `length` bytes of payload, which belong at `offset` of the export, follow it.
 pub fn data_chunk(cookie: u64, offset: u64, length: u32, done: bool) -> ReplyHeader {
-    debug_assert!(
-        length > 0 && length <= u32::MAX - 8,
-        "length of a data chunk"
-    );
+    debug_assert!(length > 0 && length <= u32::MAX - 8, "length of a data chunk");
     let header = chunk_header(cookie, chunk::OFFSET_DATA, length.saturating_add(8), done);
     ReplyHeader(header.put(&offset.to_be_bytes()))
 }
@@ -138,11 +118,7 @@ pub fn error_offset_chunk(
 
 /// A refusal, as a chunk or as a simple reply.
 pub(crate) fn failure(in_chunks: bool, cookie: u64, error: NbdError, message: &str) -> ReplyHeader {
-    if in_chunks {
-        error_chunk(cookie, error, message, true)
-    } else {
-        simple(cookie, Some(error))
-    }
+    if in_chunks { error_chunk(cookie, error, message, true) } else { simple(cookie, Some(error)) }
 }
 
 fn simple(cookie: u64, error: Option<NbdError>) -> ReplyHeader {

@@ -159,10 +159,7 @@ pub struct RequestParser {
 impl RequestParser {
     /// A parser for a connection to `export`, with or without structured replies.
     pub fn new(export: &ExportInfo, structured: bool) -> Self {
-        assert!(
-            export.block.is_valid(),
-            "block sizes of the export break the specification"
-        );
+        assert!(export.block.is_valid(), "block sizes of the export break the specification");
         Self {
             size_bytes: export.size_bytes,
             block_min_bytes: export.block.min,
@@ -185,21 +182,14 @@ impl RequestParser {
             return Parsed::Fatal(ProtocolError::WriteTooLong(header.length));
         }
         match self.check(&header) {
-            Ok(request) => Parsed::Request {
-                consumed: REQUEST_HEADER_BYTES,
-                request,
-            },
+            Ok(request) => Parsed::Request { consumed: REQUEST_HEADER_BYTES, request },
             Err(Refusal { error, why }) => {
                 let in_chunks = self.structured && header.command == command::READ;
                 Parsed::Invalid {
                     consumed: REQUEST_HEADER_BYTES,
                     cookie: header.cookie,
                     error,
-                    payload_to_skip: if is_write {
-                        u64::from(header.length)
-                    } else {
-                        0
-                    },
+                    payload_to_skip: if is_write { u64::from(header.length) } else { 0 },
                     reply: reply::failure(in_chunks, header.cookie, error, why),
                 }
             }
@@ -208,10 +198,8 @@ impl RequestParser {
 
     fn check(&self, header: &RawRequest) -> Result<Request, Refusal> {
         use command_flag::{DF, FUA, NO_HOLE};
-        let command = Command::from_wire(header.command).ok_or(Refusal {
-            error: NbdError::Invalid,
-            why: "unknown command",
-        })?;
+        let command = Command::from_wire(header.command)
+            .ok_or(Refusal { error: NbdError::Invalid, why: "unknown command" })?;
         let mut request = Request {
             command,
             fua: header.flags & FUA != 0,
@@ -235,23 +223,14 @@ impl RequestParser {
                 _ => 0,
             };
         if header.flags & !allowed != 0 {
-            return Err(Refusal {
-                error: NbdError::Invalid,
-                why: "unknown flag for this command",
-            });
+            return Err(Refusal { error: NbdError::Invalid, why: "unknown flag for this command" });
         }
         if self.read_only && command.modifies() {
-            return Err(Refusal {
-                error: NbdError::NotPermitted,
-                why: "the export is read-only",
-            });
+            return Err(Refusal { error: NbdError::NotPermitted, why: "the export is read-only" });
         }
         if command == Command::Flush {
             if (header.offset, header.length) != (0, 0) {
-                return Err(Refusal {
-                    error: NbdError::Invalid,
-                    why: "flush takes no range",
-                });
+                return Err(Refusal { error: NbdError::Invalid, why: "flush takes no range" });
             }
             return Ok(request);
         }
@@ -260,37 +239,21 @@ impl RequestParser {
     }
 
     fn check_range(&self, request: &Request) -> Result<(), Refusal> {
-        let Request {
-            command,
-            offset,
-            length,
-            ..
-        } = *request;
+        let Request { command, offset, length, .. } = *request;
         if length == 0 {
-            return Err(Refusal {
-                error: NbdError::Invalid,
-                why: "length is zero",
-            });
+            return Err(Refusal { error: NbdError::Invalid, why: "length is zero" });
         }
         // Powers of two: one test covers offset and length.
         if (offset | u64::from(length)) & (u64::from(self.block_min_bytes) - 1) != 0 {
-            return Err(Refusal {
-                error: NbdError::Invalid,
-                why: "not aligned to the minimum block",
-            });
+            return Err(Refusal { error: NbdError::Invalid, why: "not aligned to the minimum block" });
         }
-        let inside = offset
-            .checked_add(u64::from(length))
-            .is_some_and(|end| end <= self.size_bytes);
+        let inside = offset.checked_add(u64::from(length)).is_some_and(|end| end <= self.size_bytes);
         if !inside {
             let error = match command {
                 Command::Write | Command::WriteZeroes => NbdError::NoSpace,
                 _ => NbdError::Invalid,
             };
-            return Err(Refusal {
-                error,
-                why: "range ends past the export",
-            });
+            return Err(Refusal { error, why: "range ends past the export" });
         }
         let too_long = match command {
             Command::Read => Some(NbdError::Overflow),
@@ -298,10 +261,9 @@ impl RequestParser {
             _ => None,
         };
         match too_long {
-            Some(error) if length > self.block_max_bytes => Err(Refusal {
-                error,
-                why: "longer than the maximum block",
-            }),
+            Some(error) if length > self.block_max_bytes => {
+                Err(Refusal { error, why: "longer than the maximum block" })
+            }
             _ => Ok(()),
         }
     }

@@ -79,8 +79,9 @@ pub(crate) mod chunk {
     pub(crate) const NONE: u16 = 0;
     pub(crate) const OFFSET_DATA: u16 = 1;
     pub(crate) const OFFSET_HOLE: u16 = 2;
-    pub(crate) const ERROR: u16 = (1 << 15) | 1;
-    pub(crate) const ERROR_OFFSET: u16 = (1 << 15) | 2;
+    pub(crate) const ERROR_BIT: u16 = 1 << 15;
+    pub(crate) const ERROR: u16 = ERROR_BIT | 1;
+    pub(crate) const ERROR_OFFSET: u16 = ERROR_BIT | 2;
 }
 
 /// Longest string (name, description) that the protocol allows.
@@ -134,10 +135,7 @@ pub(crate) struct FixedBytes<const N: usize> {
 
 impl<const N: usize> FixedBytes<N> {
     pub(crate) const fn new() -> Self {
-        Self {
-            bytes: [0; N],
-            used: 0,
-        }
+        Self { bytes: [0; N], used: 0 }
     }
 
     /// Appends; the caller's message must fit, which is a matter of code and not of input.
