@@ -1,8 +1,8 @@
 //! The client's side of the wire: a handshake with GO, and replies. For the demo, the ledger and the tests.
 //!
-//! Requests are encoded by [`Request::encode`](crate::Request::encode). The caller keeps the table of cookies in
-//! flight; this codec only says what a reply is and how many bytes of data follow it. A server is trusted no more
-//! than a client: lengths are bounded before they are believed, and no input panics.
+//! Requests are encoded by [`Request::encode`](crate::Request::encode). The caller keeps the table of
+//! cookies in flight; this codec only says what a reply is and how many bytes of data follow it. A server
+//! is trusted no more than a client: lengths are bounded before they are believed, and no input panics.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -238,7 +238,8 @@ fn read_option_reply_header(field: &[u8], asked: u32) -> Result<(u32, usize), Cl
 pub enum Reply {
     /// Not yet whole; nothing was consumed.
     NeedMore,
-    /// A reply without chunks. Where it answers a read, without error, as many bytes of data as were asked follow.
+    /// A reply without chunks. Where it answers a read, without error, as many bytes of data as were asked
+    /// follow.
     Simple {
         /// Bytes of input taken.
         consumed: usize,

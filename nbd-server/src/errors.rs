@@ -48,8 +48,8 @@ impl NbdError {
         }
     }
 
-    /// Reads an error field; `None` is success. A value that the specification does not name counts as `Invalid`,
-    /// as it asks of clients.
+    /// Reads an error field; `None` is success. A value that the specification does not name counts as
+    /// `Invalid`, as it asks of clients.
     pub const fn from_wire(value: u32) -> Option<Self> {
         match value {
             0 => None,

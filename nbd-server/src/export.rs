@@ -1,7 +1,7 @@
 //! What the server offers: one export's description, and the directory that finds exports by name.
 //!
-//! The directory belongs to the engine. Its answers are taken at the moment a client asks, so that a role change or
-//! a grown volume is seen by the next handshake; a running connection keeps what it was told.
+//! The directory belongs to the engine. Its answers are taken at the moment a client asks, so that a role
+//! change or a grown volume is seen by the next handshake; a running connection keeps what it was told.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -15,7 +15,8 @@ pub struct BlockSizes {
     pub min: u32,
     /// What is fast: a power of two, at least 512 and at least `min`.
     pub preferred: u32,
-    /// Largest read or write: a multiple of `min`, at least `preferred`. Trim, zero and cache are not bound by it.
+    /// Largest read or write: a multiple of `min`, at least `preferred`. Trim, zero and cache are not bound
+    /// by it.
     pub max: u32,
 }
 
@@ -27,8 +28,8 @@ impl Default for BlockSizes {
 }
 
 impl BlockSizes {
-    /// Whether the three sizes keep the rules that the specification sets, with a `max` that a client may exceed
-    /// without being cut off.
+    /// Whether the three sizes keep the rules that the specification sets, with a `max` that a client may
+    /// exceed without being cut off.
     pub const fn is_valid(&self) -> bool {
         self.min.is_power_of_two()
             && self.min <= 64 << 10

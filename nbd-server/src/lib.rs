@@ -2,15 +2,15 @@
 //!
 //! The caller owns sockets, buffers and timers. A server connection goes through two machines:
 //!
-//! 1. [`Negotiation`]: send [`Negotiation::greeting`], then alternate `receive` (bytes in) and `poll` (bytes out)
-//!    until it says [`Step::Transmission`] or [`Step::Close`].
+//! 1. [`Negotiation`]: send [`Negotiation::greeting`], then alternate `receive` (bytes in) and `poll`
+//!    (bytes out) until it says [`Step::Transmission`] or [`Step::Close`].
 //! 2. [`RequestParser`]: `next` on the received bytes, one request per call; answers come from [`reply`].
 //!
 //! [`client`] holds the other side of the same wire, for the demo, the tests and the tools.
 //!
-//! Invariants: nothing outside is trusted (every length is bounded before it is believed, no input panics), no call
-//! consumes more than it was given, and memory grows only with bytes that really arrived.
-//! Nothing here decides what a write means or when it may be answered: that is the engine's and the core's job.
+//! Invariants: nothing outside is trusted (every length is bounded before it is believed, no input panics),
+//! no call consumes more than it was given, and memory grows only with bytes that really arrived. Nothing
+//! here decides what a write means or when it may be answered: that is the engine's and the core's job.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -3,9 +3,9 @@
 //! One option at a time: [`Negotiation::receive`] takes bytes up to the end of one option and no further, and
 //! [`Negotiation::poll`] answers it. Bytes behind the last option are thus never touched: they are requests.
 //!
-//! Limits: an option announcing too much data, too many options, and anything from a client that does not follow
-//! the protocol end the connection. Buffered bytes never exceed what arrived, nor one option. Time is the caller's:
-//! a handshake deadline belongs there.
+//! Limits: an option announcing too much data, too many options, and anything from a client that does not
+//! follow the protocol end the connection. Buffered bytes never exceed what arrived, nor one option. Time
+//! is the caller's: a handshake deadline belongs there.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -109,7 +109,8 @@ impl Negotiation {
             .into_full()
     }
 
-    /// Takes bytes up to the end of one option; returns how many. It takes none while an option waits for `poll`.
+    /// Takes bytes up to the end of one option; returns how many. It takes none while an option waits for
+    /// `poll`.
     pub fn receive(&mut self, input: &[u8]) -> Result<usize, HandshakeError> {
         let mut rest = input;
         while let Some(wanted) = self.wanted_bytes() {

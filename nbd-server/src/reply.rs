@@ -1,8 +1,8 @@
 //! Replies of the transmission phase, encoded without allocation.
 //!
-//! A reply is a [`ReplyHeader`], followed on the wire by payload bytes only for a successful read. With structured
-//! replies a read is always answered in chunks, also when it fails; every other command gets a simple reply, which
-//! the specification allows and which is the shortest.
+//! A reply is a [`ReplyHeader`], followed on the wire by payload bytes only for a successful read. With
+//! structured replies a read is always answered in chunks, also when it fails; every other command gets a
+//! simple reply, which the specification allows and which is the shortest.
 
 use crate::errors::NbdError;
 use crate::request::{Command, Request};
@@ -49,7 +49,8 @@ pub fn read_reply(structured: bool, cookie: u64, offset: u64, length: u32) -> Re
     if structured { data_chunk(cookie, offset, length, true) } else { simple(cookie, None) }
 }
 
-/// The whole answer to a request that is not a successful read. `message` is for humans and travels only in chunks.
+/// The whole answer to a request that is not a successful read. `message` is for humans and travels only in
+/// chunks.
 ///
 /// Not for `Disconnect`, which has no reply.
 pub fn request_reply(
@@ -77,7 +78,8 @@ pub fn simple_reply(cookie: u64, error: Option<NbdError>) -> [u8; SIMPLE_REPLY_B
         .into_full()
 }
 
-/// Header of one chunk of read data; `length` bytes of payload, which belong at `offset` of the export, follow it.
+/// Header of one chunk of read data; `length` bytes of payload, which belong at `offset` of the export,
+/// follow it.
 pub fn data_chunk(cookie: u64, offset: u64, length: u32, done: bool) -> ReplyHeader {
     debug_assert!(length > 0 && length <= u32::MAX - 8, "length of a data chunk");
     let header = chunk_header(cookie, chunk::OFFSET_DATA, length.saturating_add(8), done);

@@ -1,8 +1,9 @@
 //! Requests of the transmission phase: 28 bytes of header, checked once, against one export.
 //!
-//! Invariant: a [`Request`] that came out of the parser lies inside the export, is not empty (where the command has a
-//! range), is aligned to the minimum block, and asks nothing that was not offered. Inner code need not check again.
-//! The parser keeps no state between calls: a payload is taken by the caller, who is told its length.
+//! Invariant: a [`Request`] that came out of the parser lies inside the export, is not empty (where the
+//! command has a range), is aligned to the minimum block, and asks nothing that was not offered. Inner code
+//! need not check again. The parser keeps no state between calls: a payload is taken by the caller, who is
+//! told its length.
 
 use crate::errors::{NbdError, ProtocolError};
 use crate::export::ExportInfo;
@@ -71,7 +72,8 @@ impl Command {
 pub struct Request {
     /// What is asked.
     pub command: Command,
-    /// Durable before the reply. Clients set it on any command; it means something where `command.modifies()`.
+    /// Durable before the reply. Clients set it on any command; it means something where
+    /// `command.modifies()`.
     pub fua: bool,
     /// `WriteZeroes` only: keep the range allocated.
     pub no_hole: bool,
@@ -122,7 +124,8 @@ impl Request {
 pub enum Parsed {
     /// Not yet a whole header; nothing was consumed.
     NeedMore,
-    /// A good request. A `Write` is followed by `request.length` bytes of payload, not included in `consumed`.
+    /// A good request. A `Write` is followed by `request.length` bytes of payload, not included in
+    /// `consumed`.
     Request {
         /// Bytes of input that the header took.
         consumed: usize,

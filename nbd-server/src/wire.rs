@@ -1,7 +1,7 @@
 //! Magic numbers, flag bits, option and reply types of the NBD wire, and bounded readers and writers.
 //!
-//! All integers on the wire are big endian. Readers return `None` instead of reading past their slice; the fixed
-//! writer asserts that its caller sized the buffer for the largest message it builds.
+//! All integers on the wire are big endian. Readers return `None` instead of reading past their slice; the
+//! fixed writer asserts that its caller sized the buffer for the largest message it builds.
 
 pub(crate) const GREETING_MAGIC: u64 = 0x4e42_444d_4147_4943; // "NBDMAGIC"
 pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054; // "IHAVEOPT"

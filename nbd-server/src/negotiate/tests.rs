@@ -274,3 +274,13 @@ fn floods_of_options_end() {
     }
     assert_eq!(negotiation.receive(&option(3, &[])), Err(HandshakeError::TooManyOptions(64)));
 }
+
+/// A length is believed only as its bytes arrive: what is held is what came, not what was announced.
+#[test]
+fn announced_lengths_cost_no_memory() {
+    let mut negotiation = negotiation(3);
+    let header = &option(10, &[0; 65536])[..20];
+    assert_eq!(negotiation.receive(header), Ok(20));
+    assert_eq!(negotiation.pending.len(), 4);
+    assert!(negotiation.pending.capacity() <= 64);
+}

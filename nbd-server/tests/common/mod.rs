@@ -1,0 +1,176 @@
+//! A whole NBD server over a byte vector, without sockets: what the engine does, in the smallest form.
+//!
+//! It keeps the engine's contract with the parsers (unconsumed bytes stay in the receive buffer) and
+//! asserts what the engine relies on: nobody consumes more than was given, and a request that was let
+//! through fits the export.
+
+use lockstep_nbd::{
+    BlockSizes, Command, ExportDirectory, ExportInfo, HandshakeError, Limits, Lookup, Negotiation, Parsed,
+    ProtocolError, Request, RequestParser, Step, reply,
+};
+
+pub(crate) const DISK_BYTES: usize = 64 << 10;
+
+pub(crate) struct Directory;
+
+impl ExportDirectory for Directory {
+    fn list(&self) -> Vec<String> {
+        vec!["v0".into()]
+    }
+
+    fn find(&self, name: &str) -> Lookup {
+        match name {
+            "v0" | "" => Lookup::Found(export()),
+            "standby" => Lookup::Refused { reason: "this node is Secondary".into() },
+            _ => Lookup::Unknown,
+        }
+    }
+}
+
+pub(crate) fn export() -> ExportInfo {
+    ExportInfo {
+        name: "v0".into(),
+        description: String::new(),
+        size_bytes: DISK_BYTES as u64,
+        read_only: false,
+        block: BlockSizes { min: 1, preferred: 4096, max: 16 << 10 },
+        rotational: false,
+        multi_conn: true,
+    }
+}
+
+/// How the connection ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    Polite,
+    Handshake(HandshakeError),
+    Requests(ProtocolError),
+}
+
+pub(crate) struct Server {
+    handshake: Negotiation,
+    /// The parser and whether reads are answered in chunks, once the handshake is over.
+    session: Option<(RequestParser, bool)>,
+    disk: Vec<u8>,
+    received: Vec<u8>,
+    skip_bytes: u64,
+    pub(crate) output: Vec<u8>,
+    pub(crate) requests: Vec<Request>,
+    pub(crate) end: Option<End>,
+}
+
+impl Server {
+    pub(crate) fn new() -> Self {
+        Self {
+            handshake: Negotiation::new(Limits::default()),
+            session: None,
+            disk: vec![0; DISK_BYTES],
+            received: Vec::new(),
+            skip_bytes: 0,
+            output: Negotiation::greeting().to_vec(),
+            requests: Vec::new(),
+            end: None,
+        }
+    }
+
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        self.received.extend_from_slice(bytes);
+        while self.end.is_none() && self.turn() {}
+    }
+
+    /// One step of progress; `false` when more bytes are needed.
+    fn turn(&mut self) -> bool {
+        match self.session.clone() {
+            None => self.handshake_turn(),
+            Some((parser, structured)) => self.request_turn(&parser, structured),
+        }
+    }
+
+    fn handshake_turn(&mut self) -> bool {
+        let consumed = match self.handshake.receive(&self.received) {
+            Ok(consumed) => consumed,
+            Err(error) => {
+                self.end = Some(End::Handshake(error));
+                return false;
+            }
+        };
+        assert!(consumed <= self.received.len());
+        self.received.drain(..consumed);
+        let answered_before = self.output.len();
+        match self.handshake.poll(&Directory, &mut self.output) {
+            Step::NeedMore => return consumed > 0 || self.output.len() > answered_before,
+            Step::Hold { .. } => unreachable!("this directory is always ready"),
+            Step::Close => self.end = Some(End::Polite),
+            Step::Transmission(agreed) => {
+                assert_eq!(agreed.export, export());
+                let parser = RequestParser::new(&agreed.export, agreed.structured);
+                self.session = Some((parser, agreed.structured));
+            }
+        }
+        true
+    }
+
+    fn request_turn(&mut self, parser: &RequestParser, structured: bool) -> bool {
+        if self.skip_bytes > 0 {
+            let skipped = self.skip_bytes.min(self.received.len() as u64);
+            self.received.drain(..skipped as usize);
+            self.skip_bytes -= skipped;
+            return skipped > 0;
+        }
+        match parser.next(&self.received) {
+            Parsed::NeedMore => false,
+            Parsed::Fatal(error) => {
+                self.end = Some(End::Requests(error));
+                false
+            }
+            Parsed::Invalid { consumed, payload_to_skip, reply, .. } => {
+                assert!(consumed <= self.received.len());
+                self.received.drain(..consumed);
+                self.skip_bytes = payload_to_skip;
+                self.output.extend_from_slice(reply.as_bytes());
+                true
+            }
+            Parsed::Request { consumed, request } => {
+                assert!(request.offset + u64::from(request.length) <= DISK_BYTES as u64);
+                let whole = consumed + request.payload_bytes() as usize;
+                if self.received.len() < whole {
+                    return false;
+                }
+                let payload = self.received.drain(..whole).skip(consumed).collect::<Vec<_>>();
+                self.serve(&request, structured, &payload);
+                true
+            }
+        }
+    }
+
+    fn serve(&mut self, request: &Request, structured: bool, payload: &[u8]) {
+        self.requests.push(*request);
+        let range = request.offset as usize..request.offset as usize + request.length as usize;
+        match request.command {
+            Command::Disconnect => {
+                self.end = Some(End::Polite);
+                return;
+            }
+            Command::Read => {
+                let header = reply::read_reply(structured, request.cookie, request.offset, request.length);
+                self.output.extend_from_slice(header.as_bytes());
+                self.output.extend_from_slice(&self.disk[range]);
+                return;
+            }
+            Command::Write => self.disk[range].copy_from_slice(payload),
+            Command::Trim | Command::WriteZeroes => self.disk[range].fill(0),
+            Command::Flush | Command::Cache => {}
+        }
+        let done = reply::request_reply(structured, request, Ok(()), "");
+        self.output.extend_from_slice(done.as_bytes());
+    }
+
+    pub(crate) fn disk(&self) -> &[u8] {
+        &self.disk
+    }
+
+    /// Bytes received and not yet understood.
+    pub(crate) fn backlog_bytes(&self) -> usize {
+        self.received.len()
+    }
+}
