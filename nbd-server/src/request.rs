@@ -132,7 +132,8 @@ pub enum Parsed {
         /// The request.
         request: Request,
     },
-    /// A request to refuse: skip the payload, send the reply, and go on.
+    /// A request to refuse: throw the payload away, *then* send the reply, and go on. A client that gets the
+    /// reply while it still sends the payload may take the connection for broken (libnbd does).
     Invalid {
         /// Bytes of input that the header took.
         consumed: usize,

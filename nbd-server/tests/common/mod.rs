@@ -6,7 +6,7 @@
 
 use lockstep_nbd::{
     BlockSizes, Command, ExportDirectory, ExportInfo, HandshakeError, Limits, Lookup, Negotiation, Parsed,
-    ProtocolError, Request, RequestParser, Step, reply,
+    ProtocolError, ReplyHeader, Request, RequestParser, Step, reply,
 };
 
 pub(crate) const DISK_BYTES: usize = 64 << 10;
@@ -53,7 +53,8 @@ pub(crate) struct Server {
     session: Option<(RequestParser, bool)>,
     disk: Vec<u8>,
     received: Vec<u8>,
-    skip_bytes: u64,
+    /// Payload still to be thrown away, and the refusal to send behind it.
+    skip: Option<(u64, ReplyHeader)>,
     pub(crate) output: Vec<u8>,
     pub(crate) requests: Vec<Request>,
     pub(crate) end: Option<End>,
@@ -66,7 +67,7 @@ impl Server {
             session: None,
             disk: vec![0; DISK_BYTES],
             received: Vec::new(),
-            skip_bytes: 0,
+            skip: None,
             output: Negotiation::greeting().to_vec(),
             requests: Vec::new(),
             end: None,
@@ -111,11 +112,16 @@ impl Server {
     }
 
     fn request_turn(&mut self, parser: &RequestParser, structured: bool) -> bool {
-        if self.skip_bytes > 0 {
-            let skipped = self.skip_bytes.min(self.received.len() as u64);
+        if let Some((bytes, reply)) = self.skip {
+            let skipped = bytes.min(self.received.len() as u64);
             self.received.drain(..skipped as usize);
-            self.skip_bytes -= skipped;
-            return skipped > 0;
+            self.skip = if skipped == bytes {
+                self.output.extend_from_slice(reply.as_bytes());
+                None
+            } else {
+                Some((bytes - skipped, reply))
+            };
+            return self.skip.is_none();
         }
         match parser.next(&self.received) {
             Parsed::NeedMore => false,
@@ -126,8 +132,8 @@ impl Server {
             Parsed::Invalid { consumed, payload_to_skip, reply, .. } => {
                 assert!(consumed <= self.received.len());
                 self.received.drain(..consumed);
-                self.skip_bytes = payload_to_skip;
-                self.output.extend_from_slice(reply.as_bytes());
+                // A client still busy sending its payload does not expect an answer to it: libnbd gives up.
+                self.skip = Some((payload_to_skip, reply));
                 true
             }
             Parsed::Request { consumed, request } => {
