@@ -1,2 +1,62 @@
-//! Placeholder until the first part lands.
-fn main() {}
+//! The project's one runner: `cargo xtask test` is the test of everything, in CI and at the desk.
+//!
+//! Each subcommand is one function; this file only reads the command line. It never changes a source file.
+//! `setup` is the only part that changes the machine, and says what it installs.
+
+mod bans;
+mod setup;
+mod shell;
+mod suite;
+mod tidy;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::suite::Extent;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+  test [--quick]      everything: setup, style, bans, unit tests, simulator, end to end, real kernels
+                      (--quick: no kernels, one round of each)
+  nightly             the same with many rounds
+  setup               install the Debian packages that the tests need, or say which are missing
+  tidy                sizes, headers, leftovers, links
+  bans                dependencies of the pure crates
+  sim ARGS            the simulator: run --seed S | swarm --minutes N | seeds N
+  vm [6.1|6.12]       the test inside a real kernel; both when none is named
+  bench ARGS          the benchmarks
+Rounds are set by LOCKSTEP_ROUNDS_CUT, LOCKSTEP_ROUNDS_KILL, LOCKSTEP_ROUNDS_MOVE and LOCKSTEP_SIM_SEEDS.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<()> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["test"] => suite::run(Extent::Test),
+        ["test", "--quick"] => suite::run(Extent::Quick),
+        ["nightly"] => suite::run(Extent::Nightly),
+        ["setup"] => setup::setup(),
+        ["tidy"] => tidy::tidy(),
+        ["bans"] => bans::bans(),
+        ["sim", rest @ ..] => suite::sim(rest),
+        ["vm"] => vm::vm(vm::KERNELS),
+        ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel]),
+        ["bench", rest @ ..] => suite::bench(rest),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("unknown command `{}`\n{USAGE}", words.join(" ")),
+    }
+}
