@@ -1,0 +1,260 @@
+//! The rules of the verdict, first match wins: disk, size, sessions, disk state, generations.
+//!
+//! Every function takes the two snapshots in an order that both ends agree on: by node id, or source before target.
+//! An error is a refusal. A resync can only be made in [`sync`], which keeps a Primary from being overwritten.
+#![deny(clippy::indexing_slicing)]
+
+use super::{Standstill, SyncWhy, Verdict};
+use crate::snapshot::Snapshot;
+use crate::status::{DiskState, Role};
+use core::cmp::Reverse;
+use lockstep_bitmap::{Base, CopyRank, GenerationId, Origin};
+
+type Decision = Result<Verdict, Standstill>;
+
+/// Decides about two copies, the lower node id first.
+pub(super) fn decide(low: &Snapshot, high: &Snapshot) -> Decision {
+    if low.node == high.node {
+        return Err(Standstill::Unrelated);
+    }
+    if without_disk(low) || without_disk(high) {
+        return Err(Standstill::Diskless);
+    }
+    if low.size_bytes != high.size_bytes {
+        return Err(Standstill::SizeMismatch);
+    }
+    if low.log.current().is_none() && high.log.current().is_none() {
+        return both_fresh(low, high);
+    }
+    match (restored(low, high), restored(high, low)) {
+        // Honest ends offer more than they used, so that this is a contradiction, or both images are old.
+        (true, true) => Err(Standstill::NoSource),
+        (true, false) => resync_restored(high, low),
+        (false, true) => resync_restored(low, high),
+        (false, false) => by_disk_state(low, high),
+    }
+}
+
+/// The table of the design, for two copies of which neither was restored.
+fn by_disk_state(low: &Snapshot, high: &Snapshot) -> Decision {
+    match (cannot_give(low), cannot_give(high)) {
+        (true, true) => Err(Standstill::NoSource),
+        (true, false) => resync_incomplete(high, low),
+        (false, true) => resync_incomplete(low, high),
+        (false, false) => by_generation(low, high),
+    }
+}
+
+/// Two copies of which each is whole in some generation.
+fn by_generation(low: &Snapshot, high: &Snapshot) -> Decision {
+    let (Some(of_low), Some(of_high)) = (current(low), current(high)) else {
+        return Err(Standstill::NoSource);
+    };
+    if of_low == of_high {
+        return same_generation(low, high);
+    }
+    match (knows(low, of_high), knows(high, of_low)) {
+        (true, false) if !gave_up_better(low, high) => ahead(low, high),
+        (false, true) if !gave_up_better(high, low) => ahead(high, low),
+        // Each knowing the other's is a contradiction: neither is only behind, so the operator decides.
+        _ => parted(low, high),
+    }
+}
+
+fn both_fresh(low: &Snapshot, high: &Snapshot) -> Decision {
+    let untouched = |s: &Snapshot| {
+        s.declared_clean && s.slot_empty && s.becoming.is_none() && !s.unclean && s.role == Role::Secondary
+    };
+    if untouched(low) && untouched(high) {
+        return Ok(Verdict::Adopt { generation: low.proposal });
+    }
+    Err(Standstill::NoSource)
+}
+
+fn same_generation(low: &Snapshot, high: &Snapshot) -> Decision {
+    if low.role == Role::Primary && high.role == Role::Primary {
+        return Err(Standstill::TargetIsPrimary);
+    }
+    let unclean = low.unclean || high.unclean;
+    if !unclean && low.slot_empty && high.slot_empty {
+        return Ok(Verdict::NoSync);
+    }
+    // Both hold every write that the other may rely on (I1, I2); the union of bits and hot regions holds every
+    // block that differs (D5). So either may be source, and the order only says whose last writes live on.
+    let merit = |s: &Snapshot| (s.disk, s.role == Role::Primary, !s.unclean, s.term, Reverse(s.node));
+    let (source, target) = if merit(low) > merit(high) { (low, high) } else { (high, low) };
+    sync(source, target, false, SyncWhy::SameGeneration)
+}
+
+fn ahead(source: &Snapshot, target: &Snapshot) -> Decision {
+    sync(source, target, !reaches_back(source, target), SyncWhy::Ahead)
+}
+
+/// The target is Inconsistent or has no generation; the source is whole.
+fn resync_incomplete(source: &Snapshot, target: &Snapshot) -> Decision {
+    let fresh = target.log.current().is_none();
+    let awaited = awaited(target);
+    if awaited.is_some_and(|generation| knows(source, generation)) {
+        return sync(source, target, !goes_on(source, target), SyncWhy::Unfinished);
+    }
+    if fresh {
+        return first_sync(source, target);
+    }
+    // It holds, or was becoming, something that this source never had.
+    parted(source, target)
+}
+
+/// The target has no data at all, or a mixture that no living copy can complete.
+fn first_sync(source: &Snapshot, target: &Snapshot) -> Decision {
+    // The target proves nothing, so the source must know by itself that it is the newest.
+    if source.disk != DiskState::UpToDate {
+        return Err(Standstill::NoSource);
+    }
+    sync(source, target, true, SyncWhy::Fresh)
+}
+
+/// The target was restored from an older image: no bitmap tells what it lost.
+fn resync_restored(source: &Snapshot, target: &Snapshot) -> Decision {
+    if cannot_give(source) {
+        return Err(Standstill::NoSource);
+    }
+    match awaited(target) {
+        Some(generation) if source.log.contains(generation) => {}
+        _ if target.log.current().is_none() => return first_sync(source, target),
+        // It rotated since it was restored: it may hold acknowledged writes of its own.
+        _ => return parted(source, target),
+    }
+    if target.role == Role::Primary {
+        return Err(Standstill::TargetIsPrimary);
+    }
+    sync(source, target, true, SyncWhy::Restored)
+}
+
+/// Neither copy's history contains the other: only the operator may choose.
+fn parted(one: &Snapshot, other: &Snapshot) -> Decision {
+    let common = one.log.common_ancestor(&other.log).ok_or(Standstill::Unrelated)?;
+    let loses = |s: &Snapshot| one.discard == Some(s.node) || other.discard == Some(s.node);
+    let (source, target) = match (loses(one), loses(other)) {
+        (false, false) => return Err(Standstill::SplitBrain),
+        (true, true) => return Err(Standstill::BothDiscard),
+        (true, false) => (other, one),
+        (false, true) => (one, other),
+    };
+    if cannot_give(source) {
+        return Err(Standstill::NoSource);
+    }
+    // Two slots that both begin at the common ancestor hold all that either side changed since. A side that is
+    // still at the common ancestor has changed nothing that its hot regions do not hold.
+    let since_common = |s: &Snapshot| match s.base {
+        Base::Generation(base) => base == common,
+        Base::Unset => current(s) == Some(common),
+        Base::NoGeneration => false,
+    };
+    let bitmap = since_common(one)
+        && since_common(other)
+        && !cannot_give(target)
+        && !restored(one, other)
+        && !restored(other, one);
+    sync(source, target, !bitmap, SyncWhy::Resolved)
+}
+
+/// The only place that makes a resync.
+fn sync(source: &Snapshot, target: &Snapshot, full: bool, why: SyncWhy) -> Decision {
+    debug_assert!(!cannot_give(source), "an incomplete copy as source");
+    if target.role == Role::Primary && !reads_through(source, target) {
+        return Err(Standstill::TargetIsPrimary);
+    }
+    // After a crash most blocks of a hot region are equal; of a whole copy, whatever is there may be equal.
+    let whole_copy = full || target.log.current().is_none();
+    let hash_first = whole_copy || source.unclean || target.unclean;
+    Ok(Verdict::Sync { source: source.node, full, hash_first, why })
+}
+
+/// The clients of this Primary have seen nothing but what the source has: its own copy is not what they read, and
+/// nobody was promoted, nothing rotated, since it last wrote through the source.
+fn reads_through(source: &Snapshot, target: &Snapshot) -> bool {
+    source.role == Role::Secondary
+        && target.disk != DiskState::UpToDate
+        && current(source).is_some_and(|generation| target.wrote_through == Some((generation, source.term)))
+}
+
+/// True if the slot of `source`, with the slot and the hot regions of `target`, covers every block that differs.
+///
+/// The base is what the target was when the slot began to remember. At that instant the slot held every differing
+/// block that the target's own slot did not; since then each write of the source that was not made durable at the
+/// target set a bit, each write of the target that was not made durable at the source set one there, and a bit is
+/// cleared only when its block is durable on both (ordering 7). Later losses add bits and do not move the base. So
+/// the slot is good for any copy that *descends* from the base: one whose log contains it, newer or not, as long as
+/// nobody put an older image back (the session numbers tell). `NoGeneration` is a slot that was set full for a
+/// target that had nothing yet; a target that has a generation since got it over this slot.
+fn reaches_back(source: &Snapshot, target: &Snapshot) -> bool {
+    match source.base {
+        Base::Generation(base) => target.log.contains(base),
+        Base::NoGeneration => target.log.current().is_some(),
+        Base::Unset => false,
+    }
+}
+
+/// True if an interrupted resync goes on over the bits that are left.
+fn goes_on(source: &Snapshot, target: &Snapshot) -> bool {
+    let from_here = target.becoming.is_some_and(|becoming| becoming.node == source.node);
+    match source.base {
+        // This life of the fresh copy began to take data from here, so the slot was full when it did.
+        Base::NoGeneration => from_here || reaches_back(source, target),
+        Base::Generation(_) => reaches_back(source, target),
+        // A resync within one generation whose bits only the target had, cut before the source took them over:
+        // nothing was written yet, and the target has them still.
+        Base::Unset => {
+            let generation = current(source);
+            from_here && current(target) == generation && awaited(target) == generation
+        }
+    }
+}
+
+/// The generation after the target's in the source's chain was begun from a copy that was worse than the target:
+/// the source lacks writes that the target has.
+fn gave_up_better(source: &Snapshot, target: &Snapshot) -> bool {
+    let Some(generation) = current(target) else { return false };
+    let Some(position) = source.log.position(generation) else { return false };
+    source.log.entries().get(position + 1).is_some_and(|next| {
+        // A gap in the log hides how the next one began: let the operator look.
+        next.parent != Some(generation) || matches!(next.origin, Origin::DataLoss { from } if from < rank(target))
+    })
+}
+
+fn rank(copy: &Snapshot) -> CopyRank {
+    match copy.disk {
+        DiskState::Diskless | DiskState::Failed | DiskState::Inconsistent => CopyRank::Inconsistent,
+        DiskState::Outdated => CopyRank::Outdated,
+        DiskState::Consistent | DiskState::UpToDate if copy.unclean => CopyRank::Unclean,
+        DiskState::Consistent | DiskState::UpToDate => CopyRank::Clean,
+    }
+}
+
+/// True if `copy` went through this generation, or remembers what a peer at this generation misses.
+fn knows(copy: &Snapshot, generation: GenerationId) -> bool {
+    copy.log.contains(generation) || copy.base == Base::Generation(generation)
+}
+
+/// The generation that a source must know to complete the target.
+fn awaited(target: &Snapshot) -> Option<GenerationId> {
+    let becoming = target.becoming.filter(|_| target.disk == DiskState::Inconsistent);
+    becoming.map(|becoming| becoming.generation).or(current(target))
+}
+
+/// The offered number was used before: this copy's metadata is older than what the peer did with it.
+fn restored(copy: &Snapshot, peer: &Snapshot) -> bool {
+    copy.session_offered <= peer.session_used
+}
+
+fn cannot_give(copy: &Snapshot) -> bool {
+    copy.disk == DiskState::Inconsistent || copy.log.current().is_none()
+}
+
+fn without_disk(copy: &Snapshot) -> bool {
+    matches!(copy.disk, DiskState::Diskless | DiskState::Failed)
+}
+
+fn current(copy: &Snapshot) -> Option<GenerationId> {
+    copy.log.current().map(|generation| generation.id)
+}

@@ -1,0 +1,1 @@
+//! The table of the verdict, row by row, and the promises of all pairs.
