@@ -29,6 +29,13 @@ impl Default for PageBits {
     }
 }
 
+impl PageBits {
+    /// Bit `index` of the page; false past its end.
+    pub fn get(&self, index: u64) -> bool {
+        self.0.get((index / 8) as usize).is_some_and(|byte| byte & (1 << (index % 8)) != 0)
+    }
+}
+
 /// State of one metadata page of the bitmap.
 #[derive(Clone, Copy, Debug, Default)]
 struct PageState {
@@ -359,7 +366,8 @@ impl DirtyBitmap {
         self.summary.set(page as usize, dirty_bits != 0);
     }
 
-    fn mark_stale(&mut self, page: u32) {
+    /// Makes a page stale though its bits did not change: what the disk has of it is not enough.
+    pub(crate) fn mark_stale(&mut self, page: u32) {
         self.pages[page as usize].changed = true;
         self.mark_stale_only(page);
     }

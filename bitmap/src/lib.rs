@@ -32,7 +32,7 @@ pub use meta::{
     PAGE_BYTES, PAGE_HEADER_BYTES, PAGE_PAYLOAD_BYTES, PageError, PageHeader, PageKind, SUPERBLOCK_BYTES,
     crc32c, decode_page, encode_page,
 };
-pub use recover::{Findings, RecoverError, recover};
+pub use recover::{Findings, ReadFn, RecoverError, recover};
 pub use store::{CreateParams, Slot, Store, create, initial_pages};
 pub use superblock::{
     Base, Becoming, CopyRank, DeviceIdentity, Generation, GenerationId, GenerationLog, Identity,

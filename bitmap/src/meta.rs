@@ -369,6 +369,11 @@ pub fn decode_page(page: &[u8; PAGE_BYTES]) -> Result<(PageHeader, &[u8; PAGE_PA
     Ok((header, payload))
 }
 
+/// True if these bytes begin with our magic number.
+pub(crate) fn has_magic(bytes: &[u8]) -> bool {
+    Reader::new(bytes).u32() == Some(MAGIC)
+}
+
 /// Builds a page of bits.
 pub(crate) fn encode_bits_page(header: &PageHeader, bits: &PageBits, out: &mut Vec<u8>) {
     let mut page = [0; PAGE_BYTES];

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use crate::activity::ActivityMap;
 use crate::dirty::{DirtyBitmap, PageBits};
-use crate::geometry::{BlockIndex, BlockRange, Geometry};
+use crate::geometry::{BlockRange, Geometry};
 use crate::meta::{
     BITS_PER_PAGE, Layout, Locations, MetaPage, PAGE_BYTES, PageHeader, PageKind, encode_bits_page,
 };
@@ -184,8 +184,8 @@ impl Store {
         self.page_sequence = self.page_sequence.max(sequence);
     }
 
-    pub(crate) fn page_is_mapped(&self, slot: usize, page: u32) -> bool {
-        self.slots[slot].map.is_dirty(BlockIndex(u64::from(page)))
+    pub(crate) fn slot_mut(&mut self, slot: u8) -> &mut Slot {
+        &mut self.slots[usize::from(slot)]
     }
 }
 
