@@ -27,8 +27,9 @@ pub enum Verdict {
     Sync {
         /// The node whose data wins; the other one is the target.
         source: NodeId,
-        /// The bitmaps do not reach back far enough: the source first sets every bit, durably, and with them its base
-        /// to what the target has now (so that an interruption goes on over the bits left).
+        /// The bitmaps do not reach back far enough: the source first sets every bit, and in the same durable write
+        /// its base to `NoGeneration` (a full slot begins at nothing), so that an interruption goes on over the bits
+        /// that are left.
         full: bool,
         /// Compare hashes of dirty runs before copying.
         hash_first: bool,
@@ -102,7 +103,8 @@ impl Verdict {
             }
         };
         let bytes = [self.code(), node, flags].into_iter().chain(generation.to_le_bytes());
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+        bytes
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
     }
 }
 

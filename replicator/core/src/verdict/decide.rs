@@ -46,6 +46,9 @@ fn by_disk_state(low: &Snapshot, high: &Snapshot) -> Decision {
 }
 
 /// Two copies of which each is whole in some generation.
+///
+/// Only the log says who is ahead. A base that is in the log adds nothing; one that is not names a generation which
+/// the peer began alone (it was met while a resync was refused), and to call that "behind" would drop its writes.
 fn by_generation(low: &Snapshot, high: &Snapshot) -> Decision {
     let (Some(of_low), Some(of_high)) = (current(low), current(high)) else {
         return Err(Standstill::NoSource);
@@ -53,7 +56,7 @@ fn by_generation(low: &Snapshot, high: &Snapshot) -> Decision {
     if of_low == of_high {
         return same_generation(low, high);
     }
-    match (knows(low, of_high), knows(high, of_low)) {
+    match (low.log.contains(of_high), high.log.contains(of_low)) {
         (true, false) if !gave_up_better(low, high) => ahead(low, high),
         (false, true) if !gave_up_better(high, low) => ahead(high, low),
         // Each knowing the other's is a contradiction: neither is only behind, so the operator decides.
@@ -94,7 +97,7 @@ fn ahead(source: &Snapshot, target: &Snapshot) -> Decision {
 fn resync_incomplete(source: &Snapshot, target: &Snapshot) -> Decision {
     let fresh = target.log.current().is_none();
     let awaited = awaited(target);
-    if awaited.is_some_and(|generation| knows(source, generation)) {
+    if awaited.is_some_and(|generation| source.log.contains(generation)) {
         return sync(source, target, !goes_on(source, target), SyncWhy::Unfinished);
     }
     if fresh {
@@ -150,7 +153,9 @@ fn parted(one: &Snapshot, other: &Snapshot) -> Decision {
         Base::Unset => current(s) == Some(common),
         Base::NoGeneration => false,
     };
-    let bitmap = since_common(one)
+    let unambiguous = other.log.common_ancestor(&one.log) == Some(common);
+    let bitmap = unambiguous
+        && since_common(one)
         && since_common(other)
         && !cannot_give(target)
         && !restored(one, other)
@@ -198,17 +203,14 @@ fn reaches_back(source: &Snapshot, target: &Snapshot) -> bool {
 /// True if an interrupted resync goes on over the bits that are left.
 fn goes_on(source: &Snapshot, target: &Snapshot) -> bool {
     let from_here = target.becoming.is_some_and(|becoming| becoming.node == source.node);
-    match source.base {
-        // This life of the fresh copy began to take data from here, so the slot was full when it did.
-        Base::NoGeneration => from_here || reaches_back(source, target),
-        Base::Generation(_) => reaches_back(source, target),
-        // A resync within one generation whose bits only the target had, cut before the source took them over:
-        // nothing was written yet, and the target has them still.
-        Base::Unset => {
-            let generation = current(source);
-            from_here && current(target) == generation && awaited(target) == generation
-        }
-    }
+    // It began within one generation, and that is still the source's: what differs is in the bits and hot regions of
+    // both (D5), even if it was cut before the source took over the bits that only the target has.
+    let within_one = current(target).is_some_and(|generation| {
+        from_here && awaited(target) == Some(generation) && current(source) == Some(generation)
+    });
+    // A fresh copy that began to take data from here met a full slot; bits were cleared only as it took them.
+    let since_nothing = from_here && source.base == Base::NoGeneration;
+    within_one || since_nothing || reaches_back(source, target)
 }
 
 /// The generation after the target's in the source's chain was begun from a copy that was worse than the target:
@@ -218,7 +220,8 @@ fn gave_up_better(source: &Snapshot, target: &Snapshot) -> bool {
     let Some(position) = source.log.position(generation) else { return false };
     source.log.entries().get(position + 1).is_some_and(|next| {
         // A gap in the log hides how the next one began: let the operator look.
-        next.parent != Some(generation) || matches!(next.origin, Origin::DataLoss { from } if from < rank(target))
+        next.parent != Some(generation)
+            || matches!(next.origin, Origin::DataLoss { from } if from < rank(target))
     })
 }
 
@@ -229,11 +232,6 @@ fn rank(copy: &Snapshot) -> CopyRank {
         DiskState::Consistent | DiskState::UpToDate if copy.unclean => CopyRank::Unclean,
         DiskState::Consistent | DiskState::UpToDate => CopyRank::Clean,
     }
-}
-
-/// True if `copy` went through this generation, or remembers what a peer at this generation misses.
-fn knows(copy: &Snapshot, generation: GenerationId) -> bool {
-    copy.log.contains(generation) || copy.base == Base::Generation(generation)
 }
 
 /// The generation that a source must know to complete the target.
