@@ -1,0 +1,126 @@
+//! What an engine is told at start: plain data, checked by whoever reads the configuration file.
+//!
+//! Everything that has a size is decided here, once; nothing grows afterwards.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lockstep_bitmap::NodeId;
+use lockstep_core::Timing;
+
+/// One daemon.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Name of the cluster; equal on all nodes.
+    pub cluster: String,
+    /// Key that proves membership to peers; equal on all nodes.
+    pub secret: [u8; 32],
+    /// This node's id.
+    pub node: NodeId,
+    /// This node's name.
+    pub node_name: String,
+    /// Where peers connect to; one port for all resources.
+    pub listen: SocketAddr,
+    /// Where NBD clients connect to.
+    pub nbd_listeners: Vec<Listener>,
+    /// The resources.
+    pub resources: Vec<ResourceConfig>,
+    /// Bounds of clients and buffers.
+    pub limits: Limits,
+    /// Longest busy wait before the thread sleeps, in microseconds; 0 never spins.
+    pub spin_us: u32,
+    /// How long a client is kept waiting while a role change is under way.
+    pub hold_greeting: Duration,
+    /// How long an attach waits for the locks of a predecessor whose last requests are still ending.
+    pub lock_wait: Duration,
+    /// How long `stop` waits for resources to leave cleanly.
+    pub stop_wait: Duration,
+}
+
+/// One address for NBD clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// A unix socket.
+    Unix {
+        /// Where; a stale socket there is replaced.
+        path: PathBuf,
+        /// Permission bits of the socket.
+        mode: u32,
+    },
+    /// A TCP port.
+    Tcp(SocketAddr),
+}
+
+/// One resource as this node sees it.
+#[derive(Clone, Debug)]
+pub struct ResourceConfig {
+    /// Its name; also the name of its export.
+    pub name: String,
+    /// Block device or file that holds the data.
+    pub disk: PathBuf,
+    /// The metadata file.
+    pub meta: PathBuf,
+    /// The other node.
+    pub peer: Option<PeerAddress>,
+    /// Regions that may be hot at once: bounds the resync after a crash.
+    pub max_hot_regions: u32,
+    /// Memory for payloads in bytes; [`Limits::BUFFER_BYTES_MIN`] at least.
+    pub buffer_bytes: u64,
+    /// Durations.
+    pub timing: Timing,
+}
+
+/// The other node of a resource.
+#[derive(Clone, Debug)]
+pub struct PeerAddress {
+    /// Its id.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its replication port.
+    pub address: SocketAddr,
+}
+
+/// Bounds. Whoever exceeds one waits, or is turned away; nobody else notices.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// NBD clients in the transmission phase.
+    pub clients_max: usize,
+    /// NBD clients in the handshake.
+    pub handshakes_max: usize,
+    /// NBD clients that wait for a role change.
+    pub held_max: usize,
+    /// Peers in the hello exchange.
+    pub hellos_max: usize,
+    /// Requests of one client in flight.
+    pub client_requests_max: u32,
+    /// Bytes of one client's requests in flight. A single larger request is admitted alone.
+    pub client_bytes_max: u64,
+    /// How long an NBD handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long a hello exchange may take.
+    pub hello_timeout: Duration,
+}
+
+impl Limits {
+    /// Default of [`ResourceConfig::buffer_bytes`].
+    pub const BUFFER_BYTES: u64 = 160 << 20;
+    /// A resource needs this much: one read of 32 MiB must fit.
+    pub const BUFFER_BYTES_MIN: u64 = 64 << 20;
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            clients_max: 1024,
+            handshakes_max: 128,
+            held_max: 256,
+            hellos_max: 64,
+            client_requests_max: 128,
+            client_bytes_max: 64 << 20,
+            handshake_timeout: Duration::from_secs(10),
+            hello_timeout: Duration::from_secs(5),
+        }
+    }
+}

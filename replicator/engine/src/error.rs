@@ -1,0 +1,121 @@
+//! Why the engine, or one of its resources, cannot run. Every message says what to do.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The engine as a whole cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `io_uring_setup` is refused by the system.
+    #[error(
+        "io_uring is not permitted here ({0}): check that sysctl kernel.io_uring_disabled is 0 (or this user is in \
+         kernel.io_uring_group), and that no seccomp profile (container, systemd SystemCallFilter) blocks io_uring_setup"
+    )]
+    RingNotPermitted(io::Error),
+    /// The kernel is too old.
+    #[error("io_uring of this kernel is too old ({0}): Linux 6.1 or newer is needed")]
+    RingTooOld(io::Error),
+    /// Memory for the payload buffers.
+    #[error("cannot reserve {bytes} bytes for buffers ({error}): lower the buffer memory in the configuration")]
+    Memory {
+        /// How much.
+        bytes: u64,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The replication port.
+    #[error("cannot listen for peers on {address}: {error}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// An NBD listener.
+    #[error("cannot listen for NBD clients on {listener}: {error}")]
+    ListenNbd {
+        /// Where.
+        listener: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A setting makes no sense.
+    #[error("{0}")]
+    Config(String),
+    /// Anything else of the system.
+    #[error("{what}: {error}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+}
+
+/// A disk or metadata file cannot be used; the resource runs Diskless.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no metadata file.
+    #[error("there is no metadata at {path}; create it: lockstep create-md {resource}")]
+    NoMetadata {
+        /// Where.
+        path: PathBuf,
+        /// Of which resource.
+        resource: String,
+    },
+    /// There is no disk.
+    #[error("there is no disk at {0}")]
+    NoDisk(PathBuf),
+    /// Somebody else holds it.
+    #[error("{0} is in use: another daemon, a mount, or another program holds it")]
+    InUse(PathBuf),
+    /// It cannot be opened, locked or read.
+    #[error("{path}: {error}")]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Recovery refused the metadata.
+    #[error("the metadata in {path} cannot be used: {reason}")]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// In words.
+        reason: String,
+    },
+    /// The metadata is of something else.
+    #[error("the metadata in {path} belongs to {theirs}, not to {ours}")]
+    Foreign {
+        /// Where.
+        path: PathBuf,
+        /// What it says.
+        theirs: String,
+        /// What was expected.
+        ours: String,
+    },
+    /// The disk has another size than recorded.
+    #[error("{path} has {actual_bytes} bytes, its metadata says {recorded_bytes}")]
+    Size {
+        /// The disk.
+        path: PathBuf,
+        /// Now.
+        actual_bytes: u64,
+        /// At create-md.
+        recorded_bytes: u64,
+    },
+    /// It is neither a file nor a block device.
+    #[error("{0} is neither a file nor a block device")]
+    Kind(PathBuf),
+    /// Metadata exists and was not to be overwritten.
+    #[error("{0} exists already; to replace it and forget what it records: create-md --overwrite")]
+    Exists(PathBuf),
+}
+
+impl AttachError {
+    pub(crate) fn io(path: &std::path::Path, error: impl Into<io::Error>) -> Self {
+        Self::Io { path: path.to_owned(), error: error.into() }
+    }
+}

@@ -1,0 +1,174 @@
+//! Starting and steering an engine from other threads.
+//!
+//! Calls never block on the shard: they put a message into its queue and return. Answers come through callbacks, which
+//! run on the shard's thread and must only hand the answer on.
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use lockstep_core::{Command, Done, Refusal};
+
+use crate::attach::{self, Attached};
+use crate::config::EngineConfig;
+use crate::error::{AttachError, StartError};
+use crate::report::ResourceReport;
+use crate::shard;
+
+/// Answer to a command.
+pub type CommandReply = Box<dyn FnOnce(Result<Done, Refusal>) + Send>;
+/// Answer to a status question.
+pub type StatusReply = Box<dyn FnOnce(ResourceReport) + Send>;
+/// Answer to `up`: whether the disk could be attached.
+pub type UpReply = Box<dyn FnOnce(Result<Done, String>) + Send>;
+
+/// No resource of this name is configured.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no resource {0} in the configuration")]
+pub struct UnknownResource(pub String);
+
+/// What the control plane asks of a shard.
+pub(crate) enum Message {
+    /// A command for the core.
+    Command(usize, Command, CommandReply),
+    /// A report.
+    Status(usize, StatusReply),
+    /// The disks of a resource were opened; run it.
+    Up(usize, Box<Result<Attached, AttachError>>, UpReply),
+    /// Leave, then close the disks.
+    Down(usize, CommandReply),
+    /// Everything down, then end the thread.
+    Stop,
+}
+
+/// Starts engines.
+pub struct Engine;
+
+impl Engine {
+    /// Opens listeners and disks, and starts the shard. A resource whose disk cannot be attached runs Diskless and says
+    /// why in its report.
+    pub fn start(config: EngineConfig) -> Result<EngineHandle, StartError> {
+        let config = Arc::new(config);
+        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
+            .map_err(|error| StartError::System { what: "eventfd", error: error.into() })?;
+        let wake = Arc::new(wake);
+        let (sender, receiver) = channel();
+        let thread = spawn(Arc::clone(&config), receiver, Arc::clone(&wake))?;
+        Ok(EngineHandle { config, sender: Mutex::new(sender), wake, thread: Some(thread) })
+    }
+}
+
+/// The shard builds its ring on its own thread (a ring belongs to one); this waits for its word.
+fn spawn(
+    config: Arc<EngineConfig>,
+    receiver: Receiver<Message>,
+    wake: Arc<OwnedFd>,
+) -> Result<JoinHandle<()>, StartError> {
+    let (ready, is_ready) = channel();
+    let run = move || match shard::Shard::new(config, receiver, wake) {
+        Ok(mut shard) => {
+            let _ = ready.send(Ok(()));
+            drop(ready);
+            shard.run();
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name("lockstep-shard".into())
+        .spawn(run)
+        .map_err(|error| StartError::System { what: "starting a thread", error })?;
+    match is_ready.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => {
+            let _ = thread.join();
+            Err(error)
+        }
+        Err(_) => Err(StartError::Config("the shard thread ended at start".into())),
+    }
+}
+
+/// A running engine. Dropping it stops the engine as [`EngineHandle::stop`] does.
+pub struct EngineHandle {
+    config: Arc<EngineConfig>,
+    sender: Mutex<Sender<Message>>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl EngineHandle {
+    /// The configuration it runs with.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Names of the resources, in the order of the configuration.
+    pub fn resources(&self) -> impl Iterator<Item = &str> {
+        self.config.resources.iter().map(|resource| resource.name.as_str())
+    }
+
+    /// Gives a command to a resource. One that is down answers [`Refusal::Leaving`].
+    pub fn command(&self, resource: &str, command: Command, reply: CommandReply) -> Result<(), UnknownResource> {
+        let index = self.index(resource)?;
+        self.send(Message::Command(index, command, reply));
+        Ok(())
+    }
+
+    /// Asks for a report.
+    pub fn status(&self, resource: &str, reply: StatusReply) -> Result<(), UnknownResource> {
+        let index = self.index(resource)?;
+        self.send(Message::Status(index, reply));
+        Ok(())
+    }
+
+    /// Brings a resource up that is down, or tries again to attach the disk of one that runs without. Blocks while the
+    /// disks are opened (bounded by `lock_wait`): call it from a thread that may. `Done::Already`: nothing was to be done.
+    pub fn up(&self, resource: &str, reply: UpReply) -> Result<(), UnknownResource> {
+        let index = self.index(resource)?;
+        let attached = attach::attach(&self.config, index);
+        self.send(Message::Up(index, Box::new(attached), reply));
+        Ok(())
+    }
+
+    /// Leaves the resource cleanly and closes its disks.
+    pub fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
+        let index = self.index(resource)?;
+        self.send(Message::Down(index, reply));
+        Ok(())
+    }
+
+    /// Leaves every resource cleanly, within `stop_wait`, and ends the engine.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn shut_down(&mut self) {
+        self.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn index(&self, resource: &str) -> Result<usize, UnknownResource> {
+        let found = self.config.resources.iter().position(|r| r.name == resource);
+        found.ok_or_else(|| UnknownResource(resource.into()))
+    }
+
+    fn send(&self, message: Message) {
+        // A poisoned lock only means that another sender panicked; the queue is intact. A shard that is gone drops the
+        // message and with it the callback, which the caller sees.
+        let sender = self.sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _ = sender.send(message);
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Drop for EngineHandle {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.shut_down();
+        }
+    }
+}

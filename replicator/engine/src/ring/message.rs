@@ -1,0 +1,185 @@
+//! Scatter receive and gather send: what goes in one `recvmsg` or `sendmsg`.
+//!
+//! Both live in boxes that are reused for the life of a connection; their addresses are stable while the kernel uses
+//! them, and no allocation is made per message once their vectors have grown.
+#![allow(unsafe_code)]
+
+use std::mem;
+use std::ops::Range;
+
+use io_uring::{opcode, squeue};
+
+use super::op::{Fd, raw};
+use crate::slots::{Arena, Span};
+
+/// Most parts of one message; the kernel takes 1024.
+pub(crate) const PARTS_MAX: usize = 512;
+/// A message is full from this size on, so that what may overtake does not wait long.
+pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
+
+/// A receive: first into a span (the rest of a payload), then into the connection's buffer.
+pub(crate) struct Incoming {
+    fd: Fd,
+    span: Option<Span>,
+    /// The connection's buffer; bytes are received at `free`.
+    pub(crate) buffer: Box<[u8]>,
+    free: Range<usize>,
+    iovecs: [libc::iovec; 2],
+    header: libc::msghdr,
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming").field("span", &self.span).field("free", &self.free).finish_non_exhaustive()
+    }
+}
+
+impl Incoming {
+    /// A receive for a connection with a buffer of this size.
+    pub(crate) fn new(fd: Fd, buffer_bytes: usize) -> Self {
+        // SAFETY: all-zero bytes are a valid msghdr and valid iovecs: null pointers with zero lengths.
+        let (iovecs, header) = unsafe { (mem::zeroed(), mem::zeroed()) };
+        let buffer = vec![0; buffer_bytes].into_boxed_slice();
+        Self { fd, span: None, buffer, free: 0..0, iovecs, header }
+    }
+
+    /// Says where the next bytes go.
+    pub(crate) fn aim(&mut self, span: Option<Span>, free: Range<usize>) {
+        assert!(free.start <= free.end && free.end <= self.buffer.len(), "receiving outside the buffer");
+        assert!(span.is_some() || !free.is_empty(), "receiving into nothing");
+        self.span = span;
+        self.free = free;
+    }
+
+    /// The span aimed at.
+    pub(crate) fn span(&self) -> Option<Span> {
+        self.span
+    }
+
+    pub(super) fn prepare(&mut self, arena: &mut Arena) -> squeue::Entry {
+        let mut count = 0;
+        if let Some(span) = self.span {
+            let address = arena.kernel_begins(span, true);
+            self.iovecs[count] = libc::iovec { iov_base: address.cast(), iov_len: span.len as usize };
+            count += 1;
+        }
+        if !self.free.is_empty() {
+            let target = &mut self.buffer[self.free.clone()];
+            self.iovecs[count] = libc::iovec { iov_base: target.as_mut_ptr().cast(), iov_len: target.len() };
+            count += 1;
+        }
+        self.header.msg_iov = self.iovecs.as_mut_ptr();
+        self.header.msg_iovlen = count;
+        opcode::RecvMsg::new(raw(&self.fd), &mut self.header).build()
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    /// Bytes of `heads`.
+    Head(Range<usize>),
+    /// Payload; the message owns one reference of the slot.
+    Payload(Span),
+}
+
+/// A send: headers and payloads in order.
+pub(crate) struct Outgoing {
+    fd: Fd,
+    heads: Vec<u8>,
+    parts: Vec<Part>,
+    bytes: usize,
+    /// Answers in it, for the caller's accounting.
+    pub(crate) replies: u32,
+    /// Request bytes that these answers free, for the caller's accounting.
+    pub(crate) reply_bytes: u64,
+    iovecs: Vec<libc::iovec>,
+    header: libc::msghdr,
+}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outgoing").field("bytes", &self.bytes).field("parts", &self.parts.len()).finish_non_exhaustive()
+    }
+}
+
+impl Outgoing {
+    /// An empty message.
+    pub(crate) fn new(fd: Fd) -> Self {
+        // SAFETY: all-zero bytes are a valid msghdr.
+        let header = unsafe { mem::zeroed() };
+        let (heads, parts, iovecs) = (Vec::with_capacity(4096), Vec::with_capacity(64), Vec::with_capacity(64));
+        Self { fd, heads, parts, bytes: 0, replies: 0, reply_bytes: 0, iovecs, header }
+    }
+
+    /// Appends bytes.
+    pub(crate) fn push_head(&mut self, bytes: &[u8]) {
+        let start = self.heads.len();
+        self.heads.extend_from_slice(bytes);
+        self.bytes += bytes.len();
+        if let Some(Part::Head(last)) = self.parts.last_mut() {
+            last.end = self.heads.len();
+        } else {
+            self.parts.push(Part::Head(start..self.heads.len()));
+        }
+    }
+
+    /// Appends payload; takes over one reference of the slot.
+    pub(crate) fn push_payload(&mut self, span: Span) {
+        self.bytes += span.len as usize;
+        self.parts.push(Part::Payload(span));
+    }
+
+    /// Whether more should go in the next message. Room for a header and a payload is always left.
+    pub(crate) fn is_full(&self) -> bool {
+        self.parts.len() + 2 > PARTS_MAX || self.bytes >= MESSAGE_BYTES
+    }
+
+    /// Whether there is nothing to send.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Bytes in all.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Spans in it.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = Span> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Payload(span) => Some(*span),
+            Part::Head(_) => None,
+        })
+    }
+
+    /// Empties it; lets go of the slots.
+    pub(crate) fn clear(&mut self, arena: &mut Arena) {
+        self.spans().for_each(|span| arena.release(span.slot));
+        self.parts.clear();
+        self.heads.clear();
+        self.iovecs.clear();
+        (self.bytes, self.replies, self.reply_bytes) = (0, 0, 0);
+    }
+
+    pub(super) fn prepare(&mut self, arena: &mut Arena) -> squeue::Entry {
+        self.iovecs.clear();
+        for part in &self.parts {
+            let iovec = match part {
+                Part::Head(range) => {
+                    let bytes = &self.heads[range.clone()];
+                    libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+                }
+                Part::Payload(span) => {
+                    let address = arena.kernel_begins(*span, false);
+                    libc::iovec { iov_base: address.cast(), iov_len: span.len as usize }
+                }
+            };
+            self.iovecs.push(iovec);
+        }
+        self.header.msg_iov = self.iovecs.as_mut_ptr();
+        self.header.msg_iovlen = self.iovecs.len();
+        // Without MSG_WAITALL a send may end short; with it the kernel goes on until all is sent or the socket fails.
+        let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
+        opcode::SendMsg::new(raw(&self.fd), &self.header).flags(flags).build()
+    }
+}

@@ -1,0 +1,255 @@
+//! The ring: submits operations and hands back each with its result, exactly once.
+//!
+//! A table of operations owns every `user_data`; an operation and the memory it names stay there until its completion
+//! was reaped. Dropping the ring cancels and waits for what is in flight; if that fails the memory is leaked rather
+//! than freed under the kernel.
+//!
+//! One `submit_and_wait` per turn. Before sleeping the thread spins for a while, since a wake-up costs more than most
+//! operations; the time adapts, so that an idle daemon does not burn a processor.
+#![allow(unsafe_code)]
+
+mod message;
+mod op;
+mod socket;
+mod spin;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use io_uring::{IoUring, types};
+
+pub(crate) use message::{Incoming, Outgoing};
+pub(crate) use op::{Fd, Op};
+pub(crate) use socket::SocketAddress;
+
+use crate::error::StartError;
+use crate::slab::Slab;
+use crate::slots::Arena;
+use spin::Spin;
+
+/// A completed operation.
+#[derive(Debug)]
+pub(crate) struct Completion<T> {
+    /// What the caller gave with it.
+    pub(crate) token: T,
+    /// Bytes or descriptor, as the operation defines.
+    pub(crate) result: io::Result<u32>,
+    /// The operation, with its buffers.
+    pub(crate) op: Op,
+}
+
+/// The ring and the arena whose memory it lends to the kernel.
+pub(crate) struct Ring<T> {
+    /// `None` only inside `drop`.
+    uring: Option<IoUring>,
+    in_flight: Slab<(T, Op)>,
+    arena: Option<Arena>,
+    registered: bool,
+    spin: Spin,
+}
+
+const ENTRIES: u32 = 1024;
+const COMPLETIONS: u32 = 8192;
+
+impl<T: Copy> Ring<T> {
+    /// Sets the ring up for the calling thread, which must be the only one that ever uses it.
+    pub(crate) fn new(arena: Arena, spin_us: u32) -> Result<Self, StartError> {
+        let uring = set_up()?;
+        let mut ring = Self {
+            uring: Some(uring),
+            in_flight: Slab::with_capacity(4096),
+            arena: Some(arena),
+            registered: false,
+            spin: Spin::new(Duration::from_micros(u64::from(spin_us))),
+        };
+        ring.register();
+        Ok(ring)
+    }
+
+    /// The slots.
+    pub(crate) fn arena(&mut self) -> &mut Arena {
+        match &mut self.arena {
+            Some(arena) => arena,
+            None => unreachable!("the arena goes in drop only"),
+        }
+    }
+
+    /// Whether the arena is registered as a fixed buffer.
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registered
+    }
+
+    /// Operations not yet reaped.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Queues an operation; it starts at the next `submit` or `wait`.
+    pub(crate) fn push(&mut self, token: T, op: Op) {
+        let index = self.in_flight.insert((token, op));
+        let (Some(uring), Some(arena), Some((_, op))) =
+            (&mut self.uring, &mut self.arena, self.in_flight.get_mut(index))
+        else {
+            unreachable!("ring and arena go in drop only, and the operation was just inserted")
+        };
+        let entry = op.prepare(arena, self.registered).user_data(u64::from(index));
+        loop {
+            // SAFETY: the entry points to memory owned by the operation or by the arena. The operation stays in
+            // `in_flight` until its completion was reaped: moving it there moves boxes, not what they hold. Arena spans
+            // are marked as the kernel's. Both outlive the ring (see `drop`).
+            if unsafe { uring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            submit(uring);
+        }
+    }
+
+    /// Starts everything queued without waiting.
+    pub(crate) fn submit(&mut self) {
+        if let Some(uring) = &mut self.uring
+            && !uring.submission().is_empty()
+        {
+            submit(uring);
+        }
+    }
+
+    /// Starts everything queued and waits until something completes or `timeout` has passed.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) {
+        let Some(uring) = &mut self.uring else { return };
+        submit(uring);
+        let began = Instant::now();
+        let budget = self.spin.budget().min(timeout.unwrap_or(Duration::MAX));
+        loop {
+            if !uring.completion().is_empty() {
+                self.spin.found();
+                return;
+            }
+            if uring.submission().taskrun() {
+                submit(uring);
+                continue;
+            }
+            if began.elapsed() >= budget {
+                break;
+            }
+            rustix::thread::sched_yield();
+        }
+        let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
+        if left != Some(Duration::ZERO) {
+            sleep(uring, left);
+        }
+        self.spin.slept(began.elapsed());
+    }
+
+    /// The next completion.
+    pub(crate) fn reap(&mut self) -> Option<Completion<T>> {
+        let (Some(uring), Some(arena)) = (&mut self.uring, &mut self.arena) else { return None };
+        let entry = uring.completion().next()?;
+        let index = u32::try_from(entry.user_data()).unwrap_or(u32::MAX);
+        let Some((token, mut op)) = self.in_flight.remove(index) else {
+            unreachable!("a completion for operation {index}, which is not in flight")
+        };
+        op.finish(arena);
+        let result = u32::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
+        Some(Completion { token, result, op })
+    }
+
+    fn register(&mut self) {
+        let (Some(uring), Some(arena)) = (&self.uring, &self.arena) else { return };
+        let (base, bytes) = arena.whole();
+        let whole = [libc::iovec { iov_base: base.cast(), iov_len: bytes }];
+        // SAFETY: the range is the arena's mapping; it is unmapped only after the ring was closed (see `drop`).
+        match unsafe { uring.submitter().register_buffers(&whole) } {
+            Ok(()) => self.registered = true,
+            Err(error) => tracing::info!(
+                "buffers are not registered with the kernel ({error}): a little slower; raise RLIMIT_MEMLOCK \
+                 (LimitMEMLOCK=) above {} MiB",
+                bytes >> 20
+            ),
+        }
+    }
+}
+
+impl<T: Copy> Ring<T> {
+    /// Cancels and reaps until nothing is in flight, or for five seconds.
+    fn drain(&mut self, token: T) {
+        let began = Instant::now();
+        self.push(token, Op::CancelAll);
+        while self.in_flight() > 0 && began.elapsed() < Duration::from_secs(5) {
+            self.wait(Some(Duration::from_millis(100)));
+            while self.reap().is_some() {}
+        }
+    }
+}
+
+impl<T> Drop for Ring<T> {
+    fn drop(&mut self) {
+        // Closing the ring does not wait for requests that already run; their memory must stay.
+        drop(self.uring.take());
+        if self.in_flight.len() > 0 {
+            std::mem::forget(std::mem::replace(&mut self.in_flight, Slab::with_capacity(0)));
+            std::mem::forget(self.arena.take());
+        }
+    }
+}
+
+impl<T: Copy> Ring<T> {
+    /// Ends the ring: everything in flight is cancelled and waited for. The token is used for the cancellation.
+    pub(crate) fn close(mut self, token: T) {
+        self.drain(token);
+    }
+}
+
+fn set_up() -> Result<IoUring, StartError> {
+    let mut best = IoUring::builder();
+    best.setup_cqsize(COMPLETIONS).setup_submit_all();
+    best.setup_single_issuer().setup_coop_taskrun().setup_defer_taskrun().setup_taskrun_flag();
+    let error = match best.build(ENTRIES) {
+        Ok(uring) => return Ok(uring),
+        Err(error) => error,
+    };
+    if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
+        return Err(StartError::RingNotPermitted(error));
+    }
+    if error.raw_os_error() == Some(libc::ENOSYS) {
+        return Err(StartError::RingNotPermitted(error));
+    }
+    if error.raw_os_error() != Some(libc::EINVAL) {
+        return Err(StartError::System { what: "io_uring_setup", error });
+    }
+    let mut plain = IoUring::builder();
+    plain.setup_cqsize(COMPLETIONS).setup_coop_taskrun().setup_taskrun_flag();
+    let uring = plain.build(ENTRIES).map_err(StartError::RingTooOld)?;
+    tracing::warn!("this kernel refuses deferred task running ({error}): slower; Linux 6.1 or newer is wanted");
+    Ok(uring)
+}
+
+/// Submits what is queued. A full completion queue or an interruption is no error: the entries stay queued.
+fn submit(uring: &mut IoUring) {
+    match uring.submit() {
+        Ok(_) => {}
+        Err(error) if is_passing(&error) => rustix::thread::sched_yield(),
+        Err(error) => panic!("io_uring_enter: {error}"),
+    }
+}
+
+fn sleep(uring: &mut IoUring, timeout: Option<Duration>) {
+    let result = match timeout {
+        None => uring.submit_and_wait(1),
+        Some(timeout) => {
+            let timespec = types::Timespec::from(timeout);
+            uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
+        }
+    };
+    match result {
+        Ok(_) => {}
+        Err(error) if is_passing(&error) || error.raw_os_error() == Some(libc::ETIME) => {}
+        Err(error) => panic!("io_uring_enter: {error}"),
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+#[cfg(test)]
+mod tests;

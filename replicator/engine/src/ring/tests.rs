@@ -1,0 +1,91 @@
+use super::*;
+use crate::slots::{PoolId, PoolSize, Span};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+
+fn ring() -> Ring<u32> {
+    let arena = Arena::new(&[PoolSize { small: 4, large: 2 }]).unwrap();
+    Ring::new(arena, 50).unwrap()
+}
+
+fn next(ring: &mut Ring<u32>) -> Completion<u32> {
+    loop {
+        if let Some(completion) = ring.reap() {
+            return completion;
+        }
+        ring.wait(Some(Duration::from_secs(5)));
+    }
+}
+
+#[test]
+fn bytes_written_come_back() {
+    let file = tempfile::tempfile().unwrap();
+    let fd: Fd = Rc::new(OwnedFd::from(file));
+    let mut ring = ring();
+    let slot = ring.arena().take(PoolId(0), 0, 8192).unwrap();
+    let span = Span::of_volume(slot, 0, 8192);
+    ring.arena().bytes_mut(span).fill(7);
+    ring.push(1, Op::Write { fd: Rc::clone(&fd), span, offset: 4096, dsync: true });
+    let done = next(&mut ring);
+    assert_eq!((done.token, done.result.unwrap()), (1, 8192));
+    ring.arena().bytes_mut(span).fill(0);
+    ring.push(2, Op::Read { fd: Rc::clone(&fd), span, offset: 4096 });
+    ring.push(3, Op::Datasync { fd });
+    let mut tokens = [next(&mut ring).token, next(&mut ring).token];
+    tokens.sort_unstable();
+    assert_eq!(tokens, [2, 3]);
+    assert!(ring.arena().bytes(span).iter().all(|byte| *byte == 7));
+    assert_eq!(ring.in_flight(), 0);
+}
+
+#[test]
+fn a_message_is_gathered_and_scattered() {
+    let (left, right) = UnixStream::pair().unwrap();
+    let (left, right): (Fd, Fd) = (Rc::new(left.into()), Rc::new(right.into()));
+    let mut ring = ring();
+    let slot = ring.arena().take(PoolId(0), 0, 4096).unwrap();
+    let span = Span::of_volume(slot, 0, 4);
+    ring.arena().bytes_mut(span).copy_from_slice(b"slot");
+    let mut message = Box::new(Outgoing::new(left));
+    message.push_head(b"he");
+    message.push_head(b"ad ");
+    message.push_payload(span);
+    message.push_head(b" tail");
+    assert_eq!(message.bytes(), 14);
+    ring.push(1, Op::Send(message));
+    let mut incoming = Box::new(Incoming::new(right, 64));
+    let target = ring.arena().take(PoolId(0), 0, 4096).unwrap();
+    let target = Span { slot: target, start: 0, len: 6 };
+    incoming.aim(Some(target), 0..64);
+    ring.push(2, Op::Receive(incoming));
+    for _ in 0..2 {
+        let done = next(&mut ring);
+        assert_eq!(done.result.unwrap(), 14);
+        match done.op {
+            Op::Send(mut message) => {
+                message.clear(ring.arena());
+                assert!(message.is_empty());
+            }
+            Op::Receive(incoming) => assert_eq!(&incoming.buffer[..8], b"lot tail"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(ring.arena().bytes(target), b"head s");
+    assert_eq!(ring.arena().in_use(), 1, "the sent slot was let go");
+}
+
+#[test]
+fn a_wait_ends_at_its_timeout_and_a_closed_ring_leaves_nothing_behind() {
+    let (left, _right) = UnixStream::pair().unwrap();
+    let mut ring = ring();
+    let mut incoming = Box::new(Incoming::new(Rc::new(left.into()), 64));
+    incoming.aim(None, 0..64);
+    ring.push(1, Op::Receive(incoming));
+    let began = Instant::now();
+    ring.wait(Some(Duration::from_millis(20)));
+    assert!(ring.reap().is_none());
+    assert!(began.elapsed() >= Duration::from_millis(20));
+    ring.drain(9);
+    assert_eq!(ring.in_flight(), 0);
+}
