@@ -223,3 +223,6 @@ impl Geometry {
         ByteRange { start, end: range.end.min(self.size_bytes).max(start) }
     }
 }
+
+#[cfg(test)]
+mod tests;

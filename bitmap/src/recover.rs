@@ -312,6 +312,3 @@ impl<E> Recovery<'_, '_, E> {
         Some(FoundPage { epoch: header.epoch, bits: PageBits(*payload) })
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -23,6 +23,10 @@ pub struct Slot {
     pub map: DirtyBitmap,
     /// Life of the slot.
     pub epoch: u32,
+    /// Epoch in the superblock write given out last.
+    rendered_epoch: u32,
+    /// Epoch in the superblock on disk.
+    durable_epoch: u32,
 }
 
 impl Slot {
@@ -32,19 +36,28 @@ impl Slot {
             bits: DirtyBitmap::new(geometry, filled),
             map: DirtyBitmap::with_bits(u64::from(layout.bits_pages()), false),
             epoch,
+            rendered_epoch: epoch,
+            durable_epoch: epoch,
         }
     }
 
-    /// True if the bits of these blocks are on disk: neither a Bits page nor the map bit that makes it count is stale.
+    /// True if the superblock on disk knows the present epoch: until then no page of it may be written.
+    pub fn epoch_durable(&self) -> bool {
+        self.epoch == self.durable_epoch
+    }
+
+    /// True if the bits of these blocks are on disk: the superblock knows the epoch, and neither a Bits page nor
+    /// the map bit that makes it count is stale.
     pub fn range_durable(&self, blocks: BlockRange) -> bool {
         let pages =
             BlockRange { start: blocks.start / BITS_PER_PAGE, end: blocks.end.div_ceil(BITS_PER_PAGE) };
-        blocks.is_empty() || (self.bits.range_durable(blocks) && self.map.range_durable(pages))
+        let on_disk = self.bits.range_durable(blocks) && self.map.range_durable(pages);
+        self.epoch_durable() && (blocks.is_empty() || on_disk)
     }
 
     /// True if everything in memory is on disk.
     pub fn is_durable(&self) -> bool {
-        self.bits.stale_pages() == 0 && self.map.stale_pages() == 0
+        self.epoch_durable() && self.bits.stale_pages() == 0 && self.map.stale_pages() == 0
     }
 }
 
@@ -98,6 +111,7 @@ impl Store {
             MetaPage::Superblock => {
                 self.superblock.sequence += 1;
                 self.superblock.encode(out);
+                self.slots.iter_mut().for_each(|slot| slot.rendered_epoch = slot.epoch);
                 return self.layout.locations(page, self.superblock.sequence);
             }
             MetaPage::Activity(index) => {
@@ -126,7 +140,9 @@ impl Store {
     /// Panics if no write of the page is in flight.
     pub fn written(&mut self, page: MetaPage) {
         match page {
-            MetaPage::Superblock => {}
+            MetaPage::Superblock => {
+                self.slots.iter_mut().for_each(|slot| slot.durable_epoch = slot.rendered_epoch)
+            }
             MetaPage::Activity(index) => self.activity.end_write(index),
             MetaPage::SlotMap { slot, page } => {
                 self.slots[usize::from(slot)].map.end_write(page);
@@ -142,9 +158,12 @@ impl Store {
     }
 
     /// The next page of this slot that should be written, map pages first, since they make Bits pages count. `from` is
-    /// where the search of Bits pages begins, for a walk that wraps.
+    /// where the search of Bits pages begins, for a walk that wraps. None while the slot's epoch is not durable.
     pub fn next_stale(&self, slot: u8, from: u32) -> Option<MetaPage> {
         let state = &self.slots[usize::from(slot)];
+        if !state.epoch_durable() {
+            return None;
+        }
         if let Some(page) = state.map.next_stale(0) {
             return Some(MetaPage::SlotMap { slot, page });
         }
@@ -153,11 +172,11 @@ impl Store {
     }
 
     /// Sets or clears all bits of a slot by beginning a new epoch of it. Durable when the next superblock write is;
-    /// write no page of the slot before that.
+    /// `next_stale` names no page of the slot before that.
     pub fn refill_slot(&mut self, slot: u8, filled: bool) {
-        let state = &mut self.slots[usize::from(slot)];
-        assert!(state.epoch < u32::MAX, "the slot has no epoch left");
-        self.begin_epoch(slot, self.slots[usize::from(slot)].epoch + 1, filled);
+        let epoch = self.slots[usize::from(slot)].epoch;
+        assert!(epoch < u32::MAX, "the slot has no epoch left");
+        self.begin_epoch(slot, epoch + 1, filled);
     }
 
     /// Makes every block of a hot region dirty in every slot, in memory; returns how many were clean, over all slots.
@@ -264,6 +283,3 @@ pub fn initial_pages(superblock: &Superblock, layout: &Layout) -> impl Iterator<
     }
     pages.into_iter()
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,6 @@
+//! The metadata file as a whole: golden bytes, every damage, crashes at any instant.
+
+mod crash;
+mod damage;
+mod file;
+mod golden;
