@@ -17,7 +17,6 @@
 use crate::config::PIECE_BYTES_MAX;
 use crate::ids::Position;
 use core::fmt;
-use lockstep_bitmap::NodeId;
 
 /// Bytes of a frame's header.
 pub const FRAME_BYTES: usize = 40;
@@ -35,6 +34,8 @@ pub enum Frame {
         code: u8,
         /// Session number that both will record as used.
         session: u64,
+        /// Fingerprint of the whole verdict.
+        fingerprint: u64,
     },
     /// Everything that the verdict asks of the sender is durable; mirroring may start.
     Commit,
@@ -161,7 +162,10 @@ pub enum Frame {
         term: u64,
     },
     /// The sender, demoted and flushed, wants to leave as Outdated.
-    LeaveRequest,
+    LeaveRequest {
+        /// It was Primary when its operator told it to leave: it stays if both leave at once.
+        was_primary: bool,
+    },
     /// Answer to LeaveRequest.
     LeaveReply {
         /// The sender is UpToDate, flushed, and stays.
@@ -171,11 +175,6 @@ pub enum Frame {
     Left,
     /// Nothing; shows life.
     Heartbeat,
-    /// The operator wants this node's changes given up.
-    Resolve {
-        /// The loser.
-        discard: NodeId,
-    },
     /// The sender closes the link.
     Goodbye {
         /// Code of the reason (see [`crate::CloseReason`]).
@@ -215,12 +214,7 @@ type Raw = (u8, u8, u64, u64, u64);
 
 impl Frame {
     /// The header's bytes. `crc32c` is the shell's (hardware) checksum; `body_crc` is that of the body.
-    pub fn encode(
-        &self,
-        body_bytes: u32,
-        body_crc: u32,
-        crc32c: fn(&[u8]) -> u32,
-    ) -> [u8; FRAME_BYTES] {
+    pub fn encode(&self, body_bytes: u32, body_crc: u32, crc32c: fn(&[u8]) -> u32) -> [u8; FRAME_BYTES] {
         let (kind, flags, a, b, c) = self.to_raw();
         let mut head = [0u8; FRAME_BYTES];
         let mut at = 0;
@@ -257,13 +251,8 @@ impl Frame {
         if u32_at(head, 0) >> 16 != 0 {
             return Err(FrameError::Unknown);
         }
-        let raw = (
-            kind.unwrap_or(0),
-            flags.unwrap_or(0),
-            u64_at(head, 8),
-            u64_at(head, 16),
-            u64_at(head, 24),
-        );
+        let raw =
+            (kind.unwrap_or(0), flags.unwrap_or(0), u64_at(head, 8), u64_at(head, 16), u64_at(head, 24));
         let frame = Frame::from_raw(raw)?;
         let body_bytes = u32_at(head, 4);
         frame.check_body(body_bytes)?;
@@ -287,18 +276,13 @@ impl Frame {
 
     /// Acknowledgements and heartbeats may overtake what is queued; everything else keeps its place in the stream.
     pub fn overtakes(&self) -> bool {
-        matches!(
-            self,
-            Frame::Written { .. } | Frame::Durable { .. } | Frame::Heartbeat
-        )
+        matches!(self, Frame::Written { .. } | Frame::Durable { .. } | Frame::Heartbeat)
     }
 
     fn check_body(&self, body_bytes: u32) -> Result<(), FrameError> {
         let ok = match self.payload() {
             Some((_, len)) => body_bytes == len,
-            None if self.has_control_body() => {
-                body_bytes > 0 && body_bytes <= CONTROL_BODY_BYTES_MAX
-            }
+            None if self.has_control_body() => body_bytes > 0 && body_bytes <= CONTROL_BODY_BYTES_MAX,
             None => body_bytes == 0,
         };
         if ok { Ok(()) } else { Err(FrameError::Length) }
@@ -308,20 +292,14 @@ impl Frame {
         let yes = |flag: bool, bit: u8| if flag { bit } else { 0 };
         match self {
             Frame::Snapshot => (1, 0, 0, 0, 0),
-            Frame::Verdict { code, session } => (2, 0, session, u64::from(code), 0),
+            Frame::Verdict { code, session, fingerprint } => (2, 0, session, u64::from(code), fingerprint),
             Frame::Commit => (3, 0, 0, 0, 0),
             Frame::Bits { first_block } => (4, 0, first_block, 0, 0),
             Frame::BitsEnd => (5, 0, 0, 0, 0),
-            Frame::Write { pos, offset, len, fua } => {
-                (6, yes(fua, FLAG_FUA), pos.0, offset, u64::from(len))
+            Frame::Write { pos, offset, len, fua } => (6, yes(fua, FLAG_FUA), pos.0, offset, u64::from(len)),
+            Frame::Zero { pos, offset, len, punch, fua } => {
+                (7, yes(fua, FLAG_FUA) | yes(punch, FLAG_PUNCH), pos.0, offset, u64::from(len))
             }
-            Frame::Zero { pos, offset, len, punch, fua } => (
-                7,
-                yes(fua, FLAG_FUA) | yes(punch, FLAG_PUNCH),
-                pos.0,
-                offset,
-                u64::from(len),
-            ),
             Frame::Written { pos } => (8, 0, pos.0, 0, 0),
             Frame::Flush { upto } => (9, 0, upto.0, 0, 0),
             Frame::Durable { upto } => (10, 0, upto.0, 0, 0),
@@ -338,12 +316,11 @@ impl Frame {
             Frame::PromoteRequest { term } => (21, 0, term, 0, 0),
             Frame::PromoteReply { term, granted } => (22, yes(granted, FLAG_YES), term, 0, 0),
             Frame::Role { primary, term } => (23, yes(primary, FLAG_YES), term, 0, 0),
-            Frame::LeaveRequest => (24, 0, 0, 0, 0),
+            Frame::LeaveRequest { was_primary } => (24, yes(was_primary, FLAG_YES), 0, 0, 0),
             Frame::LeaveReply { agreed } => (25, yes(agreed, FLAG_YES), 0, 0, 0),
             Frame::Left => (26, 0, 0, 0, 0),
             Frame::Heartbeat => (27, 0, 0, 0, 0),
-            Frame::Resolve { discard } => (28, 0, u64::from(discard.0), 0, 0),
-            Frame::Goodbye { reason } => (29, 0, u64::from(reason), 0, 0),
+            Frame::Goodbye { reason } => (28, 0, u64::from(reason), 0, 0),
         }
     }
 
@@ -357,7 +334,7 @@ impl Frame {
         let piece = || piece(b, c);
         let frame = match kind {
             1 => Frame::Snapshot,
-            2 => Frame::Verdict { code: byte(b)?, session: a },
+            2 => Frame::Verdict { code: byte(b)?, session: a, fingerprint: c },
             3 => Frame::Commit,
             4 => Frame::Bits { first_block: a },
             5 => Frame::BitsEnd,
@@ -379,12 +356,11 @@ impl Frame {
             21 => Frame::PromoteRequest { term: a },
             22 => Frame::PromoteReply { term: a, granted: yes },
             23 => Frame::Role { primary: yes, term: a },
-            24 => Frame::LeaveRequest,
+            24 => Frame::LeaveRequest { was_primary: yes },
             25 => Frame::LeaveReply { agreed: yes },
             26 => Frame::Left,
             27 => Frame::Heartbeat,
-            28 => Frame::Resolve { discard: NodeId(byte(a)?) },
-            29 => Frame::Goodbye { reason: byte(a)? },
+            28 => Frame::Goodbye { reason: byte(a)? },
             _ => return Err(FrameError::Unknown),
         };
         if frame.to_raw() == raw { Ok(frame) } else { Err(FrameError::Unknown) }
@@ -437,7 +413,7 @@ mod tests {
             let head = frame.encode(body, 0xABCD, crc32c);
             assert_eq!(Frame::decode(&head, crc32c), Ok((frame, body, 0xABCD)));
         }
-        assert_eq!(kinds.len(), 29);
+        assert_eq!(kinds.len(), 28);
     }
 
     #[test]
@@ -445,8 +421,8 @@ mod tests {
         let frame = Frame::Write { pos: Position(0x0102), offset: 0x20000, len: 4096, fua: true };
         let head = frame.encode(4096, 0xDEAD_BEEF, crc32c);
         let expect = [
-            6, 1, 0, 0, 0, 16, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0,
-            0, 0, 0xEF, 0xBE, 0xAD, 0xDE,
+            6, 1, 0, 0, 0, 16, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0,
+            0xEF, 0xBE, 0xAD, 0xDE,
         ];
         assert_eq!(head[..36], expect);
         assert_eq!(head[36..], crc32c(&expect).to_le_bytes());

@@ -17,10 +17,7 @@
 //! Orderings cited as "ordering N" are those of `docs/ARCHITECTURE.md`.
 #![no_std]
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)
-)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 extern crate alloc;
 
@@ -29,18 +26,23 @@ mod config;
 mod event;
 mod frame;
 mod ids;
+mod node;
+mod overlap;
 mod refusal;
 mod rng;
+mod slab;
 mod snapshot;
 mod status;
+mod undurable;
+mod verdict;
 
 pub use action::{Action, CloseReason, ExportState, Notice};
-pub use config::{NodeConfig, PeerConfig, Timing, PIECE_BYTES_MAX};
+pub use config::{NodeConfig, PIECE_BYTES_MAX, PeerConfig, Timing};
 pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind};
-pub use frame::{Frame, FrameError, FRAME_BYTES};
+pub use frame::{FRAME_BYTES, Frame, FrameError};
 pub use ids::{CommandId, Instant, LinkId, OpId, Position, ReqId, SlotId};
+pub use node::{Deadline, Node};
 pub use refusal::{Done, IoError, Refusal};
 pub use snapshot::{Snapshot, SnapshotError};
-pub use status::{
-    ConnectionState, DiskState, PeerStatus, ReplicationState, ResyncStatus, Role, Status,
-};
+pub use status::{ConnectionState, DiskState, PeerStatus, ReplicationState, ResyncStatus, Role, Status};
+pub use verdict::{Standstill, SyncWhy, Verdict, verdict};

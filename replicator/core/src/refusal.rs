@@ -87,10 +87,9 @@ impl Refusal {
     /// Exit code of the command line (as drbdsetup's).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Refusal::MayBeStale { .. }
-            | Refusal::DataLoss { .. }
-            | Refusal::NoData
-            | Refusal::DiskFailed => 17,
+            Refusal::MayBeStale { .. } | Refusal::DataLoss { .. } | Refusal::NoData | Refusal::DiskFailed => {
+                17
+            }
             _ => 11,
         }
     }
@@ -123,7 +122,10 @@ impl fmt::Display for Refusal {
             Refusal::DataLoss { disk, unclean } => {
                 write!(f, "this copy is {disk}")?;
                 if *unclean {
-                    write!(f, " and stopped uncleanly: acknowledged writes that were not flushed may be missing")?;
+                    write!(
+                        f,
+                        " and stopped uncleanly: acknowledged writes that were not flushed may be missing"
+                    )?;
                 } else {
                     write!(f, ": acknowledged writes are missing here")?;
                 }

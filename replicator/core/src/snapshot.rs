@@ -71,11 +71,7 @@ impl core::error::Error for SnapshotError {}
 impl Snapshot {
     /// True if nothing changed that a verdict depends on.
     pub(crate) fn same_verdict_inputs(&self, other: &Snapshot) -> bool {
-        let strip = |s: &Snapshot| Snapshot {
-            dirty_bytes: 0,
-            began_unix_ms: 0,
-            ..s.clone()
-        };
+        let strip = |s: &Snapshot| Snapshot { dirty_bytes: 0, began_unix_ms: 0, ..s.clone() };
         strip(self) == strip(other)
     }
 
@@ -85,7 +81,9 @@ impl Snapshot {
         out.extend(self.granule_bytes.to_le_bytes());
         out.extend(self.size_bytes.to_le_bytes());
         out.extend(self.term.to_le_bytes());
-        out.push(u8::from(self.unclean) | (u8::from(self.slot_empty) << 1) | (u8::from(self.declared_clean) << 2));
+        out.push(
+            u8::from(self.unclean) | (u8::from(self.slot_empty) << 1) | (u8::from(self.declared_clean) << 2),
+        );
         let (base_kind, base_id) = match self.base {
             Base::Unset => (0, 0),
             Base::NoGeneration => (1, 0),

@@ -1,0 +1,256 @@
+//! What is made durable, and when: superblock, activity pages, dirty bitmap pages.
+//!
+//! A change of the superblock is made in memory and written with whatever else changed meanwhile; the effect that
+//! relies on it runs from the completion, never before. One superblock write is in flight at a time. Activity marks
+//! are written at once, in groups (ordering 1); removals and bitmap pages lazily, and a mark is only removed after the
+//! region's bits are durable (ordering 2).
+
+use super::Node;
+use super::task::OpKind;
+use crate::action::{Action, Notice};
+use crate::event::DiskError;
+use crate::frame::Frame;
+use crate::ids::{Instant, LinkId, OpId};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use lockstep_bitmap::{Locations, MetaPage};
+
+/// What goes on when the superblock that was changed for it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// The session number may be said.
+    Offered(LinkId),
+    /// The verdict's demands are met here.
+    Committed(LinkId),
+    /// A new generation began without the peer.
+    Rotated,
+    /// This node may serve clients.
+    Promoted,
+    /// The peer may be Primary.
+    Granted(LinkId, u64),
+    /// This node is Secondary.
+    Demoted,
+    /// The proof that the target is behind is withdrawn.
+    Withdrawn(LinkId),
+    /// The target's copy is complete.
+    Synced(LinkId),
+    /// The source knows.
+    Confirmed,
+    /// This copy is Outdated.
+    Outdated(LinkId),
+    /// The peer's copy is.
+    PeerLeft(LinkId),
+    /// The copy is clean.
+    Settled,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct MetaState {
+    /// Version of the superblock in memory, in flight, and durable.
+    wanted: u64,
+    in_flight: Option<u64>,
+    durable: u64,
+    effects: VecDeque<(u64, Effect)>,
+    /// Pages of the slot may be written only when this version is durable (a slot's new epoch).
+    slot_ready: u64,
+    /// Bitmap pages in flight.
+    pages_in_flight: u32,
+    /// A round over all stale pages is under way.
+    round: bool,
+    cursor: u32,
+    pub(super) round_at: Instant,
+    /// Last time a region came into use.
+    pub(super) used_at: Instant,
+}
+
+/// Bitmap pages written at the same time.
+const PAGES_IN_FLIGHT_MAX: u32 = 4;
+
+impl Node {
+    /// Writes the superblock as it is now; `effect` runs when it is durable.
+    pub(super) fn commit(&mut self, effect: Effect) {
+        self.meta.wanted += 1;
+        self.meta.effects.push_back((self.meta.wanted, effect));
+    }
+
+    /// Begins a new epoch of the slot: all set or all clear. Durable with the superblock's next write.
+    pub(super) fn refill(&mut self, filled: bool) {
+        if let Some(store) = self.store.as_mut() {
+            store.refill_slot(0, filled);
+            self.meta.slot_ready = self.meta.wanted + 1;
+        }
+    }
+
+    /// The bytes of a metadata page, and where its copies go. Call it once for each MetaWrite, when executing it.
+    ///
+    /// # Panics
+    /// If the node is Diskless, or the page was not asked for.
+    pub fn render_meta(&mut self, page: MetaPage, out: &mut Vec<u8>) -> Locations {
+        match self.store.as_mut() {
+            Some(store) => store.render(page, out),
+            None => unreachable!("a Diskless node writes no metadata"),
+        }
+    }
+
+    /// The body of a frame with [`Frame::has_control_body`], when executing its Send.
+    pub fn render_body(&self, frame: &Frame, out: &mut Vec<u8>) {
+        match *frame {
+            Frame::Snapshot => self.render_snapshot(out),
+            Frame::Bits { first_block } => self.render_bits(first_block, out),
+            _ => {}
+        }
+    }
+
+    fn write_page(&mut self, page: MetaPage) {
+        let op = self.new_op(OpKind::Meta(page));
+        self.act(Action::MetaWrite { op, page });
+    }
+
+    pub(super) fn pump_meta(&mut self) -> bool {
+        if self.store.is_none() || self.disk_is_lost() {
+            return false;
+        }
+        self.write_superblock() | self.write_activity() | self.write_bits()
+    }
+
+    fn write_superblock(&mut self) -> bool {
+        if self.meta.in_flight.is_some() || self.meta.wanted == self.meta.durable {
+            return false;
+        }
+        self.meta.in_flight = Some(self.meta.wanted);
+        self.write_page(MetaPage::Superblock);
+        true
+    }
+
+    fn write_activity(&mut self) -> bool {
+        self.cool_under_pressure();
+        let mut moved = false;
+        while let Some(page) = self.store.as_mut().and_then(|store| store.activity.begin_write()) {
+            moved = true;
+            self.meta.used_at = self.now;
+            self.write_page(MetaPage::Activity(page));
+        }
+        moved
+    }
+
+    /// Pieces found the bound of hot regions reached: make room, a group at a time.
+    fn cool_under_pressure(&mut self) {
+        let Some(store) = self.store.as_ref() else { return };
+        if self.stream.crowded.is_empty() || store.activity.candidates() == 0 {
+            return;
+        }
+        let group = (store.activity.max_hot() / 8).max(1);
+        if self.cool(group) == 0 {
+            // Their bits are not durable yet.
+            self.meta.round = true;
+        }
+    }
+
+    /// Chooses unused regions whose bits are durable for removal (orderings 2 and 3: a region is unused when every write
+    /// in it is durable on each copy, or has its bits).
+    pub(super) fn cool(&mut self, limit: u32) -> u32 {
+        if self.meta.durable < self.meta.slot_ready {
+            return 0;
+        }
+        let Some(store) = self.store.as_mut() else { return 0 };
+        let (geometry, slots) = (*store.geometry(), &store.slots);
+        store.activity.cool(limit, |region| {
+            let blocks = geometry.blocks_of_region(region);
+            slots.iter().all(|slot| slot.range_durable(blocks))
+        })
+    }
+
+    /// Everything in the slot is on disk.
+    pub(super) fn bits_are_durable(&self) -> bool {
+        self.meta.durable >= self.meta.slot_ready
+            && self.store.as_ref().is_none_or(|store| store.slots.iter().all(|slot| slot.is_durable()))
+    }
+
+    /// Writes all stale pages of the slot.
+    pub(super) fn write_stale_bits(&mut self) {
+        self.meta.round = true;
+        self.meta.round_at = self.now;
+    }
+
+    fn write_bits(&mut self) -> bool {
+        let mut moved = false;
+        while self.meta.round
+            && self.meta.pages_in_flight < PAGES_IN_FLIGHT_MAX
+            && self.meta.durable >= self.meta.slot_ready
+        {
+            let next = self.store.as_ref().and_then(|store| store.next_stale(0, self.meta.cursor));
+            match next {
+                Some(page) => {
+                    if let MetaPage::Bits { page, .. } = page {
+                        self.meta.cursor = page + 1;
+                    }
+                    self.meta.pages_in_flight += 1;
+                    self.write_page(page);
+                    moved = true;
+                }
+                None => {
+                    // What is in flight may leave its page of the slot map stale.
+                    self.meta.round = self.meta.pages_in_flight > 0;
+                    break;
+                }
+            }
+        }
+        moved
+    }
+
+    pub(super) fn on_meta_done(&mut self, op: OpId, result: Result<(), DiskError>) {
+        let Some(OpKind::Meta(page)) = self.ops.remove(op.0) else {
+            debug_assert!(false, "unknown metadata operation");
+            return;
+        };
+        if result.is_err() {
+            self.notice(Notice::MetadataFailed);
+            return self.lose_disk();
+        }
+        if let Some(store) = self.store.as_mut() {
+            store.written(page);
+        }
+        match page {
+            MetaPage::Superblock => {
+                self.meta.durable = self.meta.in_flight.take().unwrap_or(self.meta.durable);
+                self.run_effects();
+            }
+            MetaPage::Activity(_) => {
+                self.on_regions_marked();
+                self.retry_crowded();
+            }
+            MetaPage::SlotMap { .. } | MetaPage::Bits { .. } => self.meta.pages_in_flight -= 1,
+        }
+    }
+
+    fn run_effects(&mut self) {
+        while let Some((version, effect)) = self.meta.effects.front().copied() {
+            if version > self.meta.durable {
+                break;
+            }
+            self.meta.effects.pop_front();
+            match effect {
+                Effect::Offered(link) if self.is_current(Some(link)) => self.send_snapshot(link),
+                Effect::Committed(link) if self.is_current(Some(link)) => self.on_committed(link),
+                Effect::Rotated => self.on_rotated(),
+                Effect::Promoted => self.on_promoted(),
+                Effect::Granted(link, term) if self.is_current(Some(link)) => self.on_granted(link, term),
+                Effect::Demoted => self.on_demoted(),
+                Effect::Withdrawn(link) if self.is_current(Some(link)) => {
+                    self.send(link, Frame::Finish, None);
+                }
+                Effect::Synced(link) => self.on_synced(link),
+                Effect::Outdated(link) => self.on_outdated(link),
+                Effect::PeerLeft(link) if self.is_current(Some(link)) => self.on_peer_left(),
+                Effect::Settled => self.on_settled(),
+                // Meant for a link that is gone; what was recorded stays true.
+                Effect::Offered(_)
+                | Effect::Committed(_)
+                | Effect::Granted(..)
+                | Effect::Withdrawn(_)
+                | Effect::PeerLeft(_)
+                | Effect::Confirmed => {}
+            }
+        }
+    }
+}

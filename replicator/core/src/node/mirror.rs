@@ -1,0 +1,284 @@
+//! Begin and end of replication: what a verdict asks each side to record, the start of mirroring, the loss of a link,
+//! and the rotation that must follow it.
+//!
+//! Orderings kept here: 4 (rotation), 7 (what the peer may lack becomes bits when the link is lost), 10 (a target is
+//! durably Inconsistent before its first write), 13 (who gets a suspended write again).
+
+use super::Node;
+use super::handshake::Phase;
+use super::meta::Effect;
+use super::resync::Resync;
+use super::task::{Stage, Task, Work};
+use crate::action::{CloseReason, Notice};
+use crate::event::{LinkLoss, PeerHello};
+use crate::frame::Frame;
+use crate::ids::LinkId;
+use crate::status::{DiskState, Role};
+use crate::verdict::{Standstill, Verdict};
+use lockstep_bitmap::{Base, Becoming, Generation, GenerationId, Origin, PeerCopy};
+
+impl Node {
+    /// Both ends computed this verdict (ordering 9): record what it asks of this side.
+    pub(super) fn apply_verdict(&mut self, verdict: Verdict, session: u64) {
+        let Some((link, theirs)) =
+            self.link.as_ref().and_then(|link| Some((link.id, link.got_snapshot.clone()?)))
+        else {
+            return;
+        };
+        if let Verdict::Refuse(standstill) = verdict {
+            return self.stand_still(standstill);
+        }
+        let me = self.cfg.node;
+        let Some(store) = self.store.as_mut() else { return };
+        let sb = &mut store.superblock;
+        sb.term = sb.term.max(theirs.term);
+        let theirs_now = theirs.log.current().map(|generation| generation.id);
+        let Some(peer) = sb.peers.first_mut() else { return };
+        peer.session_used = session;
+        match verdict {
+            Verdict::Sync { source, full, .. } if source == me => {
+                peer.copy = PeerCopy::SyncTarget;
+                let base = theirs_now.map_or(Base::NoGeneration, Base::Generation);
+                if full || peer.base == Base::Unset {
+                    peer.base = base;
+                }
+                sb.outdated = false;
+                if full {
+                    self.refill(true);
+                }
+            }
+            Verdict::Sync { source, full, .. } => {
+                peer.copy = PeerCopy::MayHold;
+                if let Some(generation) = theirs_now {
+                    sb.inconsistent = Some(Becoming { generation, node: source });
+                }
+                sb.outdated = false;
+                if full {
+                    self.refill(true);
+                }
+            }
+            Verdict::NoSync | Verdict::Adopt { .. } => {
+                peer.copy = PeerCopy::MayHold;
+                peer.base = Base::Unset;
+                (sb.outdated, sb.unclean_in) = (false, None);
+                if let Verdict::Adopt { generation } = verdict {
+                    let origin = Origin::Agreed;
+                    self.begin_generation(generation, origin);
+                }
+            }
+            Verdict::Refuse(_) => {}
+        }
+        self.note_may_be_written();
+        self.set_phase(Phase::Committing);
+        self.commit(Effect::Committed(link));
+    }
+
+    fn stand_still(&mut self, standstill: Standstill) {
+        self.set_phase(Phase::Standstill(standstill));
+        self.connected_well();
+        match standstill {
+            Standstill::SplitBrain | Standstill::BothDiscard => self.notice(Notice::SplitBrain),
+            Standstill::Unrelated => self.notice(Notice::UnrelatedData),
+            Standstill::TargetIsPrimary => self.notice(Notice::TargetIsPrimary),
+            _ => {}
+        }
+        // Both named a loser: neither word counts.
+        if standstill == Standstill::BothDiscard {
+            self.discard = None;
+        }
+    }
+
+    /// Something that a verdict depends on changed while the link stood still: ask again.
+    pub(super) fn reconsider(&mut self) {
+        let stands = self.link.as_ref().is_some_and(|link| matches!(link.phase, Phase::Standstill(_)));
+        if stands {
+            self.close_link(CloseReason::SnapshotChanged);
+        }
+    }
+
+    pub(super) fn on_committed(&mut self, id: LinkId) {
+        let Some(verdict) = self.link.as_ref().and_then(|link| link.verdict) else { return };
+        self.discard = None;
+        let new = match verdict {
+            Verdict::Sync { source, .. } if source != self.cfg.node => DiskState::Inconsistent,
+            _ => DiskState::UpToDate,
+        };
+        self.set_disk(new);
+        if let Some(link) = self.link.as_mut() {
+            link.commit_sent = true;
+        }
+        self.send(id, Frame::Commit, None);
+    }
+
+    /// Both sides are durably committed: from this step on every write is mirrored.
+    pub(super) fn start_mirror(&mut self) {
+        let Some((id, verdict)) = self.link.as_ref().and_then(|link| Some((link.id, link.verdict?))) else {
+            return;
+        };
+        self.forget_peer_flush();
+        self.connected_well();
+        let empty = self.store.as_ref().is_none_or(|store| store.slots[0].bits.is_empty());
+        match verdict {
+            Verdict::Sync { source, .. } => {
+                let is_source = source == self.cfg.node;
+                if let Some(link) = self.link.as_mut() {
+                    link.peer_disk = if is_source { DiskState::Inconsistent } else { DiskState::UpToDate };
+                }
+                self.resync = Some(Resync::new(!is_source, self.now));
+                self.set_phase(Phase::Exchanging);
+                self.send_bits(id);
+            }
+            _ if empty => {
+                if let Some(link) = self.link.as_mut() {
+                    link.peer_disk = DiskState::UpToDate;
+                }
+                self.set_phase(Phase::Replicating);
+            }
+            // Written alone since the snapshot: not the verdict for that.
+            _ => return self.close_link(CloseReason::SnapshotChanged),
+        }
+        self.settle_suspended();
+    }
+
+    /// Ordering 13: the verdict has checked generation and term; the process or its kernel must be the same.
+    fn settle_suspended(&mut self) {
+        let hello = self.link.as_ref().map(|link| link.hello);
+        let suspended = |task: &Task| task.stage == Stage::Suspended;
+        if self.tasks_where(suspended).is_empty() {
+            return;
+        }
+        let same = |old: PeerHello, new: PeerHello| old.run_id == new.run_id || old.boot_id == new.boot_id;
+        match (self.suspended_peer, hello) {
+            (Some(old), Some(new)) if same(old, new) => self.resend_suspended(),
+            _ => self.fail_suspended(),
+        }
+    }
+
+    /// The other copy's recorded generation is, or may have become, the current one (ordering 4).
+    pub(super) fn peer_may_carry_current(&self) -> bool {
+        let Some(peer) = self.peer() else { return false };
+        match peer.copy {
+            PeerCopy::MayHold | PeerCopy::LeftOutdated | PeerCopy::ToldToFinish => true,
+            PeerCopy::SyncTarget => {
+                self.current_generation().is_some_and(|now| peer.base == Base::Generation(now))
+            }
+            PeerCopy::NoGeneration | PeerCopy::RotatedWithout => false,
+        }
+    }
+
+    pub(super) fn current_generation(&self) -> Option<GenerationId> {
+        Some(self.store.as_ref()?.superblock.log.current()?.id)
+    }
+
+    /// Makes `id` the current generation, in memory.
+    pub(super) fn begin_generation(&mut self, id: GenerationId, origin: Origin) {
+        let (node, began_unix_ms) = (self.cfg.node, self.unix_ms());
+        let Some(store) = self.store.as_mut() else { return };
+        let sb = &mut store.superblock;
+        let (parent, ordinal) = match sb.log.current() {
+            Some(current) => (Some(current.id), current.ordinal + 1),
+            None => (None, 1),
+        };
+        let keep: alloc::vec::Vec<GenerationId> = sb
+            .peers
+            .iter()
+            .filter_map(|peer| match peer.base {
+                Base::Generation(id) => Some(id),
+                _ => None,
+            })
+            .collect();
+        sb.log.push(Generation { id, ordinal, parent, node, began_unix_ms, origin }, &keep);
+    }
+
+    /// A new generation that the peer does not have, in memory: the caller commits it.
+    pub(super) fn rotate_without_peer(&mut self, origin: Origin) {
+        let old = self.current_generation();
+        if let (Some(peer), Some(old)) = (self.peer_mut(), old) {
+            if peer.base == Base::Unset {
+                peer.base = Base::Generation(old);
+            }
+            peer.copy = PeerCopy::RotatedWithout;
+        }
+        let id = self.rng.generation_id();
+        self.begin_generation(id, origin);
+    }
+
+    /// Ordering 4: nothing is acknowledged from here until the new generation is durable.
+    pub(super) fn rotate(&mut self) {
+        self.rotate_without_peer(Origin::PeerLost);
+        self.rotating = true;
+        self.commit(Effect::Rotated);
+    }
+
+    pub(super) fn on_rotated(&mut self) {
+        self.rotating = false;
+        self.notice_generation();
+        self.release_held();
+    }
+
+    pub(super) fn notice_generation(&mut self) {
+        let current = self.store.as_ref().and_then(|store| store.superblock.log.current());
+        if let Some((id, ordinal)) = current.map(|generation| (generation.id, generation.ordinal)) {
+            self.notice(Notice::Generation { id, ordinal });
+        }
+    }
+
+    /// Everything that follows from the loss of the link, in one step.
+    pub(super) fn link_lost(&mut self, loss: LinkLoss) {
+        let Some(hello) = self.link.as_ref().map(|link| link.hello) else { return };
+        self.notice(Notice::LinkLost { loss });
+        self.with_states(|node| {
+            node.link = None;
+            node.resync = None;
+        });
+        self.schedule_dial(false);
+        // Ordering 7: the ranges become bits before anything of them is forgotten.
+        let mut lacking = core::mem::take(&mut self.lacking);
+        self.undurable.unmirror(|range| lacking.push(range));
+        for range in lacking.drain(..) {
+            self.set_dirty(range);
+        }
+        self.lacking = lacking;
+        self.forget_peer_flush();
+        self.drop_received();
+        let own = self.disk == DiskState::UpToDate;
+        if self.role == Role::Primary {
+            if own && self.peer_may_carry_current() {
+                self.rotate();
+            }
+            self.suspended_peer = Some(hello);
+            self.unmirror_tasks(own);
+        } else {
+            if own && !self.peer_proven_behind() {
+                self.set_disk(DiskState::Consistent);
+            }
+            self.begin_settle();
+        }
+        self.role_lost_link();
+    }
+
+    /// What waited for the peer waits no longer, or until an UpToDate copy is within reach again.
+    fn unmirror_tasks(&mut self, own_is_up_to_date: bool) {
+        for id in self.tasks_where(|task| task.is_client() && task.peer_pending) {
+            let Some(task) = self.tasks.get_mut(id) else { continue };
+            match task.work {
+                Work::Read { .. } => self.regate(id),
+                _ if own_is_up_to_date => {
+                    task.peer_pending = false;
+                    self.complete_write(id);
+                }
+                _ => {
+                    task.peer_pending = false;
+                    task.stage = Stage::Suspended;
+                }
+            }
+        }
+    }
+
+    /// Generation and term through which a Primary without an UpToDate copy writes.
+    pub(super) fn wrote_through(&self) -> Option<(GenerationId, u64)> {
+        let sb = &self.store.as_ref()?.superblock;
+        let through = self.role == Role::Primary && self.disk == DiskState::Inconsistent;
+        through.then_some((sb.inconsistent?.generation, sb.term))
+    }
+}

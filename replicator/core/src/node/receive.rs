@@ -1,0 +1,215 @@
+//! The receiving side: writes of the Primary's stream, and reads on behalf of the peer.
+//!
+//! Overlapping writes are applied in stream order, each after the earlier one completed (ordering 20: the overlap lock
+//! grants in order of arrival). *written* is said after completion only, *durable* after an fdatasync that began
+//! after every write up to that position had completed (ordering 6).
+
+use super::Node;
+use super::task::{FlushFor, OpKind, Stage, Task, Work, Zero};
+use crate::action::{Action, CloseReason, Notice};
+use crate::event::DiskError;
+use crate::frame::Frame;
+use crate::ids::{LinkId, Position, SlotId};
+use crate::overlap::Mode;
+use crate::status::DiskState;
+use alloc::collections::VecDeque;
+use lockstep_bitmap::ByteRange;
+
+/// The stream as received on one link.
+#[derive(Debug, Default)]
+pub(super) struct Receiver {
+    /// Completed or not, from the oldest that is not.
+    window: VecDeque<bool>,
+    /// Position before the window's first.
+    done_upto: u64,
+    /// Position of the last write received (0: none).
+    last: u64,
+    flush_wanted: u64,
+    durable: u64,
+    flushing: bool,
+}
+
+/// The peer may have so many operations queued here; more is no protocol of ours.
+const PEER_TASKS_MAX: usize = 1 << 16;
+
+impl Node {
+    /// Checks a range that the peer named against our volume and block size.
+    pub(super) fn peer_range(&self, offset: u64, len: u32) -> Option<ByteRange> {
+        let size = self.geometry()?.size_bytes();
+        let range = ByteRange::new(offset, u64::from(len));
+        let granule = u64::from(self.granule_bytes());
+        let whole = range.start % granule == 0 && (range.end % granule == 0 || range.end == size);
+        (range.end <= size && whole && self.tasks.len() < PEER_TASKS_MAX).then_some(range)
+    }
+
+    pub(super) fn on_peer_write(
+        &mut self,
+        link: LinkId,
+        (pos, offset, len, fua): (Position, u64, u32, bool),
+        slot: Option<SlotId>,
+        zero: Option<Zero>,
+    ) {
+        let in_order = self.receiver.last == 0 || pos.0 == self.receiver.last + 1;
+        let range = self.peer_range(offset, len);
+        let (Some(range), true, true) = (range, in_order && pos.0 > 0, self.mirror_link() == Some(link))
+        else {
+            if let Some(slot) = slot {
+                self.act(Action::ReleaseSlot { slot });
+            }
+            return self.close_link(CloseReason::PeerMisbehaved);
+        };
+        if self.receiver.last == 0 {
+            self.receiver.done_upto = pos.0 - 1;
+        }
+        self.receiver.last = pos.0;
+        self.receiver.window.push_back(false);
+        let task = Task::new(Work::PeerWrite { pos, zero, fua }, range, slot, Some(link));
+        let id = self.tasks.insert(task);
+        self.ask_lock(id, Mode::Exclusive);
+    }
+
+    pub(super) fn start_peer_write(&mut self, id: u32) {
+        let Some(task) = self.tasks.get(id).copied() else { return };
+        let Work::PeerWrite { zero, fua, .. } = task.work else { return };
+        if !self.is_current(task.link) || self.disk_is_lost() {
+            // Never acknowledged: the sender's table of undurable writes covers it.
+            return self.drop_peer_task(id);
+        }
+        self.set_running(id, true, false, task.link);
+        let op = self.new_op(OpKind::Task(id));
+        let (offset, len) = (task.offset(), task.len());
+        self.act(match (task.slot, zero) {
+            (Some(slot), _) => Action::DiskWrite { op, offset, len, slot, fua },
+            (None, zero) => {
+                let punch = zero.is_some_and(|zero| zero.punch);
+                Action::DiskZero { op, offset, len, punch, fua }
+            }
+        });
+    }
+
+    /// Ends a task made for the peer: lock and slot are free again.
+    pub(super) fn drop_peer_task(&mut self, id: u32) {
+        self.unlock(id);
+        if let Some(slot) = self.tasks.remove(id).and_then(|task| task.slot) {
+            self.act(Action::ReleaseSlot { slot });
+        }
+    }
+
+    pub(super) fn on_peer_write_done(&mut self, id: u32, result: Result<(), DiskError>) {
+        let Some(task) = self.tasks.get(id).copied() else { return };
+        self.drop_peer_task(id);
+        let Work::PeerWrite { pos, .. } = task.work else { return };
+        if result.is_err() {
+            return self.lose_disk();
+        }
+        let Some(link) = task.link.filter(|link| self.is_current(Some(*link))) else { return };
+        let receiver = &mut self.receiver;
+        let index = usize::try_from(pos.0 - receiver.done_upto - 1).unwrap_or(usize::MAX);
+        if let Some(done) = receiver.window.get_mut(index) {
+            *done = true;
+        }
+        while receiver.window.front() == Some(&true) {
+            receiver.window.pop_front();
+            receiver.done_upto += 1;
+        }
+        self.send(link, Frame::Written { pos }, None);
+        self.flush_received();
+    }
+
+    pub(super) fn on_peer_flush(&mut self, upto: Position) {
+        if upto.0 > self.receiver.last {
+            return self.close_link(CloseReason::PeerMisbehaved);
+        }
+        self.receiver.flush_wanted = self.receiver.flush_wanted.max(upto.0);
+        self.flush_received();
+    }
+
+    /// One fdatasync at a time; it begins when every write that it must cover has completed (ordering 6).
+    fn flush_received(&mut self) {
+        let receiver = &mut self.receiver;
+        let wanted = receiver.flush_wanted > receiver.durable && receiver.flush_wanted <= receiver.done_upto;
+        let Some(link) = self.link.as_ref().map(|link| link.id) else { return };
+        if receiver.flushing || !wanted {
+            return;
+        }
+        receiver.flushing = true;
+        let covers = Position(receiver.done_upto);
+        let op = self.new_op(OpKind::Flush(FlushFor::Received { covers, link }));
+        self.act(Action::DiskFlush { op });
+    }
+
+    pub(super) fn on_received_flushed(&mut self, covers: Position, link: LinkId) {
+        if !self.is_current(Some(link)) {
+            return;
+        }
+        self.receiver.flushing = false;
+        self.receiver.durable = covers.0;
+        self.send(link, Frame::Durable { upto: covers }, None);
+        self.flush_received();
+    }
+
+    /// A read for a client of the peer, or a resync piece: after every overlapping write received before (ordering 12).
+    pub(super) fn on_peer_wants(&mut self, link: LinkId, work: Work, offset: u64, len: u32) {
+        let size = self.geometry().map_or(0, |geometry| geometry.size_bytes());
+        let range = ByteRange::new(offset, u64::from(len));
+        let fits = range.end <= size && self.tasks.len() < PEER_TASKS_MAX;
+        if !fits || self.mirror_link() != Some(link) || self.disk != DiskState::UpToDate {
+            return self.close_link(CloseReason::PeerMisbehaved);
+        }
+        let id = self.tasks.insert(Task::new(work, range, None, Some(link)));
+        self.ask_lock(id, Mode::Shared);
+    }
+
+    pub(super) fn start_peer_read(&mut self, id: u32) {
+        let Some(task) = self.tasks.get(id).copied() else { return };
+        if !self.is_current(task.link) || self.disk_is_lost() {
+            return self.drop_peer_task(id);
+        }
+        self.set_running(id, true, false, task.link);
+        let op = self.new_op(OpKind::Task(id));
+        self.act(Action::DiskRead { op, req: None, offset: task.offset(), len: task.len() });
+    }
+
+    pub(super) fn on_peer_read_done(&mut self, id: u32, result: Result<(), DiskError>, slot: Option<SlotId>) {
+        let Some(task) = self.tasks.get(id).copied() else { return };
+        let link = task.link.filter(|link| self.is_current(Some(*link)));
+        if let (Some(link), Ok(()), Some(slot)) = (link, result, slot) {
+            let (offset, len) = (task.offset(), task.len());
+            match task.work {
+                Work::Serve { batch } => {
+                    self.note_served(batch, task.range);
+                    self.send(link, Frame::ResyncData { batch, offset, len }, Some(slot));
+                }
+                Work::PeerRead { id } => self.send(link, Frame::ReadData { id, offset, len }, Some(slot)),
+                _ => {}
+            }
+        }
+        if let Some(slot) = slot {
+            self.act(Action::ReleaseSlot { slot });
+        }
+        // The piece is queued in the stream: what is written from now on follows it (ordering 12).
+        self.drop_peer_task(id);
+        if result.is_err() {
+            self.notice(Notice::DiskFailed);
+            match (link, task.work) {
+                (Some(link), Work::PeerRead { id }) => self.send(link, Frame::ReadFailed { id }, None),
+                // The bit stays; the target is left and tries again.
+                (Some(_), _) => self.close_link(CloseReason::DiskFailed),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// The link is gone: what was received and not begun is dropped, what runs will complete in silence.
+    pub(super) fn drop_received(&mut self) {
+        self.receiver = Receiver::default();
+        let waiting = self.tasks_where(|task| {
+            let for_peer = !task.is_client();
+            for_peer && !(task.stage == Stage::Running && task.local_pending)
+        });
+        for id in waiting {
+            self.granted.retain(|granted| *granted != id);
+            self.drop_peer_task(id);
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! Promotion and demotion (DESIGN: "Promotion"), and the peer's side of both.
+//!
+//! Ordering 15: the peer has durably agreed, or the rotation without it is durable, before the export opens; on the way
+//! down the export is closed, requests are drained and flushed on every connected copy, resync pieces are drained, and
+//! only then is the peer told. A link lost on the way is handled as everywhere: bits first, then the rotation.
+
+use super::Node;
+use super::handshake::Phase;
+use super::leave::Leaving;
+use super::meta::Effect;
+use crate::action::{Action, CloseReason, ExportState};
+use crate::event::Command;
+use crate::frame::Frame;
+use crate::ids::{CommandId, Instant, LinkId};
+use crate::refusal::{Done, Refusal};
+use crate::status::{DiskState, Role};
+use lockstep_bitmap::{CopyRank, NodeId, Origin};
+
+/// The role change or departure that is under way; one at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    Promoting(Promoting),
+    Demoting(Demoting),
+    /// The peer's promotion is being recorded.
+    Granting,
+    Leaving(Leaving),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Promoting {
+    id: CommandId,
+    flags: Flags,
+    stage: PromoteStage,
+    pub(super) since: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Flags {
+    peer_is_down: bool,
+    accept_data_loss: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PromoteStage {
+    /// A handshake, an attach or a settling is under way.
+    Waiting,
+    /// Resync pieces asked for without a lock are drained.
+    Draining,
+    /// The peer was asked.
+    Asking {
+        term: u64,
+    },
+    Recording,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Demoting {
+    /// None: part of a departure.
+    id: Option<CommandId>,
+    /// The departure that follows.
+    leave: Option<CommandId>,
+    stage: DemoteStage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DemoteStage {
+    Draining,
+    Flushing,
+    Recording,
+    /// Without a peer the copy is made clean before the answer.
+    Settling,
+}
+
+/// What the rules say to a promotion.
+enum Plan {
+    Ask,
+    Alone(Origin),
+}
+
+impl Node {
+    pub(super) fn finish_command(&mut self, id: CommandId, result: Result<Done, Refusal>) {
+        self.act(Action::CommandDone { id, result });
+    }
+
+    pub(super) fn on_command(&mut self, id: CommandId, command: Command) {
+        match command {
+            Command::Promote { peer_is_down, accept_data_loss } => {
+                let flags = Flags { peer_is_down: peer_is_down || accept_data_loss, accept_data_loss };
+                self.begin_promote(id, flags);
+            }
+            Command::Demote { force } => self.begin_demote(id, force),
+            Command::Connect => {
+                let done = if self.dialer.wanted { Done::Already } else { Done::Changed };
+                self.with_states(|node| node.dialer.wanted = node.cfg.peer.is_some());
+                self.dialer.next = self.now;
+                self.finish_command(id, Ok(done));
+            }
+            Command::Disconnect => {
+                let done = if self.dialer.wanted { Done::Changed } else { Done::Already };
+                self.with_states(|node| node.dialer.wanted = false);
+                self.close_link(CloseReason::Disconnected);
+                self.finish_command(id, Ok(done));
+            }
+            Command::Resolve { discard } => self.resolve(id, discard),
+            Command::Leave => self.begin_leave(id),
+        }
+    }
+
+    fn resolve(&mut self, id: CommandId, discard: NodeId) {
+        let peer = self.cfg.peer.map(|peer| peer.node);
+        let standstill = self.link.as_ref().map(|link| link.phase);
+        let split = matches!(
+            standstill,
+            Some(Phase::Standstill(
+                crate::verdict::Standstill::SplitBrain | crate::verdict::Standstill::BothDiscard
+            ))
+        );
+        let loser_role = if discard == self.cfg.node {
+            self.role
+        } else {
+            self.link.as_ref().map_or(Role::Secondary, |link| link.peer_role)
+        };
+        let result = if discard != self.cfg.node && Some(discard) != peer {
+            Err(Refusal::UnknownNode(discard))
+        } else if !split {
+            Err(Refusal::NothingToResolve)
+        } else if loser_role == Role::Primary {
+            Err(Refusal::LoserIsPrimary(discard))
+        } else {
+            self.discard = Some(discard);
+            self.close_link(CloseReason::Resolving);
+            Ok(Done::Changed)
+        };
+        self.finish_command(id, result);
+    }
+
+    fn begin_promote(&mut self, id: CommandId, flags: Flags) {
+        if self.change.is_some() {
+            return self.finish_command(id, Err(Refusal::Busy));
+        }
+        if self.role == Role::Primary {
+            return self.finish_command(id, Ok(Done::Already));
+        }
+        self.change =
+            Some(Change::Promoting(Promoting { id, flags, stage: PromoteStage::Waiting, since: self.now }));
+        self.set_export(ExportState::Hold);
+    }
+
+    /// A handshake may go on unless a role change has got past the point where it looked at the link.
+    pub(super) fn change_allows_handshake(&self) -> bool {
+        match &self.change {
+            None => true,
+            Some(Change::Promoting(promoting)) => promoting.stage == PromoteStage::Waiting,
+            Some(_) => false,
+        }
+    }
+
+    pub(super) fn pump_change(&mut self) -> bool {
+        match self.change {
+            None | Some(Change::Granting) => false,
+            Some(Change::Promoting(promoting)) => self.pump_promote(promoting),
+            Some(Change::Demoting(demoting)) => self.pump_demote(demoting),
+            Some(Change::Leaving(leaving)) => self.pump_leave(leaving),
+        }
+    }
+
+    fn pump_promote(&mut self, mut promoting: Promoting) -> bool {
+        match promoting.stage {
+            PromoteStage::Waiting if self.attached && self.is_settled() && !self.in_handshake() => {
+                match self.promotion_plan(promoting.flags) {
+                    Err(refusal) => self.refuse_promotion(refusal),
+                    Ok(Plan::Alone(origin)) => {
+                        promoting.stage = PromoteStage::Recording;
+                        self.change = Some(Change::Promoting(promoting));
+                        self.promote_alone(origin);
+                    }
+                    Ok(Plan::Ask) => {
+                        if let Some(resync) = self.resync.as_mut() {
+                            resync.paused = true;
+                        }
+                        promoting.stage = PromoteStage::Draining;
+                        self.change = Some(Change::Promoting(promoting));
+                    }
+                }
+            }
+            PromoteStage::Draining if self.resync.as_ref().is_none_or(|resync| resync.is_drained()) => {
+                let Some(link) = self.mirror_link() else { return false };
+                let term = self.store.as_ref().map_or(0, |store| store.superblock.term) + 1;
+                promoting.stage = PromoteStage::Asking { term };
+                self.change = Some(Change::Promoting(promoting));
+                self.send(link, Frame::PromoteRequest { term }, None);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// Who may be promoted, and how.
+    fn promotion_plan(&self, flags: Flags) -> Result<Plan, Refusal> {
+        let Some(sb) = self.store.as_ref().map(|store| &store.superblock) else {
+            return Err(Refusal::NoData);
+        };
+        if self.disk_is_lost() {
+            return Err(Refusal::DiskFailed);
+        }
+        if let Some(link) = &self.link {
+            self.plan_with_peer(link, flags)?;
+            if self.mirror_link().is_some() {
+                return Ok(Plan::Ask);
+            }
+        }
+        if sb.log.current().is_none() {
+            return Err(Refusal::NoData);
+        }
+        let unclean = sb.unclean_in.is_some() && self.peer_may_carry_current();
+        let rank = match self.disk {
+            DiskState::Inconsistent => CopyRank::Inconsistent,
+            DiskState::Outdated => CopyRank::Outdated,
+            _ if unclean => CopyRank::Unclean,
+            _ => CopyRank::Clean,
+        };
+        let unproven = self.disk == DiskState::Consistent;
+        let since_ms = u64::try_from(self.now.since(self.contact_since).as_millis()).unwrap_or(u64::MAX);
+        match rank {
+            CopyRank::Clean if !unproven => Ok(Plan::Alone(Origin::Promoted)),
+            CopyRank::Clean if flags.accept_data_loss => {
+                Ok(Plan::Alone(Origin::DataLoss { from: CopyRank::Clean }))
+            }
+            CopyRank::Clean if flags.peer_is_down => Ok(Plan::Alone(Origin::PeerIsDown)),
+            CopyRank::Clean => Err(Refusal::MayBeStale { disk: self.disk, since_ms }),
+            _ if flags.accept_data_loss => Ok(Plan::Alone(Origin::DataLoss { from: rank })),
+            _ => Err(Refusal::DataLoss { disk: self.disk, unclean }),
+        }
+    }
+
+    /// What a connected peer has to say before it is even asked.
+    fn plan_with_peer(&self, link: &super::handshake::Link, flags: Flags) -> Result<(), Refusal> {
+        let peer = link.hello.node;
+        if link.peer_role == Role::Primary {
+            return Err(Refusal::PeerIsPrimary(peer));
+        }
+        let usable =
+            matches!(link.peer_disk, DiskState::UpToDate | DiskState::Consistent | DiskState::Outdated);
+        if flags.peer_is_down && usable {
+            return Err(Refusal::PeerAnswers { peer, disk: link.peer_disk });
+        }
+        if let Phase::Standstill(standstill) = link.phase {
+            use crate::verdict::Standstill as S;
+            if matches!(standstill, S::SplitBrain | S::BothDiscard) && self.disk != DiskState::UpToDate {
+                return Err(Refusal::SplitBrain);
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_promotion(&mut self, refusal: Refusal) {
+        if let Some(Change::Promoting(promoting)) = self.change.take() {
+            if let Some(resync) = self.resync.as_mut() {
+                resync.paused = false;
+            }
+            self.set_export(ExportState::Closed);
+            self.finish_command(promoting.id, Err(refusal));
+        }
+    }
+
+    /// One superblock write: the copy's state, the new generation, the term (ordering 4: before the export opens).
+    fn promote_alone(&mut self, origin: Origin) {
+        let rotate = self.peer_may_carry_current() || !matches!(origin, Origin::Promoted);
+        if rotate {
+            self.rotate_without_peer(origin);
+        }
+        if let Some(store) = self.store.as_mut() {
+            let sb = &mut store.superblock;
+            sb.term += 1;
+            (sb.inconsistent, sb.outdated, sb.was_primary) = (None, false, true);
+            if rotate {
+                sb.unclean_in = None;
+            }
+        }
+        self.note_may_be_written();
+        self.commit(Effect::Promoted);
+    }
+
+    pub(super) fn on_promoted(&mut self) {
+        let Some(Change::Promoting(promoting)) = self.change.take() else { return };
+        if let Some(resync) = self.resync.as_mut() {
+            resync.paused = false;
+        }
+        if self.mirror_link().is_none() && self.disk != DiskState::UpToDate {
+            if self.store.as_ref().is_some_and(|store| store.superblock.inconsistent.is_some()) {
+                // Agreed to by a peer that is gone: there is nothing to serve from.
+                self.set_export(ExportState::Closed);
+                self.begin_settle();
+                return self.finish_command(promoting.id, Err(Refusal::LinkLost));
+            }
+            self.set_disk(DiskState::UpToDate);
+        }
+        self.set_role(Role::Primary);
+        self.notice_generation();
+        if let Some(link) = self.mirror_link() {
+            let term = self.store.as_ref().map_or(0, |store| store.superblock.term);
+            self.send(link, Frame::Role { primary: true, term }, None);
+        } else {
+            self.reconsider();
+        }
+        self.set_export(ExportState::Open);
+        self.finish_command(promoting.id, Ok(Done::Changed));
+    }
+
+    /// The peer wants to be Primary: the agreement is durable before it is given (ordering 15).
+    pub(super) fn on_promote_request(&mut self, link: LinkId, term: u64) {
+        let me_first = self.cfg.peer.is_some_and(|peer| self.cfg.node < peer.node);
+        let own = matches!(
+            self.change,
+            Some(Change::Promoting(Promoting { stage: PromoteStage::Asking { .. }, .. }))
+        );
+        let busy = match self.change {
+            None => false,
+            Some(Change::Promoting(Promoting { stage: PromoteStage::Recording, .. })) => true,
+            Some(Change::Promoting(_)) => own && me_first,
+            Some(_) => true,
+        };
+        if self.role == Role::Primary || busy || self.mirror_link() != Some(link) {
+            return self.send(link, Frame::PromoteReply { term, granted: false }, None);
+        }
+        if self.change.is_some() {
+            let peer = self.cfg.peer.map_or(NodeId(0), |peer| peer.node);
+            self.refuse_promotion(Refusal::PeerWon(peer));
+        }
+        self.change = Some(Change::Granting);
+        if let Some(store) = self.store.as_mut() {
+            store.superblock.term = store.superblock.term.max(term);
+            if let Some(peer) = store.superblock.peers.first_mut() {
+                peer.may_be_primary = true;
+            }
+        }
+        self.note_may_be_written();
+        self.commit(Effect::Granted(link, term));
+    }
+
+    pub(super) fn on_granted(&mut self, link: LinkId, term: u64) {
+        if matches!(self.change, Some(Change::Granting)) {
+            self.change = None;
+        }
+        if let Some(link) = self.link.as_mut() {
+            link.peer_role = Role::Primary;
+        }
+        self.send(link, Frame::PromoteReply { term, granted: true }, None);
+    }
+
+    pub(super) fn on_promote_reply(&mut self, term: u64, granted: bool) {
+        let Some(Change::Promoting(mut promoting)) = self.change else { return };
+        if promoting.stage != (PromoteStage::Asking { term }) {
+            return;
+        }
+        if !granted {
+            let peer = self.cfg.peer.map_or(NodeId(0), |peer| peer.node);
+            return self.refuse_promotion(Refusal::PeerWon(peer));
+        }
+        promoting.stage = PromoteStage::Recording;
+        self.change = Some(Change::Promoting(promoting));
+        if let Some(store) = self.store.as_mut() {
+            store.superblock.term = store.superblock.term.max(term);
+            store.superblock.was_primary = true;
+        }
+        self.note_may_be_written();
+        self.commit(Effect::Promoted);
+    }
+
+    pub(super) fn on_peer_role(&mut self, primary: bool, term: u64) {
+        if let Some(link) = self.link.as_mut() {
+            link.peer_role = if primary { Role::Primary } else { Role::Secondary };
+        }
+        if let Some(store) = self.store.as_mut() {
+            store.superblock.term = store.superblock.term.max(term);
+        }
+    }
+
+    fn begin_demote(&mut self, id: CommandId, force: bool) {
+        if self.change.is_some() {
+            return self.finish_command(id, Err(Refusal::Busy));
+        }
+        if self.role == Role::Secondary {
+            return self.finish_command(id, Ok(Done::Already));
+        }
+        if self.clients > 0 && !force {
+            return self.finish_command(id, Err(Refusal::InUse { clients: self.clients }));
+        }
+        self.start_demote(Some(id), None, force);
+    }
+
+    pub(super) fn start_demote(&mut self, id: Option<CommandId>, leave: Option<CommandId>, force: bool) {
+        self.change = Some(Change::Demoting(Demoting { id, leave, stage: DemoteStage::Draining }));
+        self.set_export(ExportState::Closed);
+        if force && self.suspended_since.is_some() {
+            self.fail_suspended();
+        }
+    }
+
+    fn pump_demote(&mut self, mut demoting: Demoting) -> bool {
+        let drained =
+            self.requests.open == 0 && !self.tasks.iter().any(|(_, task)| task.is_client()) && !self.rotating;
+        match demoting.stage {
+            DemoteStage::Draining if drained => {
+                if let Some(resync) = self.resync.as_mut() {
+                    resync.paused = true;
+                }
+                self.flush_stream();
+                demoting.stage = DemoteStage::Flushing;
+            }
+            DemoteStage::Flushing
+                if (self.undurable.len() == 0 || self.disk_is_lost())
+                    && !self.rotating
+                    && self.resync.as_ref().is_none_or(|resync| resync.is_drained()) =>
+            {
+                demoting.stage = DemoteStage::Recording;
+                if let Some(store) = self.store.as_mut() {
+                    store.superblock.was_primary = false;
+                }
+                self.commit(Effect::Demoted);
+            }
+            DemoteStage::Settling if self.is_settled() => {
+                self.change = None;
+                self.after_demote(demoting);
+                return true;
+            }
+            _ => return false,
+        }
+        self.change = Some(Change::Demoting(demoting));
+        true
+    }
+
+    pub(super) fn on_demoted(&mut self) {
+        let Some(Change::Demoting(mut demoting)) = self.change else { return };
+        self.set_role(Role::Secondary);
+        self.suspended_since = None;
+        if let Some(resync) = self.resync.as_mut() {
+            resync.paused = false;
+        }
+        match self.mirror_link() {
+            Some(link) => {
+                let term = self.store.as_ref().map_or(0, |store| store.superblock.term);
+                self.send(link, Frame::Role { primary: false, term }, None);
+                self.change = None;
+                self.after_demote(demoting);
+            }
+            None => {
+                demoting.stage = DemoteStage::Settling;
+                self.change = Some(Change::Demoting(demoting));
+                self.begin_settle();
+            }
+        }
+    }
+
+    fn after_demote(&mut self, demoting: Demoting) {
+        if let Some(id) = demoting.id {
+            self.finish_command(id, Ok(Done::Changed));
+        }
+        match demoting.leave {
+            Some(id) => self.leave_as_secondary(id, true),
+            None => self.reconsider(),
+        }
+    }
+
+    /// The link is gone: changes that needed the peer end, or go on without it.
+    pub(super) fn role_lost_link(&mut self) {
+        match self.change {
+            Some(Change::Promoting(promoting)) => match promoting.stage {
+                PromoteStage::Draining | PromoteStage::Asking { .. } => {
+                    self.refuse_promotion(Refusal::LinkLost);
+                }
+                PromoteStage::Waiting | PromoteStage::Recording => {}
+            },
+            Some(Change::Granting) => self.change = None,
+            Some(Change::Leaving(_)) => self.leave_lost_link(),
+            Some(Change::Demoting(_)) | None => {}
+        }
+    }
+
+    /// A promotion that waits for a handshake gives up after a while.
+    pub(super) fn promotion_timed_out(&mut self) {
+        self.refuse_promotion(Refusal::Busy);
+    }
+}

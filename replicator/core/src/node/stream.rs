@@ -1,0 +1,355 @@
+//! Writes in the resource's stream at the Primary: marks, positions, both copies, durability.
+//!
+//! Orderings kept here: 1 (mark, then submit and send), 3 (a region is released only when its write is durable on
+//! each copy or has dirty bits), 4 (nothing is acknowledged while a rotation is pending), 7 (bits are set when a
+//! write that is not mirrored is submitted, long before it is forgotten).
+
+use super::Node;
+use super::task::{FlushFor, OpKind, Stage, Task, Work};
+use crate::action::{Action, Notice};
+use crate::event::DiskError;
+use crate::frame::Frame;
+use crate::ids::{LinkId, Position};
+use crate::refusal::IoError;
+use crate::status::{DiskState, Role};
+use alloc::collections::VecDeque;
+use lockstep_bitmap::{Acquire, ByteRange, RegionIndex};
+
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    /// Highest position that was replied to.
+    pub(super) replied: Position,
+    /// The Primary wants everything up to here durable, by itself.
+    background: Position,
+    flushing: bool,
+    /// Last position that the peer was asked to make durable.
+    peer_asked: Position,
+    /// Pieces that wait for room in the table.
+    room: VecDeque<u32>,
+    /// Pieces whose region is being marked.
+    marking: VecDeque<u32>,
+    /// Pieces that found the bound of hot regions reached.
+    pub(super) crowded: VecDeque<u32>,
+}
+
+/// The Primary closes an epoch by itself after so many bytes.
+const EPOCH_BYTES: u64 = 64 << 20;
+
+impl Node {
+    /// Ordering 1: no piece passes here before its region's mark is durable.
+    pub(super) fn take_region(&mut self, id: u32) {
+        let (Some(task), Some(store)) = (self.tasks.get_mut(id), self.store.as_mut()) else { return };
+        task.stage = Stage::Region;
+        let region = store.geometry().region_of_byte(task.range.start);
+        match store.activity.acquire(region) {
+            Acquire::Hot => {
+                task.region = Some(region);
+                self.after_region(id);
+            }
+            Acquire::Pending => {
+                task.region = Some(region);
+                self.stream.marking.push_back(id);
+            }
+            Acquire::Full => self.stream.crowded.push_back(id),
+        }
+    }
+
+    /// Marks became durable: their pieces go on.
+    pub(super) fn on_regions_marked(&mut self) {
+        for _ in 0..self.stream.marking.len() {
+            let Some(id) = self.stream.marking.pop_front() else { break };
+            let region = self.tasks.get(id).and_then(|task| task.region);
+            let hot = match (region, &self.store) {
+                (Some(region), Some(store)) => store.activity.is_hot(region),
+                _ => false,
+            };
+            if hot {
+                self.after_region(id);
+            } else {
+                self.stream.marking.push_back(id);
+            }
+        }
+    }
+
+    /// Regions were cooled: pieces that found the bound reached try again.
+    pub(super) fn retry_crowded(&mut self) {
+        for id in core::mem::take(&mut self.stream.crowded) {
+            self.take_region(id);
+        }
+    }
+
+    pub(super) fn needs_fill(&self, task: &Task) -> bool {
+        let granule = u64::from(self.granule_bytes());
+        task.slot.is_some() && (task.range.start % granule != 0 || task.range.end % granule != 0)
+    }
+
+    fn after_region(&mut self, id: u32) {
+        let Some(task) = self.tasks.get(id).copied() else { return };
+        match task.slot {
+            Some(slot) if self.needs_fill(&task) => {
+                if let Some(task) = self.tasks.get_mut(id) {
+                    task.stage = Stage::Fill;
+                }
+                let op = self.new_op(OpKind::Fill(id));
+                let granule_bytes = self.granule_bytes();
+                let (offset, len) = (task.offset(), task.len());
+                self.act(Action::DiskFill { op, slot, offset, len, granule_bytes });
+            }
+            _ => self.take_room(id),
+        }
+    }
+
+    pub(super) fn take_room(&mut self, id: u32) {
+        if self.disk_is_lost() {
+            return self.finish_client_task(id, Some(IoError::Io));
+        }
+        if self.undurable.is_full() || !self.stream.room.is_empty() {
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.stage = Stage::Room;
+            }
+            self.stream.room.push_back(id);
+        } else {
+            self.submit(id);
+        }
+    }
+
+    /// Gives the piece its position, sends it, writes it.
+    fn submit(&mut self, id: u32) {
+        let Some(mut task) = self.tasks.get(id).copied() else { return };
+        let Work::Write { zero, fua, .. } = task.work else { return };
+        let Some(region) = task.region else { return };
+        if task.slot.is_some() {
+            task.range = self.whole_granules(task.range);
+        }
+        let link = self.mirror_link();
+        if link.is_none() {
+            self.set_dirty(task.range);
+        }
+        let pos = self.undurable.push(task.range, region, id, link.is_some(), self.now);
+        // From here the region's use belongs to the entry of the table.
+        (task.region, task.pos, task.stage) = (None, Some(pos), Stage::Running);
+        (task.local_pending, task.peer_pending, task.link) = (true, link.is_some(), link);
+        if let Some(entry) = self.tasks.get_mut(id) {
+            *entry = task;
+        }
+        if let Some(link) = link {
+            self.send_write(link, &task, pos);
+        }
+        let op = self.new_op(OpKind::Task(id));
+        let (offset, len) = (task.offset(), task.len());
+        self.act(match (task.slot, zero) {
+            (Some(slot), _) => Action::DiskWrite { op, offset, len, slot, fua },
+            (None, zero) => {
+                let punch = zero.is_some_and(|zero| zero.punch);
+                Action::DiskZero { op, offset, len, punch, fua }
+            }
+        });
+    }
+
+    fn send_write(&mut self, link: LinkId, task: &Task, pos: Position) {
+        let Work::Write { zero, fua, .. } = task.work else { return };
+        let (offset, len) = (task.offset(), task.len());
+        let frame = match zero {
+            None => Frame::Write { pos, offset, len, fua },
+            Some(zero) => Frame::Zero { pos, offset, len, punch: zero.punch, fua },
+        };
+        self.send(link, frame, task.slot);
+    }
+
+    /// Sends again what the lost link left unconfirmed (ordering 13 was checked), at new positions, in the old order.
+    pub(super) fn resend_suspended(&mut self) {
+        let mut ids = self.tasks_where(|task| task.stage == Stage::Suspended);
+        ids.sort_by_key(|id| self.tasks.get(*id).and_then(|task| task.pos));
+        for id in ids {
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.stage = Stage::Region;
+                self.take_region(id);
+            }
+        }
+    }
+
+    pub(super) fn whole_granules(&self, range: ByteRange) -> ByteRange {
+        let granule = u64::from(self.granule_bytes());
+        ByteRange { start: range.start - range.start % granule, end: range.end.next_multiple_of(granule) }
+    }
+
+    /// Bits toward the peer, rounded outward (ordering 7).
+    pub(super) fn set_dirty(&mut self, range: ByteRange) {
+        if let Some(store) = self.store.as_mut() {
+            let blocks = store.geometry().blocks_touched(range);
+            store.slots[0].bits.set(blocks);
+        }
+    }
+
+    pub(super) fn on_local_write_done(&mut self, id: u32, result: Result<(), DiskError>) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.local_pending = false;
+        let (pos, range) = (task.pos, task.range);
+        if let Err(error) = result {
+            task.failed = Some(error.into());
+            // What the copy holds now is unknown; the client is told, the bits remember it.
+            self.set_dirty(range);
+            self.notice(Notice::DiskFailed);
+        }
+        if let Some(pos) = pos {
+            self.undurable.local_done(pos);
+        }
+        self.complete_write(id);
+    }
+
+    pub(super) fn on_written(&mut self, link: LinkId, pos: Position) {
+        let Some(id) = self.undurable.task_at(pos) else { return };
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if task.pos == Some(pos) && task.link == Some(link) {
+            task.peer_pending = false;
+            self.complete_write(id);
+        }
+    }
+
+    /// Done when the local write completed and the peer said written.
+    pub(super) fn complete_write(&mut self, id: u32) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if task.stage != Stage::Running || task.local_pending || task.peer_pending {
+            return;
+        }
+        if self.rotating {
+            task.stage = Stage::Held;
+            return;
+        }
+        let (pos, failed) = (task.pos, task.failed);
+        self.stream.replied = self.stream.replied.max(pos.unwrap_or_default());
+        self.finish_client_task(id, failed);
+    }
+
+    /// A rotation is durable: what was complete is acknowledged (ordering 4).
+    pub(super) fn release_held(&mut self) {
+        for id in self.tasks_where(|task| task.stage == Stage::Held) {
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.stage = Stage::Running;
+            }
+            self.complete_write(id);
+        }
+    }
+
+    /// Everything up to now has to become durable on both copies, nobody waiting for an answer.
+    pub(super) fn flush_stream(&mut self) {
+        self.stream.background = self.undurable.last();
+    }
+
+    pub(super) fn pump_stream(&mut self) -> bool {
+        self.close_epoch();
+        let mut moved = false;
+        while let Some(entry) = self.undurable.pop_retired() {
+            moved = true;
+            self.release_region(entry.region);
+        }
+        while !self.undurable.is_full() {
+            let Some(id) = self.stream.room.pop_front() else { break };
+            moved = true;
+            self.submit(id);
+        }
+        moved | self.flush_local() | self.flush_peer()
+    }
+
+    /// By time, bytes or entries (DESIGN: the Primary closes an epoch by itself).
+    fn close_epoch(&mut self) {
+        let old = self.undurable.oldest().is_some_and(|at| self.now.since(at) >= self.cfg.timing.epoch);
+        let many = self.undurable.len() * 4 >= self.cfg.undurable_max * 3;
+        let crowded = !self.stream.crowded.is_empty() || !self.stream.room.is_empty();
+        let large = self.undurable.bytes() >= EPOCH_BYTES;
+        if (old || many || crowded || large) && self.stream.background <= self.undurable.retired() {
+            self.flush_stream();
+        }
+    }
+
+    /// Positions that somebody wants durable.
+    fn wanted(&self) -> impl Iterator<Item = Position> {
+        let flushes = self.requests.flushes.iter().map(|(_, upto)| *upto);
+        flushes.chain([self.stream.background])
+    }
+
+    fn flush_local(&mut self) -> bool {
+        let prefix = self.undurable.local_prefix();
+        let durable = self.undurable.local_durable();
+        let wanted = self.wanted().any(|upto| upto > durable && upto <= prefix);
+        if self.stream.flushing || !wanted || self.disk_is_lost() {
+            return false;
+        }
+        self.stream.flushing = true;
+        let op = self.new_op(OpKind::Flush(FlushFor::Stream { covers: prefix }));
+        self.act(Action::DiskFlush { op });
+        true
+    }
+
+    fn flush_peer(&mut self) -> bool {
+        let Some(link) = self.mirror_link() else { return false };
+        let upto = self.wanted().max().unwrap_or_default();
+        let asked = self.stream.peer_asked;
+        if asked > self.undurable.peer_durable() || !self.undurable.peer_lacks(upto) {
+            return false;
+        }
+        let upto = upto.min(self.undurable.last());
+        self.stream.peer_asked = upto;
+        self.send(link, Frame::Flush { upto }, None);
+        true
+    }
+
+    pub(super) fn on_durable(&mut self, upto: Position) {
+        if upto <= self.undurable.last() {
+            self.undurable.set_peer_durable(upto);
+        }
+    }
+
+    pub(super) fn forget_peer_flush(&mut self) {
+        self.stream.peer_asked = Position(0);
+    }
+
+    pub(super) fn on_flushed(&mut self, purpose: FlushFor, result: Result<(), DiskError>) {
+        if result.is_err() {
+            // The kernel may have dropped the dirty pages: the copy is failed for good, never flushed again.
+            return self.lose_disk();
+        }
+        match purpose {
+            FlushFor::Stream { covers } => {
+                self.stream.flushing = false;
+                self.undurable.set_local_durable(covers);
+            }
+            FlushFor::Received { covers, link } => self.on_received_flushed(covers, link),
+            FlushFor::TargetBatch { link } => self.on_target_batch_flushed(link),
+            FlushFor::SourceBatch { link, batch } => self.on_source_batch_flushed(link, batch),
+            FlushFor::Settle => self.on_settle_flushed(),
+            FlushFor::Farewell { link } => self.on_farewell_flushed(link),
+        }
+    }
+
+    pub(super) fn release_region(&mut self, region: RegionIndex) {
+        if let Some(store) = self.store.as_mut() {
+            store.activity.release(region);
+        }
+    }
+
+    pub(super) fn disk_is_lost(&self) -> bool {
+        matches!(self.disk, DiskState::Failed)
+    }
+
+    /// The local copy failed: nothing is written to it any more, the peer is left, clients get EIO.
+    pub(super) fn lose_disk(&mut self) {
+        if self.disk_is_lost() {
+            return;
+        }
+        self.notice(Notice::DiskFailed);
+        self.set_disk(DiskState::Failed);
+        self.close_link(crate::action::CloseReason::DiskFailed);
+        if self.role == Role::Primary {
+            self.stream.room.clear();
+            self.stream.marking.clear();
+            self.stream.crowded.clear();
+            let idle = |task: &Task| task.is_client() && !task.local_pending && task.stage != Stage::Fill;
+            for id in self.tasks_where(idle) {
+                self.requests.gate.retain(|waiting| *waiting != id);
+                self.granted.retain(|granted| *granted != id);
+                self.finish_client_task(id, Some(IoError::Io));
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Units of work on a range of the volume, and what each outstanding operation belongs to.
+
+use crate::event::DiskError;
+use crate::ids::{LinkId, Position, ReqId, SlotId};
+use crate::refusal::IoError;
+use lockstep_bitmap::{ByteRange, MetaPage, RegionIndex};
+
+/// What a task is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// A client's read.
+    Read { req: ReqId },
+    /// A client's write, trim or zero.
+    Write { req: ReqId, zero: Option<Zero>, fua: bool },
+    /// A write of the Primary, received.
+    PeerWrite { pos: Position, zero: Option<Zero>, fua: bool },
+    /// A read for a client of the peer.
+    PeerRead { id: u32 },
+    /// A resync piece read at the source.
+    Serve { batch: u64 },
+    /// A resync piece asked for or written at the target.
+    Fetch,
+}
+
+/// A write without payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Zero {
+    pub(super) punch: bool,
+}
+
+/// How far a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Not admitted yet: role, suspension, stale blocks.
+    Gate,
+    /// Waits for its lock.
+    Lock,
+    /// Waits for its region's mark (ordering 1).
+    Region,
+    /// Its edge blocks are being read.
+    Fill,
+    /// Waits for room in the table of undurable writes.
+    Room,
+    /// Submitted.
+    Running,
+    /// Complete; waits for a rotation before it may be acknowledged (ordering 4).
+    Held,
+    /// Complete here, the only UpToDate copy is out of reach: resent or failed when that is settled (ordering 13).
+    Suspended,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task {
+    pub(super) work: Work,
+    pub(super) range: ByteRange,
+    pub(super) slot: Option<SlotId>,
+    pub(super) stage: Stage,
+    pub(super) region: Option<RegionIndex>,
+    pub(super) pos: Option<Position>,
+    pub(super) local_pending: bool,
+    pub(super) peer_pending: bool,
+    /// The link that it came from or was sent on.
+    pub(super) link: Option<LinkId>,
+    pub(super) failed: Option<IoError>,
+}
+
+impl Task {
+    pub(super) fn new(work: Work, range: ByteRange, slot: Option<SlotId>, link: Option<LinkId>) -> Self {
+        Task {
+            work,
+            range,
+            slot,
+            stage: Stage::Gate,
+            region: None,
+            pos: None,
+            local_pending: false,
+            peer_pending: false,
+            link,
+            failed: None,
+        }
+    }
+
+    pub(super) fn offset(&self) -> u64 {
+        self.range.start
+    }
+
+    /// Bytes; a task never exceeds one piece.
+    pub(super) fn len(&self) -> u32 {
+        u32::try_from(self.range.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Made for a client of this node.
+    pub(super) fn is_client(&self) -> bool {
+        matches!(self.work, Work::Read { .. } | Work::Write { .. })
+    }
+}
+
+/// What an fdatasync is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlushFor {
+    /// The stream, up to this position.
+    Stream { covers: Position },
+    /// The received stream, up to this position.
+    Received { covers: Position, link: LinkId },
+    /// The target's batch.
+    TargetBatch { link: LinkId },
+    /// The source's batch.
+    SourceBatch { link: LinkId, batch: u64 },
+    /// A Secondary that lost its peer, or a copy that is attached.
+    Settle,
+    /// The peer asked to leave.
+    Farewell { link: LinkId },
+}
+
+/// What an outstanding operation belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum OpKind {
+    Task(u32),
+    Fill(u32),
+    Flush(FlushFor),
+    Meta(MetaPage),
+}
+
+impl From<DiskError> for IoError {
+    fn from(error: DiskError) -> IoError {
+        match error {
+            DiskError::Io => IoError::Io,
+            DiskError::NoSpace => IoError::NoSpace,
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Deadlines: each wait of the core has one, or an operation under way.
+
+use super::Node;
+use super::role::Change;
+use crate::action::CloseReason;
+use crate::frame::Frame;
+use crate::ids::Instant;
+use core::time::Duration;
+
+/// When the core wants [`crate::Event::Tick`], and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// Not before.
+    pub at: Instant,
+    /// The timer's name.
+    pub why: &'static str,
+}
+
+/// Epochs without a new region until unused activity marks are removed.
+const IDLE_EPOCHS: u32 = 5;
+/// Interval of the samples that progress is computed from.
+const SAMPLE: Duration = Duration::from_millis(500);
+
+impl Node {
+    /// The earliest deadline, if there is one.
+    pub fn next_deadline(&self) -> Option<Deadline> {
+        let timing = &self.cfg.timing;
+        let mut list = [None; 9];
+        let mut set = |index: usize, at: Option<Instant>, why: &'static str| {
+            if let (Some(entry), Some(at)) = (list.get_mut(index), at) {
+                *entry = Some(Deadline { at, why });
+            }
+        };
+        if let Some(link) = &self.link {
+            set(0, Some(link.heard + timing.timeout), "peer timeout");
+            set(1, Some(link.sent + timing.heartbeat), "heartbeat");
+        } else if self.attached && !self.disk_is_lost() {
+            set(2, self.dialer.due(), "dial");
+        }
+        set(3, self.undurable.oldest().map(|at| self.epoch_check(at)), "epoch");
+        set(4, self.suspended_since.map(|at| at + timing.io_timeout), "io timeout");
+        set(5, self.change_deadline(), "role change");
+        set(6, self.round_due(), "bitmap pages");
+        set(7, self.idle_due(), "cooling");
+        set(8, self.resync.as_ref().map(|_| self.now + SAMPLE), "resync progress");
+        list.into_iter().flatten().min_by_key(|deadline| deadline.at)
+    }
+
+    /// An epoch that is being closed is looked at again after the same time.
+    fn epoch_check(&self, oldest: Instant) -> Instant {
+        let due = oldest + self.cfg.timing.epoch;
+        if due > self.now { due } else { self.now + self.cfg.timing.epoch }
+    }
+
+    fn change_deadline(&self) -> Option<Instant> {
+        match &self.change {
+            Some(Change::Promoting(promoting)) => Some(promoting.since + self.cfg.timing.timeout * 2),
+            Some(Change::Leaving(leaving)) => Some(leaving.since + self.cfg.timing.timeout),
+            Some(Change::Demoting(_) | Change::Granting) | None => None,
+        }
+    }
+
+    fn stale_pages(&self) -> bool {
+        !self.bits_are_durable()
+    }
+
+    fn round_due(&self) -> Option<Instant> {
+        self.stale_pages().then(|| {
+            let due = self.meta.round_at + self.cfg.timing.lazy_write;
+            // A round is running or blocked: its completions move it.
+            if due > self.now { due } else { self.now + self.cfg.timing.lazy_write }
+        })
+    }
+
+    fn idle_due(&self) -> Option<Instant> {
+        let candidates = self.store.as_ref().is_some_and(|store| store.activity.candidates() > 0);
+        let idle = self.cfg.timing.epoch * IDLE_EPOCHS;
+        candidates.then(|| {
+            let due = self.meta.used_at + idle;
+            if due > self.now { due } else { self.now + idle }
+        })
+    }
+
+    /// Acts on every deadline that has passed.
+    pub(super) fn on_timers(&mut self) {
+        let timing = self.cfg.timing;
+        if let Some((id, heard, sent)) = self.link.as_ref().map(|link| (link.id, link.heard, link.sent)) {
+            if self.now.since(heard) >= timing.timeout {
+                self.close_link(CloseReason::Silent);
+            } else if self.now.since(sent) >= timing.heartbeat {
+                self.send(id, Frame::Heartbeat, None);
+            }
+        }
+        if !self.disk_is_lost() {
+            self.dial_if_due();
+        }
+        if self.suspended_since.is_some_and(|at| self.now.since(at) >= timing.io_timeout) {
+            self.fail_suspended();
+        }
+        if self.change_deadline().is_some_and(|at| at <= self.now) {
+            match self.change {
+                Some(Change::Promoting(_)) => self.promotion_timed_out(),
+                Some(Change::Leaving(_)) => self.leave_timed_out(),
+                _ => {}
+            }
+        }
+        if self.stale_pages() && self.now.since(self.meta.round_at) >= timing.lazy_write {
+            self.write_stale_bits();
+        }
+        if self.attached && self.now.since(self.meta.used_at) >= timing.epoch * IDLE_EPOCHS {
+            self.cool(u32::MAX);
+        }
+        self.sample_resync();
+    }
+}
