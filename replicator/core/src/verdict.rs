@@ -1,10 +1,11 @@
-//! The verdict of the handshake: what two copies that meet must do, as a pure function of their two snapshots.
+//! The verdict of the handshake: what two copies that meet must do, a pure function of two snapshots.
 //!
 //! Invariants: the value names nodes absolutely, so both ends compute the *same* value and compare its
-//! [`Verdict::fingerprint`] before either changes anything (ordering 9). A copy without generation or Inconsistent is
-//! never source. A Primary whose own copy is UpToDate is never target. Nothing is declared in sync while generations
-//! differ or any bit is set. Whatever cannot be decided without losing somebody's acknowledged writes is refused.
-//! Tolerates any snapshot that decodes: contradictions end in a refusal. The table is in `docs/verdict.md`.
+//! [`Verdict::fingerprint`] before either changes anything (ordering 9). A copy without generation or
+//! Inconsistent is never source. A Primary whose own copy is UpToDate is never target. Nothing is declared in
+//! sync while generations differ or any bit is set. Whatever cannot be decided without losing somebody's
+//! acknowledged writes is refused. Tolerates any snapshot that decodes: contradictions end in a refusal. The
+//! table is in `docs/verdict.md`.
 #![deny(clippy::indexing_slicing)]
 
 use crate::snapshot::Snapshot;
@@ -27,9 +28,9 @@ pub enum Verdict {
     Sync {
         /// The node whose data wins; the other one is the target.
         source: NodeId,
-        /// The bitmaps do not reach back far enough: the source first sets every bit, and in the same durable write
-        /// its base to `NoGeneration` (a full slot begins at nothing), so that an interruption goes on over the bits
-        /// that are left.
+        /// The bitmaps do not reach back far enough: the source first sets every bit, and in the same durable
+        /// write its base to `NoGeneration` (a full slot begins at nothing), so that an interruption goes on
+        /// over the bits that are left.
         full: bool,
         /// Compare hashes of dirty runs before copying.
         hash_first: bool,
@@ -150,15 +151,16 @@ impl fmt::Display for Standstill {
                  lockstep create-md R --overwrite"
             }
             Standstill::NoSource => {
-                "neither copy can be the source. Name the good one: lockstep promote R --accept-data-loss there; \
-                 for two empty volumes: lockstep create-md R --source on one of them, or --clean on both"
+                "neither copy can be the source. On the node with the good copy, type: lockstep promote R \
+                 --accept-data-loss; for two empty volumes: lockstep create-md R --source on one of them"
             }
             Standstill::TargetIsPrimary => {
-                "the copy that must be overwritten belongs to a Primary, or both nodes are Primary. Type on the \
-                 node whose copy is older: lockstep demote R; the resync then starts by itself"
+                "the copy that must be overwritten belongs to a Primary, or both nodes are Primary. On the node \
+                 whose copy is older, type: lockstep demote R; the resync then starts by itself"
             }
             Standstill::BothDiscard => {
-                "both copies are named as losers of the split brain. Choose one: lockstep resolve R --discard NODE"
+                "both copies are named as losers of the split brain. Choose one: lockstep resolve R --discard \
+                 NODE"
             }
             Standstill::SizeMismatch => {
                 "the volumes differ in size. Give both disks the same size, then: lockstep connect R"

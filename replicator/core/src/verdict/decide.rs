@@ -1,7 +1,8 @@
 //! The rules of the verdict, first match wins: disk, size, sessions, disk state, generations.
 //!
-//! Every function takes the two snapshots in an order that both ends agree on: by node id, or source before target.
-//! An error is a refusal. A resync can only be made in [`sync`], which keeps a Primary from being overwritten.
+//! Every function takes the two snapshots in an order that both ends agree on: by node id, or source before
+//! target. An error is a refusal. A resync can only be made in [`sync`], which keeps a Primary from being
+//! overwritten.
 #![deny(clippy::indexing_slicing)]
 
 use super::{Standstill, SyncWhy, Verdict};
@@ -47,8 +48,9 @@ fn by_disk_state(low: &Snapshot, high: &Snapshot) -> Decision {
 
 /// Two copies of which each is whole in some generation.
 ///
-/// Only the log says who is ahead. A base that is in the log adds nothing; one that is not names a generation which
-/// the peer began alone (it was met while a resync was refused), and to call that "behind" would drop its writes.
+/// Only the log says who is ahead. A base that is in the log adds nothing; one that is not names a generation
+/// which the peer began alone (it was met while a resync was refused), and to call that "behind" would drop
+/// its writes.
 fn by_generation(low: &Snapshot, high: &Snapshot) -> Decision {
     let (Some(of_low), Some(of_high)) = (current(low), current(high)) else {
         return Err(Standstill::NoSource);
@@ -82,8 +84,9 @@ fn same_generation(low: &Snapshot, high: &Snapshot) -> Decision {
     if !unclean && low.slot_empty && high.slot_empty {
         return Ok(Verdict::NoSync);
     }
-    // Both hold every write that the other may rely on (I1, I2); the union of bits and hot regions holds every
-    // block that differs (D5). So either may be source, and the order only says whose last writes live on.
+    // Both hold every write that the other may rely on (I1, I2); the union of bits and hot regions holds
+    // every block that differs (D5). So either may be source, and the order only says whose last writes live
+    // on.
     let merit = |s: &Snapshot| (s.disk, s.role == Role::Primary, !s.unclean, s.term, Reverse(s.node));
     let (source, target) = if merit(low) > merit(high) { (low, high) } else { (high, low) };
     sync(source, target, false, SyncWhy::SameGeneration)
@@ -146,8 +149,8 @@ fn parted(one: &Snapshot, other: &Snapshot) -> Decision {
     if cannot_give(source) {
         return Err(Standstill::NoSource);
     }
-    // Two slots that both begin at the common ancestor hold all that either side changed since. A side that is
-    // still at the common ancestor has changed nothing that its hot regions do not hold.
+    // Two slots that both begin at the common ancestor hold all that either side changed since. A side that
+    // is still at the common ancestor has changed nothing that its hot regions do not hold.
     let since_common = |s: &Snapshot| match s.base {
         Base::Generation(base) => base == common,
         Base::Unset => current(s) == Some(common),
@@ -175,23 +178,25 @@ fn sync(source: &Snapshot, target: &Snapshot, full: bool, why: SyncWhy) -> Decis
     Ok(Verdict::Sync { source: source.node, full, hash_first, why })
 }
 
-/// The clients of this Primary have seen nothing but what the source has: its own copy is not what they read, and
-/// nobody was promoted, nothing rotated, since it last wrote through the source.
+/// The clients of this Primary have seen nothing but what the source has: its own copy is not what they read,
+/// and nobody was promoted, nothing rotated, since it last wrote through the source.
 fn reads_through(source: &Snapshot, target: &Snapshot) -> bool {
     source.role == Role::Secondary
         && target.disk != DiskState::UpToDate
         && current(source).is_some_and(|generation| target.wrote_through == Some((generation, source.term)))
 }
 
-/// True if the slot of `source`, with the slot and the hot regions of `target`, covers every block that differs.
+/// True if the slot of `source`, with the slot and the hot regions of `target`, covers every block that
+/// differs.
 ///
-/// The base is what the target was when the slot began to remember. At that instant the slot held every differing
-/// block that the target's own slot did not; since then each write of the source that was not made durable at the
-/// target set a bit, each write of the target that was not made durable at the source set one there, and a bit is
-/// cleared only when its block is durable on both (ordering 7). Later losses add bits and do not move the base. So
-/// the slot is good for any copy that *descends* from the base: one whose log contains it, newer or not, as long as
-/// nobody put an older image back (the session numbers tell). `NoGeneration` is a slot that was set full for a
-/// target that had nothing yet; a target that has a generation since got it over this slot.
+/// The base is what the target was when the slot began to remember. At that instant the slot held every
+/// differing block that the target's own slot did not; since then each write of the source that was not made
+/// durable at the target set a bit, each write of the target that was not made durable at the source set one
+/// there, and a bit is cleared only when its block is durable on both (ordering 7). Later losses add bits and
+/// do not move the base. So the slot is good for any copy that *descends* from the base: one whose log
+/// contains it, newer or not, as long as nobody put an older image back (the session numbers tell).
+/// `NoGeneration` is a slot that was set full for a target that had nothing yet; a target that has a
+/// generation since got it over this slot.
 fn reaches_back(source: &Snapshot, target: &Snapshot) -> bool {
     match source.base {
         Base::Generation(base) => target.log.contains(base),
@@ -203,8 +208,8 @@ fn reaches_back(source: &Snapshot, target: &Snapshot) -> bool {
 /// True if an interrupted resync goes on over the bits that are left.
 fn goes_on(source: &Snapshot, target: &Snapshot) -> bool {
     let from_here = target.becoming.is_some_and(|becoming| becoming.node == source.node);
-    // It began within one generation, and that is still the source's: what differs is in the bits and hot regions of
-    // both (D5), even if it was cut before the source took over the bits that only the target has.
+    // It began within one generation, and that is still the source's: what differs is in the bits and hot
+    // regions of both (D5), even if it was cut before the source took over the bits that only the target has.
     let within_one = current(target).is_some_and(|generation| {
         from_here && awaited(target) == Some(generation) && current(source) == Some(generation)
     });
@@ -213,8 +218,8 @@ fn goes_on(source: &Snapshot, target: &Snapshot) -> bool {
     within_one || since_nothing || reaches_back(source, target)
 }
 
-/// The generation after the target's in the source's chain was begun from a copy that was worse than the target:
-/// the source lacks writes that the target has.
+/// The generation after the target's in the source's chain was begun from a copy that was worse than the
+/// target: the source lacks writes that the target has.
 fn gave_up_better(source: &Snapshot, target: &Snapshot) -> bool {
     let Some(generation) = current(target) else { return false };
     let Some(position) = source.log.position(generation) else { return false };

@@ -142,9 +142,19 @@ fn same_generation_source_follows_the_total_order() {
 }
 
 #[test]
+fn same_generation_source_is_the_better_disk_even_of_a_secondary() {
+    let stale = Snapshot { disk: DiskState::Outdated, role: Role::Primary, ..copy(A, &[1]) };
+    let better = degraded(B, &[1], 1);
+    refused(&stale, &better, Standstill::TargetIsPrimary);
+    let through = Snapshot { wrote_through: Some((id(1), 1)), ..stale };
+    expect(&through, &better, bitmap(B, SyncWhy::SameGeneration));
+}
+
+#[test]
 fn ahead_is_a_bitmap_resync_when_the_slot_reaches_back() {
     expect(&degraded(A, &[1, 2], 1), &copy(B, &[1]), bitmap(A, SyncWhy::Ahead));
-    // The target finished one resync, which was not confirmed, before it was lost again: older base, same slot.
+    // The target finished one resync, which was not confirmed, before it was lost again: older base, same
+    // slot.
     expect(&copy(A, &[1, 2]), &degraded(B, &[1, 2, 3], 1), bitmap(B, SyncWhy::Ahead));
     let since_nothing = Snapshot { base: Base::NoGeneration, ..degraded(A, &[1, 2], 1) };
     expect(&since_nothing, &copy(B, &[1]), bitmap(A, SyncWhy::Ahead));
@@ -224,6 +234,8 @@ fn a_resolved_split_brain_is_full_unless_both_slots_begin_at_the_common_ancestor
     expect(&told, &degraded(B, &[1, 4], 1), full(A, SyncWhy::Resolved));
     let told = Snapshot { discard: Some(B), ..degraded(A, &[1, 2, 3], 1) };
     expect(&told, &copy(B, &[1, 4]), full(A, SyncWhy::Resolved));
+    let since_nothing = Snapshot { base: Base::NoGeneration, ..degraded(B, &[1, 4], 1) };
+    expect(&told, &since_nothing, full(A, SyncWhy::Resolved));
 }
 
 #[test]
@@ -265,6 +277,20 @@ fn an_interrupted_first_sync_goes_on_over_the_bits_left() {
     expect(&source, &fresh(B), full(A, SyncWhy::Fresh));
     // Its source is gone for good; what it holds is of no use to anyone.
     expect(&source, &halfway(B, &[], 7), full(A, SyncWhy::Fresh));
+}
+
+#[test]
+fn a_first_sync_from_another_node_tells_nothing_about_this_slot() {
+    let source = Snapshot { base: Base::NoGeneration, slot_empty: false, ..copy(A, &[1, 2]) };
+    let becoming = Some(Becoming { generation: id(1), node: NodeId(3) });
+    expect(&source, &Snapshot { becoming, ..halfway(B, &[], 1) }, full(A, SyncWhy::Unfinished));
+}
+
+#[test]
+fn a_copy_that_claims_data_without_a_generation_is_fresh() {
+    let claims = Snapshot { disk: DiskState::UpToDate, ..fresh(B) };
+    expect(&copy(A, &[1]), &claims, full(A, SyncWhy::Fresh));
+    refused(&fresh(A), &claims, Standstill::NoSource);
 }
 
 #[test]
@@ -325,7 +351,10 @@ fn nothing_common_is_refused() {
 #[test]
 fn a_copy_without_disk_is_not_synchronised() {
     for disk in [DiskState::Diskless, DiskState::Failed] {
-        refused(&Snapshot { disk, size_bytes: 0, ..copy(A, &[]) }, &copy(B, &[1]), Standstill::Diskless);
+        let without = |node| Snapshot { disk, size_bytes: 0, ..copy(node, &[]) };
+        refused(&without(A), &copy(B, &[1]), Standstill::Diskless);
+        refused(&copy(A, &[1]), &without(B), Standstill::Diskless);
+        refused(&without(A), &without(B), Standstill::Diskless);
     }
 }
 
@@ -377,6 +406,8 @@ fn a_restored_copy_is_refused_where_it_cannot_be_the_target() {
     refused(&copy(A, &[1]), &primary, Standstill::TargetIsPrimary);
     let rotated = restored(degraded(B, &[1, 3], 1));
     refused(&copy(A, &[1]), &rotated, Standstill::SplitBrain);
+    let stale_word = Snapshot { becoming: halfway(B, &[], 1).becoming, ..rotated.clone() };
+    refused(&copy(A, &[1]), &stale_word, Standstill::SplitBrain);
     let told = Snapshot { discard: Some(A), ..copy(A, &[1]) };
     expect(&told, &rotated, full(B, SyncWhy::Resolved));
     refused(&halfway(A, &[1], 1), &restored(copy(B, &[1])), Standstill::NoSource);
