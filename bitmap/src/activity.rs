@@ -1,11 +1,13 @@
 //! The activity map: which regions may hold writes that are not yet accounted for in the dirty bitmaps.
 //!
-//! A region is *hot* when its mark is durable in both copies of its page; only then may a write in it begin. Marks are
-//! requested by `acquire`, reach the disk page by page, and are removed lazily, in groups, by `cool`.
+//! A region is *hot* when its mark is durable in both copies of its page; only then may a write in it begin.
+//! Marks are requested by `acquire`, reach the disk page by page, and are removed lazily, in groups, by
+//! `cool`.
 //!
-//! Invariants: `acquire` says `Hot` and `is_hot` says true only while the mark is on disk and no write that removes it
-//! has begun. The number of regions whose mark is or may be on disk, or is wanted there, is bounded by `max_hot`
-//! (recovery may load more; then nothing is added until enough were cooled). At most one write of a page is in flight.
+//! Invariants: `acquire` says `Hot` and `is_hot` says true only while the mark is on disk and no write that
+//! removes it has begun. The number of regions whose mark is or may be on disk, or is wanted there, is
+//! bounded by `max_hot` (recovery may load more; then nothing is added until enough were cooled). At most one
+//! write of a page is in flight.
 
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -23,7 +25,8 @@ const WORD_BYTES: usize = 8;
 pub enum Acquire {
     /// The mark is on disk. A use was taken.
     Hot,
-    /// The mark will be in the next write of its page. A use was taken; wait until `take_hot` names the region.
+    /// The mark will be in the next write of its page. A use was taken; wait until `take_hot` names the
+    /// region.
     Pending,
     /// The bound is reached. Nothing was taken; wait until regions were cooled.
     Full,
@@ -43,8 +46,8 @@ struct PageState {
 
 /// One bit per region, with use counts.
 ///
-/// Life of a region by its bits (wanted, on disk): cold (0,0) -> pending (1,0) -> hot (1,1) -> chosen for removal (0,1)
-/// -> leaving (0,0 and `leaving`) -> cold.
+/// Life of a region by its bits (wanted, on disk): cold (0,0) -> pending (1,0) -> hot (1,1) -> chosen for
+/// removal (0,1) -> leaving (0,0 and `leaving`) -> cold.
 #[derive(Clone, Debug)]
 pub struct ActivityMap {
     region_count: u32,
@@ -149,8 +152,8 @@ impl ActivityMap {
         self.pages.iter().any(PageState::wants_write)
     }
 
-    /// Picks a page that waits for a write, pages with new marks first, and freezes what `page_bits` returns for it
-    /// until `end_write`.
+    /// Picks a page that waits for a write, pages with new marks first, and freezes what `page_bits` returns
+    /// for it until `end_write`.
     pub fn begin_write(&mut self) -> Option<u32> {
         let with_marks = self.pages.iter().position(|page| page.wants_write() && page.marks > 0);
         let page = with_marks.or_else(|| self.pages.iter().position(PageState::wants_write))?;
@@ -168,7 +171,8 @@ impl ActivityMap {
         Some(page as u32)
     }
 
-    /// Content of a page: that of the write in flight, else every mark that is or may be on disk or is wanted there.
+    /// Content of a page: that of the write in flight, else every mark that is or may be on disk or is wanted
+    /// there.
     pub fn page_bits(&self, page: u32, out: &mut PageBits) {
         let writing = self.pages[page as usize].writing;
         for (bytes, word) in out.0.chunks_exact_mut(WORD_BYTES).zip(words_of(page as usize)) {
@@ -213,9 +217,9 @@ impl ActivityMap {
         self.newly_hot.pop_front()
     }
 
-    /// Chooses up to `limit` hot regions without a use, of those for which `may_cool` says true, for removal; returns
-    /// how many. `may_cool` vouches for orderings 2 and 3 of each region it accepts. The removal is part of the next
-    /// write of the page.
+    /// Chooses up to `limit` hot regions without a use, of those for which `may_cool` says true, for removal;
+    /// returns how many. `may_cool` vouches for orderings 2 and 3 of each region it accepts. The removal is
+    /// part of the next write of the page.
     pub fn cool(&mut self, limit: u32, mut may_cool: impl FnMut(RegionIndex) -> bool) -> u32 {
         let page_count = self.pages();
         let first_page = self.cool_cursor;
@@ -233,8 +237,8 @@ impl ActivityMap {
         chosen
     }
 
-    /// Number of regions whose mark is or may be on disk, or is wanted there: what a crash now costs, and what
-    /// `max_hot` bounds.
+    /// Number of regions whose mark is or may be on disk, or is wanted there: what a crash now costs, and
+    /// what `max_hot` bounds.
     pub fn hot_count(&self) -> u32 {
         self.counted
     }
@@ -276,8 +280,8 @@ impl ActivityMap {
         }
     }
 
-    /// Takes regions as hot of which not both copies of the page are known to have the mark: they are pending until
-    /// the page was written. For recovery only.
+    /// Takes regions as hot of which not both copies of the page are known to have the mark: they are pending
+    /// until the page was written. For recovery only.
     pub fn load_unsure(&mut self, regions: impl IntoIterator<Item = RegionIndex>) {
         for region in regions {
             let (word, bit) = self.position(region);

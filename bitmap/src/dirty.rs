@@ -1,11 +1,11 @@
 //! The dirty bitmap of one slot: one bit per block that a peer may miss.
 //!
-//! Two levels: the words, and one summary bit per page of 4 KiB metadata, so that a search skips clean pages. The same
-//! pages are the unit of persistence. A page is *stale* from the change of one of its bits until a write that began
-//! after the change is durable.
+//! Two levels: the words, and one summary bit per page of 4 KiB metadata, so that a search skips clean pages.
+//! The same pages are the unit of persistence. A page is *stale* from the change of one of its bits until a
+//! write that began after the change is durable.
 //!
-//! Invariants: bits past the end are zero; the summary, the per-page counts and the total agree with the words; a page
-//! that is not stale has on disk what it has here.
+//! Invariants: bits past the end are zero; the summary, the per-page counts and the total agree with the
+//! words; a page that is not stale has on disk what it has here.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -62,8 +62,8 @@ pub struct DirtyBitmap {
 }
 
 impl DirtyBitmap {
-    /// A bitmap for all blocks of the volume, all dirty or all clean, with no stale page: the caller records the value
-    /// elsewhere. A clean one does not touch its memory.
+    /// A bitmap for all blocks of the volume, all dirty or all clean, with no stale page: the caller records
+    /// the value elsewhere. A clean one does not touch its memory.
     pub fn new(geometry: &Geometry, filled: bool) -> Self {
         Self::with_bits(geometry.blocks(), filled)
     }
@@ -72,7 +72,8 @@ impl DirtyBitmap {
     pub(crate) fn with_bits(bits: u64, filled: bool) -> Self {
         assert!(bits > 0, "a bitmap has at least one bit");
         let page_count = bits.div_ceil(BITS_PER_PAGE) as usize;
-        // `vec![0; n]` asks for zeroed memory, which the system provides lazily; `BitVec::repeat` would touch it.
+        // `vec![0; n]` asks for zeroed memory, which the system provides lazily; `BitVec::repeat` would touch
+        // it.
         let mut words = BitVec::from_vec(vec![0_u64; bits.div_ceil(WORD_BITS) as usize]);
         words.truncate(bits as usize);
         let mut bitmap = Self {
@@ -158,8 +159,9 @@ impl DirtyBitmap {
         self.set(BlockRange { start: 0, end: self.blocks() });
     }
 
-    /// Replaces every bit at once without making pages stale: the caller records the new value elsewhere (a new epoch
-    /// in the superblock). Pages whose write is in flight become stale, since that write carries the old content.
+    /// Replaces every bit at once without making pages stale: the caller records the new value elsewhere (a
+    /// new epoch in the superblock). Pages whose write is in flight become stale, since that write carries
+    /// the old content.
     pub fn reset(&mut self, filled: bool) {
         self.words.fill(filled);
         self.summary.fill(filled);
@@ -209,7 +211,8 @@ impl DirtyBitmap {
         self.copy_page(page, out);
     }
 
-    /// The write of this page is durable. Returns false if `reset` overtook it: what is on disk is of an older life.
+    /// The write of this page is durable. Returns false if `reset` overtook it: what is on disk is of an
+    /// older life.
     ///
     /// Panics if no write of this page is in flight.
     pub fn end_write(&mut self, page: u32) -> bool {
@@ -223,7 +226,8 @@ impl DirtyBitmap {
         !state.overtaken
     }
 
-    /// True if the bits of these blocks are on disk as they are here: no page of the range is stale or being written.
+    /// True if the bits of these blocks are on disk as they are here: no page of the range is stale or being
+    /// written.
     pub fn range_durable(&self, range: BlockRange) -> bool {
         range.is_empty() || self.stale_pages == 0 || self.stale[pages_of(range)].not_any()
     }
@@ -259,8 +263,8 @@ impl DirtyBitmap {
         self.mark_stale(page);
     }
 
-    /// Marks dirty every block whose bit is set in `bits`, the first bit being `first_block`; returns how many were
-    /// clean. Bits past the end are ignored: they come from a peer.
+    /// Marks dirty every block whose bit is set in `bits`, the first bit being `first_block`; returns how
+    /// many were clean. Bits past the end are ignored: they come from a peer.
     pub fn or_bits(&mut self, first_block: u64, bits: &[u8]) -> u64 {
         let before = self.dirty_blocks;
         let mut block = first_block;

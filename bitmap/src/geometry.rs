@@ -1,7 +1,8 @@
 //! Sizes and ranges of one volume: bytes, blocks (one dirty bit each) and regions (one activity bit each).
 //!
-//! Invariants: a `Geometry` that exists is valid; every index it returns is inside the volume. Conversions between
-//! bytes, blocks and regions happen here only: outward where bits are set, inward where bits are cleared.
+//! Invariants: a `Geometry` that exists is valid; every index it returns is inside the volume. Conversions
+//! between bytes, blocks and regions happen here only: outward where bits are set, inward where bits are
+//! cleared.
 
 use core::ops::Range;
 
@@ -94,7 +95,8 @@ pub enum GeometryError {
     /// The block size is outside 4 KiB to 1 MiB.
     #[error("block size 2^{0} is outside 2^12 to 2^20")]
     BlockShift(u8),
-    /// The region is smaller than a block, larger than 2^36 bytes, or there would be more than 2^32-1 regions.
+    /// The region is smaller than a block, larger than 2^36 bytes, or there would be more than 2^32-1
+    /// regions.
     #[error("region size 2^{0} is below the block size, above 2^36, or makes too many regions")]
     RegionShift(u8),
 }
@@ -176,8 +178,8 @@ impl Geometry {
         BlockRange { start, end: range.end.div_ceil(self.block_bytes()) }
     }
 
-    /// Blocks of which every byte is in `range`: inward, for clearing. The partial last block of the volume counts
-    /// when the range reaches the end of the volume.
+    /// Blocks of which every byte is in `range`: inward, for clearing. The partial last block of the volume
+    /// counts when the range reaches the end of the volume.
     pub fn blocks_covered(&self, range: ByteRange) -> BlockRange {
         let range = self.clip(range);
         let start = range.start.div_ceil(self.block_bytes());

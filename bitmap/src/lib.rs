@@ -2,9 +2,10 @@
 //!
 //! Pure: no clock, no I/O, no threads. Bytes come in and go out through the caller.
 //!
-//! Invariants: a block that may differ is in the dirty bitmap of a slot or in the activity map, on disk, at every
-//! instant at which the orderings of the design promise it. Damage in the metadata makes more blocks dirty or is
-//! refused; it never makes fewer blocks dirty. Every byte read from disk or from a peer is checked before use.
+//! Invariants: a block that may differ is in the dirty bitmap of a slot or in the activity map, on disk, at
+//! every instant at which the orderings of the design promise it. Damage in the metadata makes more blocks
+//! dirty or is refused; it never makes fewer blocks dirty. Every byte read from disk or from a peer is
+//! checked before use.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]

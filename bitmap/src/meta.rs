@@ -1,12 +1,14 @@
 //! Pages of the metadata file and where they are.
 //!
-//! Every page is 4 KiB with a 64-byte header: magic, version, kind, slot, index, epoch, sequence, file id, CRC32C.
-//! Invariants: `decode_page` accepts a page only at the place it was written for; a layout never has overlapping areas.
+//! Every page is 4 KiB with a 64-byte header: magic, version, kind, slot, index, epoch, sequence, file id,
+//! CRC32C. Invariants: `decode_page` accepts a page only at the place it was written for; a layout never has
+//! overlapping areas.
 //!
-//! Superblock: two copies, written in parallel, 64 KiB apart. Each copy has two places used in turn (`sequence % 2`):
-//! a power cut may tear both parallel writes, and then the previous superblock must still exist, untouched, in both
-//! copies. Overwriting in place would leave none. Activity and slot-map pages need no second place: they are bitmaps
-//! whose torn page reads as "everything", which is safe. Bits pages have one copy for the same reason.
+//! Superblock: two copies, written in parallel, 64 KiB apart. Each copy has two places used in turn
+//! (`sequence % 2`): a power cut may tear both parallel writes, and then the previous superblock must still
+//! exist, untouched, in both copies. Overwriting in place would leave none. Activity and slot-map pages need
+//! no second place: they are bitmaps whose torn page reads as "everything", which is safe. Bits pages have
+//! one copy for the same reason.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use alloc::vec::Vec;
@@ -194,7 +196,8 @@ impl Layout {
         layout
     }
 
-    /// The layout that an area table read from disk describes. Areas may be longer than needed, and in any order.
+    /// The layout that an area table read from disk describes. Areas may be longer than needed, and in any
+    /// order.
     pub fn from_areas(geometry: &Geometry, peers: usize, areas: &[Area]) -> Result<Self, LayoutError> {
         let expected = Self::new(geometry, peers.min(MAX_PEERS));
         if areas.iter().any(|area| matches!(area.kind, AreaKind::NamedBitmap | AreaKind::BlockChecksums)) {

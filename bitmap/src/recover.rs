@@ -1,8 +1,8 @@
 //! Reads a metadata file and rebuilds what was durable.
 //!
-//! Tolerates: torn writes of anything in flight at a power cut; one damaged page of a pair; any damaged Bits page;
-//! unreadable pages, which count as damaged. Invariants: what it returns has every block dirty or hot that was so on
-//! disk; the superblock is the newest durable one; where that cannot be had, it refuses.
+//! Tolerates: torn writes of anything in flight at a power cut; one damaged page of a pair; any damaged Bits
+//! page; unreadable pages, which count as damaged. Invariants: what it returns has every block dirty or hot
+//! that was so on disk; the superblock is the newest durable one; where that cannot be had, it refuses.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use alloc::vec;
@@ -25,7 +25,8 @@ const PAGES_PER_READ: u64 = 64;
 pub struct Findings {
     /// Copies (1 or 2) that hold the superblock taken. If 1, write the superblock before relying on it.
     pub superblock_copies: u8,
-    /// Pages read that were damaged, torn, misplaced, of another epoch, or unreadable, superblock places included.
+    /// Pages read that were damaged, torn, misplaced, of another epoch, or unreadable, superblock places
+    /// included.
     pub damaged_pages: u32,
     /// Of these, pages that could not be read at all.
     pub unreadable_pages: u32,
@@ -69,11 +70,11 @@ pub enum RecoverError<E> {
 /// How the caller reads: fills the buffer from the offset on, or fails.
 pub type ReadFn<'a, E> = dyn FnMut(u64, &mut [u8]) -> Result<(), E> + 'a;
 
-/// Recovers the metadata of a volume. `read` fills the buffer from the offset on, or fails. `max_hot` bounds the regions
-/// that are hot later; those found on disk may be more.
+/// Recovers the metadata of a volume. `read` fills the buffer from the offset on, or fails. `max_hot` bounds
+/// the regions that are hot later; those found on disk may be more.
 ///
-/// Hot regions are not yet merged into the slots: `Store::merge_hot` does that. Bits pages that were never written are
-/// not read.
+/// Hot regions are not yet merged into the slots: `Store::merge_hot` does that. Bits pages that were never
+/// written are not read.
 pub fn recover<E>(
     file_len: u64,
     read: &mut ReadFn<'_, E>,
@@ -272,8 +273,8 @@ impl<E> Recovery<'_, '_, E> {
         found_epoch
     }
 
-    /// The file has pages of an epoch that the superblock does not know: it was set back. Nothing of the slot can be
-    /// trusted, and those pages must not count when their epoch comes again.
+    /// The file has pages of an epoch that the superblock does not know: it was set back. Nothing of the slot
+    /// can be trusted, and those pages must not count when their epoch comes again.
     fn pass_epoch(&mut self, slot: u8, newest_epoch: u32) -> Result<(), RecoverError<E>> {
         let epoch = newest_epoch.checked_add(1).ok_or(RecoverError::Contradiction)?;
         self.store.begin_epoch(slot, epoch, true);

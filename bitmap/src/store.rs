@@ -1,7 +1,8 @@
 //! The metadata of one volume in memory, and the bytes of each page to write.
 //!
-//! Thin: the core decides what is written when, and waits for what the orderings ask. Invariants: slot `n` belongs to
-//! `superblock.peers[n]`; a Bits page counts as on disk only when its bit in the slot map is on disk too.
+//! Thin: the core decides what is written when, and waits for what the orderings ask. Invariants: slot `n`
+//! belongs to `superblock.peers[n]`; a Bits page counts as on disk only when its bit in the slot map is on
+//! disk too.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -46,8 +47,8 @@ impl Slot {
         self.epoch == self.durable_epoch
     }
 
-    /// True if the bits of these blocks are on disk: the superblock knows the epoch, and neither a Bits page nor
-    /// the map bit that makes it count is stale.
+    /// True if the bits of these blocks are on disk: the superblock knows the epoch, and neither a Bits page
+    /// nor the map bit that makes it count is stale.
     pub fn range_durable(&self, blocks: BlockRange) -> bool {
         let pages =
             BlockRange { start: blocks.start / BITS_PER_PAGE, end: blocks.end.div_ceil(BITS_PER_PAGE) };
@@ -100,9 +101,10 @@ impl Store {
         &self.layout
     }
 
-    /// Begins the write of a page: appends its bytes to `out` and says where all of them go. Call `written` when every
-    /// copy is durable. Activity pages are chosen by `activity.begin_write` first. A superblock write takes the next
-    /// sequence number; it must not begin while another is in flight, since it would use the place of the last durable.
+    /// Begins the write of a page: appends its bytes to `out` and says where all of them go. Call `written`
+    /// when every copy is durable. Activity pages are chosen by `activity.begin_write` first. A superblock
+    /// write takes the next sequence number; it must not begin while another is in flight, since it would use
+    /// the place of the last durable.
     ///
     /// Panics if there is no such page or it is being written.
     pub fn render(&mut self, page: MetaPage, out: &mut Vec<u8>) -> Locations {
@@ -135,7 +137,8 @@ impl Store {
         self.layout.locations(page, 0)
     }
 
-    /// All copies of the page given by `render` are durable. The first write of a Bits page makes its map page stale.
+    /// All copies of the page given by `render` are durable. The first write of a Bits page makes its map
+    /// page stale.
     ///
     /// Panics if no write of the page is in flight.
     pub fn written(&mut self, page: MetaPage) {
@@ -157,8 +160,9 @@ impl Store {
         }
     }
 
-    /// The next page of this slot that should be written, map pages first, since they make Bits pages count. `from` is
-    /// where the search of Bits pages begins, for a walk that wraps. None while the slot's epoch is not durable.
+    /// The next page of this slot that should be written, map pages first, since they make Bits pages count.
+    /// `from` is where the search of Bits pages begins, for a walk that wraps. None while the slot's epoch is
+    /// not durable.
     pub fn next_stale(&self, slot: u8, from: u32) -> Option<MetaPage> {
         let state = &self.slots[usize::from(slot)];
         if !state.epoch_durable() {
@@ -171,15 +175,16 @@ impl Store {
         Some(MetaPage::Bits { slot, page })
     }
 
-    /// Sets or clears all bits of a slot by beginning a new epoch of it. Durable when the next superblock write is;
-    /// `next_stale` names no page of the slot before that.
+    /// Sets or clears all bits of a slot by beginning a new epoch of it. Durable when the next superblock
+    /// write is; `next_stale` names no page of the slot before that.
     pub fn refill_slot(&mut self, slot: u8, filled: bool) {
         let epoch = self.slots[usize::from(slot)].epoch;
         assert!(epoch < u32::MAX, "the slot has no epoch left");
         self.begin_epoch(slot, epoch + 1, filled);
     }
 
-    /// Makes every block of a hot region dirty in every slot, in memory; returns how many were clean, over all slots.
+    /// Makes every block of a hot region dirty in every slot, in memory; returns how many were clean, over
+    /// all slots.
     pub fn merge_hot(&mut self) -> u64 {
         let mut added = 0;
         for region in self.activity.hot_regions() {
@@ -249,11 +254,12 @@ pub fn create(params: CreateParams) -> (Superblock, Layout) {
     (superblock, layout)
 }
 
-/// The pages of a new file, as (offset, bytes). Bits pages are not among them: the maps say that none was written.
+/// The pages of a new file, as (offset, bytes). Bits pages are not among them: the maps say that none was
+/// written.
 ///
-/// Write them in this order. First come blanks over the superblocks, so that an old file is no longer recognised; make
-/// them durable before the rest. Last come the superblocks; everything before must be durable before them. Opening the
-/// file with O_DSYNC does both.
+/// Write them in this order. First come blanks over the superblocks, so that an old file is no longer
+/// recognised; make them durable before the rest. Last come the superblocks; everything before must be
+/// durable before them. Opening the file with O_DSYNC does both.
 pub fn initial_pages(superblock: &Superblock, layout: &Layout) -> impl Iterator<Item = (u64, Vec<u8>)> {
     let places = |sequence| layout.locations(MetaPage::Superblock, sequence).iter().collect::<Vec<u64>>();
     let mut pages = Vec::new();

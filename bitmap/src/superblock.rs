@@ -1,7 +1,8 @@
 //! What a copy knows about itself: identity, generations, flags and the record of each peer.
 //!
-//! Plain data. The bytes are made and checked in `codec`. Invariants: a generation log holds at most 64 entries, oldest
-//! first, with distinct ids, rising ordinals, and no entry before its parent; decoding refuses anything else.
+//! Plain data. The bytes are made and checked in `codec`. Invariants: a generation log holds at most 64
+//! entries, oldest first, with distinct ids, rising ordinals, and no entry before its parent; decoding
+//! refuses anything else.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -115,8 +116,8 @@ impl GenerationLog {
         self.entries.last()
     }
 
-    /// Makes `generation` the current one. When the log is full the oldest entry whose id is not in `keep` (the
-    /// peers' bases) is dropped; a gap is allowed.
+    /// Makes `generation` the current one. When the log is full the oldest entry whose id is not in `keep`
+    /// (the peers' bases) is dropped; a gap is allowed.
     ///
     /// Panics if the id is known, the ordinal does not rise, or `keep` names every entry.
     pub fn push(&mut self, generation: Generation, keep: &[GenerationId]) {

@@ -1,7 +1,7 @@
 //! Bytes of the superblock and of the generation log.
 //!
-//! Invariants: everything has one encoding (absent values and reserved bytes are zero), and decoding refuses any other;
-//! a decoded superblock has a valid geometry and an area table that fits it.
+//! Invariants: everything has one encoding (absent values and reserved bytes are zero), and decoding refuses
+//! any other; a decoded superblock has a valid geometry and an area table that fits it.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
 use alloc::borrow::ToOwned;

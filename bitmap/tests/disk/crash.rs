@@ -1,4 +1,5 @@
-//! A store used as the core uses it, a disk that may lose or tear whatever is in flight, and a crash at the end.
+//! A store used as the core uses it, a disk that may lose or tear whatever is in flight, and a crash at the
+//! end.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! Every way to damage one page of the file, and every way to tear a write: nothing dirty may be lost, and the current
-//! generation may not go back.
+//! Every way to damage one page of the file, and every way to tear a write: nothing dirty may be lost, and
+//! the current generation may not go back.
 
 use crate::file::*;
 use lockstep_bitmap::*;
@@ -55,7 +55,8 @@ fn flipped_bits_at_every_step_of_a_life() {
     life().into_iter().for_each(|(mut file, _)| flip_bytes(&mut file, 97));
 }
 
-/// Recovery sees a page only through `decode_page`, so that a page refused is the same page whichever bit it was.
+/// Recovery sees a page only through `decode_page`, so that a page refused is the same page whichever bit it
+/// was.
 #[test]
 fn every_single_bit_of_every_page_is_covered_by_its_checksum() {
     let (mut file, _) = life().pop().unwrap();
@@ -82,7 +83,8 @@ fn a_page_lost_overwritten_misplaced_or_unreadable() {
             for (stranger, bytes) in strangers.iter().enumerate() {
                 let mut damaged = file.clone();
                 put(&mut damaged, (page * PAGE) as u64, bytes);
-                // The other place of the superblock holds an intact older one, and copies of a pair are equal.
+                // The other place of the superblock holds an intact older one, and copies of a pair are
+                // equal.
                 check_one_damage(recover_file(&damaged), &truth, &|| {
                     format!("step {step}: {page} <- {stranger}")
                 });
@@ -233,4 +235,112 @@ fn a_huge_empty_volume_is_recovered_without_reading_its_bits() {
     let (store, findings) = recover(layout.file_bytes(), &mut read, 100).unwrap();
     assert!(store.slots[0].bits.is_empty() && findings.damaged_pages == 0);
     assert!(bytes_read.get() < 2 << 20, "{} bytes read", bytes_read.get());
+}
+
+/// Offsets of both copies of a page.
+fn copies_of(store: &Store, page: MetaPage) -> [usize; 2] {
+    store.layout().locations(page, 0).offsets.map(|offset| offset as usize)
+}
+
+/// A file with a hot region and a dirty block in slot 0, all durable.
+fn used_file() -> (Vec<u8>, Store) {
+    let (mut file, mut store) = created(params(1));
+    store.activity.acquire(RegionIndex(3));
+    store.slots[0].bits.set(BlockRange::new(9, 1));
+    write_all(&mut store, &mut file);
+    (file, store)
+}
+
+#[test]
+fn an_activity_page_without_intact_copy_is_all_hot() {
+    let (mut file, store) = used_file();
+    copies_of(&store, MetaPage::Activity(0)).iter().for_each(|offset| file[offset + 500] ^= 4);
+    let (mut recovered, findings) = recover_file(&file).unwrap();
+    assert_eq!((findings.hot_regions, findings.damaged_pages), (300, 2));
+    recovered.merge_hot();
+    assert_eq!(recovered.slots[0].bits.count(), SIZE_BYTES >> 12);
+}
+
+#[test]
+fn a_mark_in_one_copy_counts_and_is_written_again() {
+    let (fresh, _) = created(params(1));
+    for copy in 0..2 {
+        let (mut file, store) = used_file();
+        let offset = copies_of(&store, MetaPage::Activity(0))[copy];
+        file[offset..offset + PAGE].copy_from_slice(&fresh[offset..offset + PAGE]);
+        let (mut recovered, findings) = recover_file(&file).unwrap();
+        assert_eq!(findings.hot_regions, 1);
+        assert_eq!(recovered.activity.hot_regions().next(), Some(RegionIndex(3)));
+        assert!(!recovered.activity.is_hot(RegionIndex(3)), "one copy is not durable");
+        assert_eq!(recovered.activity.begin_write(), Some(0));
+    }
+}
+
+#[test]
+fn a_slot_map_without_intact_copy_makes_the_slot_dirty() {
+    let (mut file, store) = used_file();
+    let map = MetaPage::SlotMap { slot: 0, page: 0 };
+    copies_of(&store, map).iter().for_each(|offset| file[offset + 500] ^= 4);
+    let (recovered, findings) = recover_file(&file).unwrap();
+    assert_eq!(recovered.slots[0].bits.count(), SIZE_BYTES >> 12);
+    assert_eq!((findings.damaged_pages, findings.pages_taken_as_dirty), (2, 3));
+    assert_eq!(recovered.slots[0].bits.stale_pages(), 3);
+}
+
+#[test]
+fn a_slot_map_with_one_intact_copy_counts_and_is_written_again() {
+    for copy in 0..2 {
+        let (mut file, store) = used_file();
+        let map = MetaPage::SlotMap { slot: 0, page: 0 };
+        file[copies_of(&store, map)[copy] + 500] ^= 4;
+        let (recovered, _) = recover_file(&file).unwrap();
+        assert_eq!(recovered.slots[0].bits.count(), 1);
+        assert!(!recovered.slots[0].range_durable(BlockRange::new(9, 1)), "one copy is not durable");
+        assert_eq!(recovered.next_stale(0, 0), Some(map));
+    }
+}
+
+/// The disk lost a write that it had called durable.
+#[test]
+fn a_bits_page_of_an_older_epoch_that_the_map_names_is_all_dirty() {
+    let (mut file, mut store) = used_file();
+    let offset = copies_of(&store, MetaPage::Bits { slot: 0, page: 0 })[0];
+    let older = file[offset..offset + PAGE].to_vec();
+    store.refill_slot(0, false);
+    write(&mut store, &mut file, MetaPage::Superblock);
+    store.slots[0].bits.set(BlockRange::new(700, 1));
+    write_all(&mut store, &mut file);
+    put(&mut file, offset as u64, &older);
+    let (recovered, findings) = recover_file(&file).unwrap();
+    assert!(recovered.slots[0].bits.all(recovered.slots[0].bits.page_range(0)));
+    assert_eq!((findings.damaged_pages, findings.pages_taken_as_dirty), (1, 1));
+}
+
+/// Its content belongs to the epoch before: it must not become part of the new one.
+#[test]
+fn a_bits_page_overtaken_by_a_refill_does_not_count() {
+    let (mut file, mut store) = used_file();
+    store.slots[0].bits.set(BlockRange::new(700, 1));
+    let overtaken = begin(&mut store, MetaPage::Bits { slot: 0, page: 0 });
+    store.refill_slot(0, false);
+    assert_eq!(store.next_stale(0, 0), None, "the epoch is not durable");
+    write(&mut store, &mut file, MetaPage::Superblock);
+    finish(&mut store, &mut file, &overtaken);
+    assert!(store.slots[0].map.is_empty());
+    let (recovered, findings) = recover_file(&file).unwrap();
+    assert!(recovered.slots[0].bits.is_empty());
+    assert_eq!(findings.damaged_pages, 0);
+}
+
+/// An older program must not fall back to what a newer one left beside its own superblock.
+#[test]
+fn a_superblock_of_a_newer_version_is_never_passed_over() {
+    let (mut file, _) = created(params(1));
+    file[4] = FORMAT_VERSION as u8 + 1;
+    let checksum = crc32c(&[&file[..32], &file[36..PAGE]].concat());
+    file[32..36].copy_from_slice(&checksum.to_le_bytes());
+    assert_eq!(
+        recover_file(&file).expect_err("must be refused"),
+        RecoverError::NewerVersion(FORMAT_VERSION + 1)
+    );
 }

@@ -114,8 +114,8 @@ pub(crate) fn recover_with(
     recover(file.len() as u64, &mut read, MAX_HOT)
 }
 
-/// True if every block that is dirty or hot in `small` is so in `large`, slot by slot. Both have merged their hot
-/// regions.
+/// True if every block that is dirty or hot in `small` is so in `large`, slot by slot. Both have merged their
+/// hot regions.
 pub(crate) fn covers(large: &Store, small: &Store) -> bool {
     large
         .slots
