@@ -114,6 +114,10 @@ pub enum Event<'a> {
         fua: bool,
     },
     /// A piece of a Write's bytes arrived: cut at multiples of [`crate::PIECE_BYTES_MAX`] of the volume, in order.
+    ///
+    /// A Zero whose range does not begin or end at a multiple of 4096 has up to two pieces as well: the shell sends its
+    /// edges (the part outside the whole 4096-byte units, or all of it if there is no whole unit) as payload of
+    /// zeroes; the core cuts the rest itself. A Trim has none: its edges are left alone.
     Payload {
         /// The request.
         req: ReqId,

@@ -385,6 +385,7 @@ fn u64_at(head: &[u8; FRAME_BYTES], at: usize) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use lockstep_bitmap::crc32c;

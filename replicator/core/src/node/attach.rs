@@ -45,11 +45,11 @@ impl Node {
         if written && !(survives && sb.boot_id == boot_id) && sb.unclean_in.is_none() {
             sb.unclean_in = current;
         }
-        if let (true, Some(peer), Some(current)) = (dirty, sb.peers.first_mut(), current) {
-            if peer.base == Base::Unset {
-                // The bits come from regions that were hot while the peer had our generation.
-                peer.base = Base::Generation(current);
-            }
+        // The bits come from regions that were hot while the peer had our generation.
+        if let (true, Some(peer), Some(current)) = (dirty, sb.peers.first_mut(), current)
+            && peer.base == Base::Unset
+        {
+            peer.base = Base::Generation(current);
         }
         self.disk = self.recorded_disk_state();
         if written || !self.bits_are_durable() {
@@ -80,7 +80,8 @@ impl Node {
 
     /// A Secondary without its peer drains, flushes, records, and becomes clean.
     pub(super) fn begin_settle(&mut self) {
-        if self.store.is_some() && self.settle == Settle::Idle {
+        let written = self.store.as_ref().is_some_and(|store| store.superblock.may_be_written);
+        if (written || !self.bits_are_durable()) && self.settle == Settle::Idle {
             self.settle = Settle::Draining;
         }
     }

@@ -174,7 +174,10 @@ impl Node {
         if self.link.is_some() {
             self.link_lost(LinkLoss::Superseded);
         }
-        if !self.dialer.wanted || self.cfg.peer.is_none_or(|peer| peer.node != hello.node) {
+        if !self.dialer.wanted
+            || self.disk_is_lost()
+            || self.cfg.peer.is_none_or(|peer| peer.node != hello.node)
+        {
             return self.act(Action::CloseLink { link: id, reason: CloseReason::Disconnected });
         }
         let link = Link {

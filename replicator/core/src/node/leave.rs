@@ -17,8 +17,16 @@ pub(super) struct Leaving {
     id: CommandId,
     was_primary: bool,
     stage: LeaveStage,
-    pub(super) since: Instant,
+    since: Instant,
     recorded: bool,
+}
+
+impl Leaving {
+    /// Since when it waits for the peer.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        let waits = matches!(self.stage, LeaveStage::Asking | LeaveStage::Telling | LeaveStage::PeerFirst);
+        waits.then_some(self.since)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,11 +117,10 @@ impl Node {
     }
 
     pub(super) fn leave_lost_link(&mut self) {
-        if let Some(Change::Leaving(leaving)) = self.change {
-            if leaving.stage != LeaveStage::Settling && leaving.stage != LeaveStage::Recording {
-                self.dialer.wanted = false;
-                self.set_leave_stage(LeaveStage::Settling);
-            }
+        let Some(Change::Leaving(leaving)) = self.change else { return };
+        if leaving.stage != LeaveStage::Settling && leaving.stage != LeaveStage::Recording {
+            self.dialer.wanted = false;
+            self.set_leave_stage(LeaveStage::Settling);
         }
     }
 

@@ -39,7 +39,10 @@ impl Node {
             Verdict::Sync { source, full, .. } if source == me => {
                 peer.copy = PeerCopy::SyncTarget;
                 let base = theirs_now.map_or(Base::NoGeneration, Base::Generation);
-                if full || peer.base == Base::Unset {
+                if full {
+                    // A full slot begins at nothing: an interrupted sync goes on over the bits that are left.
+                    peer.base = Base::NoGeneration;
+                } else if peer.base == Base::Unset {
                     peer.base = base;
                 }
                 sb.outdated = false;

@@ -11,7 +11,7 @@ use crate::event::DiskError;
 use crate::frame::Frame;
 use crate::ids::{LinkId, Position, SlotId};
 use crate::overlap::Mode;
-use crate::status::DiskState;
+use crate::status::{DiskState, Role};
 use alloc::collections::VecDeque;
 use lockstep_bitmap::ByteRange;
 
@@ -38,7 +38,8 @@ impl Node {
         let size = self.geometry()?.size_bytes();
         let range = ByteRange::new(offset, u64::from(len));
         let granule = u64::from(self.granule_bytes());
-        let whole = range.start % granule == 0 && (range.end % granule == 0 || range.end == size);
+        let whole =
+            range.start.is_multiple_of(granule) && (range.end.is_multiple_of(granule) || range.end == size);
         (range.end <= size && whole && self.tasks.len() < PEER_TASKS_MAX).then_some(range)
     }
 
@@ -51,8 +52,8 @@ impl Node {
     ) {
         let in_order = self.receiver.last == 0 || pos.0 == self.receiver.last + 1;
         let range = self.peer_range(offset, len);
-        let (Some(range), true, true) = (range, in_order && pos.0 > 0, self.mirror_link() == Some(link))
-        else {
+        let mirrored = self.role == Role::Secondary && self.mirror_link() == Some(link);
+        let (Some(range), true, true) = (range, in_order && pos.0 > 0, mirrored) else {
             if let Some(slot) = slot {
                 self.act(Action::ReleaseSlot { slot });
             }

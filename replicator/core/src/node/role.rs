@@ -31,7 +31,14 @@ pub(super) struct Promoting {
     id: CommandId,
     flags: Flags,
     stage: PromoteStage,
-    pub(super) since: Instant,
+    since: Instant,
+}
+
+impl Promoting {
+    /// Since when it waits for something that may never come.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        (self.stage == PromoteStage::Waiting).then_some(self.since)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,6 +304,10 @@ impl Node {
         }
         self.set_role(Role::Primary);
         self.notice_generation();
+        if self.mirror_link().is_none() && self.peer_may_carry_current() {
+            // The peer agreed and was lost before the record was durable here.
+            self.rotate();
+        }
         if let Some(link) = self.mirror_link() {
             let term = self.store.as_ref().map_or(0, |store| store.superblock.term);
             self.send(link, Frame::Role { primary: true, term }, None);

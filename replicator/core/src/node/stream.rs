@@ -80,7 +80,8 @@ impl Node {
 
     pub(super) fn needs_fill(&self, task: &Task) -> bool {
         let granule = u64::from(self.granule_bytes());
-        task.slot.is_some() && (task.range.start % granule != 0 || task.range.end % granule != 0)
+        task.slot.is_some()
+            && !(task.range.start.is_multiple_of(granule) && task.range.end.is_multiple_of(granule))
     }
 
     fn after_region(&mut self, id: u32) {
@@ -117,6 +118,13 @@ impl Node {
     fn submit(&mut self, id: u32) {
         let Some(mut task) = self.tasks.get(id).copied() else { return };
         let Work::Write { zero, fua, .. } = task.work else { return };
+        if !self.reaches_up_to_date_copy() {
+            // Lost while it waited for its mark: it may not be written where nobody UpToDate would have it.
+            if let Some(entry) = self.tasks.get_mut(id) {
+                entry.stage = Stage::Suspended;
+            }
+            return;
+        }
         let Some(region) = task.region else { return };
         if task.slot.is_some() {
             task.range = self.whole_granules(task.range);
@@ -161,16 +169,18 @@ impl Node {
         let mut ids = self.tasks_where(|task| task.stage == Stage::Suspended);
         ids.sort_by_key(|id| self.tasks.get(*id).and_then(|task| task.pos));
         for id in ids {
-            if let Some(task) = self.tasks.get_mut(id) {
-                task.stage = Stage::Region;
-                self.take_region(id);
+            match self.tasks.get(id).and_then(|task| task.region) {
+                Some(_) => self.take_room(id),
+                None => self.take_region(id),
             }
         }
     }
 
     pub(super) fn whole_granules(&self, range: ByteRange) -> ByteRange {
         let granule = u64::from(self.granule_bytes());
-        ByteRange { start: range.start - range.start % granule, end: range.end.next_multiple_of(granule) }
+        let size = self.geometry().map_or(0, |geometry| geometry.size_bytes());
+        let end = range.end.next_multiple_of(granule).min(size);
+        ByteRange { start: range.start - range.start % granule, end }
     }
 
     /// Bits toward the peer, rounded outward (ordering 7).

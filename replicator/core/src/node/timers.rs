@@ -38,7 +38,7 @@ impl Node {
             set(2, self.dialer.due(), "dial");
         }
         set(3, self.undurable.oldest().map(|at| self.epoch_check(at)), "epoch");
-        set(4, self.suspended_since.map(|at| at + timing.io_timeout), "io timeout");
+        set(4, self.suspension_due(), "io timeout");
         set(5, self.change_deadline(), "role change");
         set(6, self.round_due(), "bitmap pages");
         set(7, self.idle_due(), "cooling");
@@ -52,10 +52,19 @@ impl Node {
         if due > self.now { due } else { self.now + self.cfg.timing.epoch }
     }
 
+    /// When what waits for an UpToDate copy fails; what comes later is looked at with the heartbeat's interval.
+    fn suspension_due(&self) -> Option<Instant> {
+        let since = self.suspended_since.filter(|_| self.requests.open > 0)?;
+        let due = since + self.cfg.timing.io_timeout;
+        Some(if due > self.now { due } else { self.now + self.cfg.timing.heartbeat })
+    }
+
     fn change_deadline(&self) -> Option<Instant> {
         match &self.change {
-            Some(Change::Promoting(promoting)) => Some(promoting.since + self.cfg.timing.timeout * 2),
-            Some(Change::Leaving(leaving)) => Some(leaving.since + self.cfg.timing.timeout),
+            Some(Change::Promoting(promoting)) => {
+                promoting.waiting_since().map(|at| at + self.cfg.timing.timeout * 2)
+            }
+            Some(Change::Leaving(leaving)) => leaving.waiting_since().map(|at| at + self.cfg.timing.timeout),
             Some(Change::Demoting(_) | Change::Granting) | None => None,
         }
     }
