@@ -155,12 +155,12 @@ impl fmt::Display for Standstill {
                  --accept-data-loss; for two empty volumes: lockstep create-md R --source on one of them"
             }
             Standstill::TargetIsPrimary => {
-                "the copy that must be overwritten belongs to a Primary, or both nodes are Primary. On the node \
-                 whose copy is older, type: lockstep demote R; the resync then starts by itself"
+                "the copy that must be overwritten belongs to a Primary, or both nodes are Primary. On the \
+                 node whose copy is older, type: lockstep demote R; the resync then starts by itself"
             }
             Standstill::BothDiscard => {
-                "both copies are named as losers of the split brain. Choose one: lockstep resolve R --discard \
-                 NODE"
+                "both copies are named as losers of the split brain. Choose one: \
+                 lockstep resolve R --discard NODE"
             }
             Standstill::SizeMismatch => {
                 "the volumes differ in size. Give both disks the same size, then: lockstep connect R"
