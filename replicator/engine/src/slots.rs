@@ -37,6 +37,13 @@ impl Span {
         Self { slot, start: (offset % ALIGN_BYTES) as u32, len }
     }
 
+    /// Where the bytes `[offset, offset + len)` of the volume lie in a slot that was made for bytes from `first` on.
+    pub(crate) fn of_volume_from(slot: SlotId, first: u64, offset: u64, len: u32) -> Self {
+        let base = first - first % ALIGN_BYTES;
+        assert!(offset >= base && offset - base < LARGE_BYTES as u64, "{offset} is not in a slot for {first}");
+        Self { slot, start: (offset - base) as u32, len }
+    }
+
     /// The same without the first `bytes`.
     pub(crate) fn skip(self, bytes: u32) -> Self {
         assert!(bytes <= self.len, "skipping past a span");

@@ -1,0 +1,77 @@
+//! Opening the disks of a resource: what may take long, done on a thread of its own before the shard hears of it.
+
+use std::os::fd::OwnedFd;
+
+use lockstep_bitmap::Store;
+
+use crate::config::EngineConfig;
+use crate::disk::{self, OpenDisk};
+use crate::error::AttachError;
+use crate::meta;
+
+/// Everything a resource needs to run with a disk.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) disk: OpenDisk,
+    pub(crate) meta: OwnedFd,
+    /// The metadata file lives in memory.
+    pub(crate) meta_in_memory: bool,
+    pub(crate) store: Store,
+}
+
+/// Opens, locks, reads and checks metadata and disk of a resource.
+pub(crate) fn attach(config: &EngineConfig, index: usize) -> Result<Attached, AttachError> {
+    let resource = &config.resources[index];
+    let (file, store, findings) =
+        meta::open(&resource.meta, &resource.name, resource.max_hot_regions, config.lock_wait)?;
+    check_owner(config, index, &store)?;
+    let facts = disk::device_facts(&resource.disk).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => AttachError::NoDisk(resource.disk.clone()),
+        _ => AttachError::io(&resource.disk, error),
+    })?;
+    let recorded = &store.superblock.identity.device;
+    if facts.identity != *recorded {
+        return Err(AttachError::Foreign {
+            path: resource.meta.clone(),
+            theirs: format!("the disk \"{}...\"", disk::identity_text(recorded)),
+            ours: format!("{} (\"{}\")", resource.disk.display(), facts.text),
+        });
+    }
+    let disk = disk::open(&resource.disk, config.lock_wait)?;
+    if disk.size_bytes < store.superblock.size_bytes {
+        return Err(AttachError::Size {
+            path: resource.disk.clone(),
+            actual_bytes: disk.size_bytes,
+            recorded_bytes: store.superblock.size_bytes,
+        });
+    }
+    let name = &resource.name;
+    if findings.damaged_pages > 0 {
+        tracing::warn!("{name}: damaged metadata pages, taken at their worst: {findings:?}");
+    }
+    tracing::info!("{name}: attached {}, {} hot regions", resource.disk.display(), findings.hot_regions);
+    let meta_in_memory = disk::is_in_memory(&resource.meta);
+    Ok(Attached { disk, meta: file.into(), meta_in_memory, store })
+}
+
+fn check_owner(config: &EngineConfig, index: usize, store: &Store) -> Result<(), AttachError> {
+    let resource = &config.resources[index];
+    let identity = &store.superblock.identity;
+    let peers: Vec<u8> = store.superblock.peers.iter().map(|peer| peer.node.0).collect();
+    let ours: Vec<u8> = resource.peer.iter().map(|peer| peer.node.0).collect();
+    let same = identity.resource == resource.name
+        && identity.node == config.node
+        && identity.node_name == config.node_name
+        && peers == ours;
+    if same {
+        return Ok(());
+    }
+    let tell = |resource: &str, node: u8, name: &str, peers: &[u8]| {
+        format!("resource {resource} on node {node} ({name}) with peers {peers:?}")
+    };
+    Err(AttachError::Foreign {
+        path: resource.meta.clone(),
+        theirs: tell(&identity.resource, identity.node.0, &identity.node_name, &peers),
+        ours: tell(&resource.name, config.node.0, &config.node_name, &ours),
+    })
+}

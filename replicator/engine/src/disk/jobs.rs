@@ -1,0 +1,529 @@
+//! Executes the core's disk and metadata actions of one resource, and reports each exactly once.
+//!
+//! A job is one action; it may need several operations. Operations of files in memory and buffered ones run in the
+//! shard's thread, when the caller says so (`run_inline`: after what goes to the peer was submitted); everything that
+//! can wait for a device goes through the ring. A job keeps a reference to each slot it uses.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use lockstep_bitmap::Locations;
+use lockstep_core::{DiskError, Event, OpId, SlotId};
+use rustix::fs::FallocateFlags;
+
+use super::{Disk, Mode};
+use crate::ring::{Completion, Fd, Op};
+use crate::slab::Slab;
+use crate::slots::{PoolId, Span};
+use crate::token::{Io, Token};
+
+/// Disk, metadata file and jobs of one resource.
+pub(crate) struct Storage {
+    /// Number of the resource, for tokens.
+    resource: u16,
+    name: String,
+    pub(crate) disk: Option<Disk>,
+    /// Metadata file, and whether it lives in memory.
+    pub(crate) meta: Option<(Fd, bool)>,
+    /// Slots for reads that are not a client's, and for blocks around an unaligned range.
+    pool: PoolId,
+    jobs: Slab<Job>,
+    inline: VecDeque<u32>,
+    /// Jobs that wait for a slot.
+    starved: VecDeque<Wanted>,
+    finished: VecDeque<Event<'static>>,
+    spare: Vec<Vec<u8>>,
+}
+
+struct Job {
+    op: OpId,
+    work: Work,
+    /// Operations in the ring.
+    left: u8,
+    error: Option<DiskError>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    span: Span,
+    offset: u64,
+}
+
+enum Work {
+    /// `hand_over`: the slot goes to the core.
+    Read { range: Range, hand_over: bool },
+    Write { range: Range, fua: bool },
+    Zero { offset: u64, len: u32, punch: bool, fua: bool },
+    /// A range that does not consist of whole logical blocks: read, changed, written.
+    ZeroEdges { offset: u64, len: u32, fua: bool, range: Range, is_read: bool },
+    Fill { slot: SlotId, offset: u64, len: u32, granule_bytes: u32, scratch: SlotId },
+    Flush,
+    Meta { bytes: Rc<Vec<u8>>, locations: Locations },
+}
+
+/// A job whose slot could not be had yet.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Read { op: OpId, offset: u64, len: u32 },
+    Zero { op: OpId, offset: u64, len: u32, fua: bool },
+    Fill { op: OpId, slot: SlotId, offset: u64, len: u32, granule_bytes: u32 },
+}
+
+const SCRATCH_TAIL: u32 = 4096;
+
+impl Storage {
+    /// Of resource number `resource`, without disk.
+    pub(crate) fn new(resource: u16, name: &str, pool: PoolId) -> Self {
+        Self {
+            resource,
+            name: name.to_owned(),
+            disk: None,
+            meta: None,
+            pool,
+            jobs: Slab::with_capacity(1024),
+            inline: VecDeque::with_capacity(1024),
+            starved: VecDeque::new(),
+            finished: VecDeque::with_capacity(1024),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Completions for the core, oldest first.
+    pub(crate) fn next_finished(&mut self) -> Option<Event<'static>> {
+        self.finished.pop_front()
+    }
+
+    /// Whether nothing is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.jobs.len() == 0 && self.starved.is_empty() && self.finished.is_empty()
+    }
+
+    /// Whether `run_inline` has work.
+    pub(crate) fn has_inline(&self) -> bool {
+        !self.inline.is_empty()
+    }
+
+    /// Reads into `target`, the slot of a client's request and the offset it begins with, or into a slot that the
+    /// completion hands over.
+    pub(crate) fn read(&mut self, io: &mut Io, op: OpId, offset: u64, len: u32, target: Option<(SlotId, u64)>) {
+        let (slot, first) = match target {
+            Some((slot, first)) => {
+                io.arena().retain(slot);
+                (slot, first)
+            }
+            None => match io.arena().take(self.pool, offset, len) {
+                Some(slot) => (slot, offset),
+                None => return self.starved.push_back(Wanted::Read { op, offset, len }),
+            },
+        };
+        let range = self.round_out(slot, first, offset, len);
+        self.start(io, op, Work::Read { range, hand_over: target.is_none() });
+    }
+
+    /// Writes whole logical blocks.
+    pub(crate) fn write(&mut self, io: &mut Io, op: OpId, offset: u64, len: u32, slot: SlotId, fua: bool) {
+        io.arena().retain(slot);
+        let range = Range { span: Span::of_volume(slot, offset, len), offset };
+        self.start(io, op, Work::Write { range, fua });
+    }
+
+    /// Makes a range read as zeroes.
+    pub(crate) fn zero(&mut self, io: &mut Io, op: OpId, offset: u64, len: u32, punch: bool, fua: bool) {
+        let granule = self.disk.as_ref().map_or(1, |disk| match disk.mode {
+            Mode::Direct => u64::from(disk.granule_bytes),
+            Mode::Buffered | Mode::Memory => 1,
+        });
+        if (offset | u64::from(len)) & (granule - 1) == 0 {
+            return self.start(io, op, Work::Zero { offset, len, punch, fua });
+        }
+        match io.arena().take(self.pool, offset, len) {
+            Some(slot) => {
+                let range = self.round_out(slot, offset, offset, len);
+                self.start(io, op, Work::ZeroEdges { offset, len, fua, range, is_read: false });
+            }
+            None => self.starved.push_back(Wanted::Zero { op, offset, len, fua }),
+        }
+    }
+
+    /// Reads the blocks at the edges of a payload and puts their bytes around it.
+    pub(crate) fn fill(
+        &mut self,
+        io: &mut Io,
+        op: OpId,
+        (slot, offset, len): (SlotId, u64, u32),
+        granule_bytes: u32,
+    ) {
+        match io.arena().take(self.pool, 0, 2 * SCRATCH_TAIL) {
+            Some(scratch) => {
+                io.arena().retain(slot);
+                self.start(io, op, Work::Fill { slot, offset, len, granule_bytes, scratch });
+            }
+            None => self.starved.push_back(Wanted::Fill { op, slot, offset, len, granule_bytes }),
+        }
+    }
+
+    /// Makes every write reported so far durable.
+    pub(crate) fn flush(&mut self, io: &mut Io, op: OpId) {
+        self.start(io, op, Work::Flush);
+    }
+
+    /// A buffer for the bytes of a metadata page.
+    pub(crate) fn meta_buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Writes all copies of a metadata page, durably.
+    pub(crate) fn write_meta(&mut self, io: &mut Io, op: OpId, bytes: Vec<u8>, locations: Locations) {
+        self.start(io, op, Work::Meta { bytes: Rc::new(bytes), locations });
+    }
+
+    /// Starts jobs that waited for a slot.
+    pub(crate) fn feed_starved(&mut self, io: &mut Io) {
+        for _ in 0..self.starved.len() {
+            match self.starved.pop_front() {
+                None => return,
+                Some(Wanted::Read { op, offset, len }) => self.read(io, op, offset, len, None),
+                Some(Wanted::Zero { op, offset, len, fua }) => self.zero(io, op, offset, len, false, fua),
+                Some(Wanted::Fill { op, slot, offset, len, granule_bytes }) => {
+                    self.fill(io, op, (slot, offset, len), granule_bytes);
+                }
+            }
+        }
+    }
+
+    /// Runs what is done in this thread.
+    pub(crate) fn run_inline(&mut self, io: &mut Io) {
+        while let Some(job) = self.inline.pop_front() {
+            if let Err(error) = self.do_inline(io, job) {
+                self.note_error(job, &error);
+            }
+            self.finish(io, job);
+        }
+    }
+
+    /// A part of a job ended.
+    pub(crate) fn completed(&mut self, io: &mut Io, job: u32, completion: Completion<Token>) {
+        let done = completion.result;
+        match (completion.op, done) {
+            (op, Err(error)) if is_passing(&error) => return io.push(completion.token, op),
+            (Op::Allocate { .. }, Err(error)) if is_unsupported(&error) => return self.zero_by_writing(io, job),
+            (_, Err(error)) => self.note_error(job, &error),
+            (Op::Read { fd, span, offset }, Ok(bytes)) if bytes > 0 && bytes < span.len => {
+                let rest = Op::Read { fd, span: span.skip(bytes), offset: offset + u64::from(bytes) };
+                return io.push(completion.token, rest);
+            }
+            (Op::Write { fd, span, offset, dsync }, Ok(bytes)) if bytes > 0 && bytes < span.len => {
+                let rest = Op::Write { fd, span: span.skip(bytes), offset: offset + u64::from(bytes), dsync };
+                return io.push(completion.token, rest);
+            }
+            (Op::Read { .. } | Op::Write { .. }, Ok(0)) => {
+                self.note_error(job, &io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            (Op::WriteBytes { bytes, .. }, Ok(written)) if written as usize != bytes.len() => {
+                self.note_error(job, &io::Error::from(io::ErrorKind::WriteZero));
+            }
+            (_, Ok(_)) => {}
+        }
+        let Some(entry) = self.jobs.get_mut(job) else { unreachable!("a completion for job {job}, which is gone") };
+        entry.left -= 1;
+        if entry.left == 0 && !self.go_on(io, job) {
+            self.finish(io, job);
+        }
+    }
+
+    /// In direct mode a read covers whole logical blocks; the wanted part stays where it belongs.
+    /// `first`: offset that the slot begins with.
+    fn round_out(&self, slot: SlotId, first: u64, offset: u64, len: u32) -> Range {
+        let granule = match &self.disk {
+            Some(disk) if disk.mode == Mode::Direct => u64::from(disk.granule_bytes),
+            _ => 1,
+        };
+        let start = offset - offset % granule;
+        let end = (offset + u64::from(len)).next_multiple_of(granule);
+        Range { span: Span::of_volume_from(slot, first, start, (end - start) as u32), offset: start }
+    }
+
+    fn start(&mut self, io: &mut Io, op: OpId, work: Work) {
+        let job = self.jobs.insert(Job { op, work, left: 0, error: None });
+        let Some(Job { work, left, .. }) = self.jobs.get_mut(job) else { unreachable!("just inserted") };
+        let token = Token::Storage { resource: self.resource, job };
+        let mut push = |op: Op| {
+            *left += 1;
+            io.push(token, op);
+        };
+        if let Work::Meta { bytes, locations } = work {
+            match &self.meta {
+                Some((fd, false)) => {
+                    for offset in locations.offsets.iter().take(usize::from(locations.copies)) {
+                        push(Op::WriteBytes { fd: Rc::clone(fd), bytes: Rc::clone(bytes), offset: *offset });
+                    }
+                }
+                // Without a file the job fails there.
+                Some((_, true)) | None => self.inline.push_back(job),
+            }
+            return;
+        }
+        let Some(disk) = &self.disk else { return self.inline.push_back(job) };
+        let fd = || Rc::clone(&disk.fd);
+        match (disk.mode, work) {
+            (Mode::Memory, _) => self.inline.push_back(job),
+            (Mode::Direct, Work::Read { range, .. }) => {
+                push(Op::Read { fd: fd(), span: range.span, offset: range.offset });
+            }
+            (Mode::Direct, Work::Write { range, fua }) | (Mode::Buffered, Work::Write { range, fua: fua @ true }) => {
+                push(Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync: *fua });
+            }
+            (Mode::Direct, Work::Fill { slot: _, offset, len, granule_bytes, scratch }) => {
+                for (span, offset) in edges(disk, *offset, *len, *granule_bytes, *scratch) {
+                    push(Op::Read { fd: fd(), span, offset });
+                }
+                if *left == 0 {
+                    // Aligned after all.
+                    self.inline.push_back(job);
+                }
+            }
+            (Mode::Direct, Work::ZeroEdges { range, .. }) => {
+                push(Op::Read { fd: fd(), span: range.span, offset: range.offset });
+            }
+            (Mode::Direct | Mode::Buffered, Work::Zero { offset, len, punch, .. }) => {
+                let usable = if *punch { disk.can_punch } else { disk.can_zero_range };
+                if usable {
+                    let mode = allocate_mode(*punch).bits() as i32;
+                    push(Op::Allocate { fd: fd(), mode, offset: *offset, len: u64::from(*len) });
+                } else {
+                    self.zero_by_writing(io, job);
+                }
+            }
+            (Mode::Direct | Mode::Buffered, Work::Flush) => push(Op::Datasync { fd: fd() }),
+            (Mode::Buffered, Work::Read { .. } | Work::Write { .. } | Work::Fill { .. }) => {
+                self.inline.push_back(job);
+            }
+            (Mode::Buffered, Work::ZeroEdges { .. }) => unreachable!("buffered ranges have no alignment"),
+            (_, Work::Meta { .. }) => unreachable!("handled above"),
+        }
+    }
+
+    /// The device or file system has no operation for this: write zeroes.
+    fn zero_by_writing(&mut self, io: &mut Io, job: u32) {
+        let (Some(entry), Some(disk)) = (self.jobs.get_mut(job), &mut self.disk) else {
+            unreachable!("a job on a disk that is gone")
+        };
+        let Work::Zero { offset, len, punch, fua, .. } = &mut entry.work else {
+            unreachable!("only zeroing allocates")
+        };
+        if *punch {
+            disk.can_punch = false;
+        } else {
+            disk.can_zero_range = false;
+        }
+        let span = io.arena().zeroes(*len);
+        entry.left = 1;
+        let write = Op::Write { fd: Rc::clone(&disk.fd), span, offset: *offset, dsync: *fua };
+        // The write is durable by itself if it must be.
+        *fua = false;
+        io.push(Token::Storage { resource: self.resource, job }, write);
+    }
+
+    /// All operations of a job have completed: starts what comes next, if anything does.
+    fn go_on(&mut self, io: &mut Io, job: u32) -> bool {
+        let (Some(entry), Some(disk)) = (self.jobs.get_mut(job), &self.disk) else { return false };
+        if entry.error.is_some() {
+            return false;
+        }
+        let token = Token::Storage { resource: self.resource, job };
+        match &mut entry.work {
+            Work::ZeroEdges { offset, len, fua, range, is_read: is_read @ false } => {
+                *is_read = true;
+                entry.left = 1;
+                let zeroes = Span::of_volume(range.span.slot, *offset, *len);
+                io.arena().bytes_mut(zeroes).fill(0);
+                let (fd, span, offset) = (Rc::clone(&disk.fd), range.span, range.offset);
+                io.push(token, Op::Write { fd, span, offset, dsync: *fua });
+                true
+            }
+            Work::Zero { fua: fua @ true, .. } => {
+                *fua = false;
+                entry.left = 1;
+                io.push(token, Op::Datasync { fd: Rc::clone(&disk.fd) });
+                true
+            }
+            Work::Fill { slot, offset, len, granule_bytes, scratch } => {
+                put_edges(io, disk, (*slot, *offset, *len), *granule_bytes, *scratch);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    fn do_inline(&mut self, io: &mut Io, job: u32) -> io::Result<()> {
+        let Some(entry) = self.jobs.get(job) else { unreachable!("an inline job is gone") };
+        if let Work::Meta { bytes, locations } = &entry.work {
+            let Some((fd, _)) = &self.meta else { return Err(no_disk()) };
+            for offset in locations.offsets.iter().take(usize::from(locations.copies)) {
+                write_all(fd, bytes, *offset)?;
+            }
+            return Ok(());
+        }
+        let Some(disk) = &self.disk else { return Err(no_disk()) };
+        match &entry.work {
+            Work::Read { range, .. } => read_all(&disk.fd, io.arena().bytes_mut(range.span), range.offset),
+            Work::Write { range, .. } => write_all(&disk.fd, io.arena().bytes(range.span), range.offset),
+            Work::Zero { offset, len, punch, .. } => zero_inline(io, disk, *offset, *len, *punch),
+            Work::Fill { slot, offset, len, granule_bytes, scratch } => {
+                for (span, from) in edges(disk, *offset, *len, *granule_bytes, *scratch) {
+                    read_all(&disk.fd, io.arena().bytes_mut(span), from)?;
+                }
+                put_edges(io, disk, (*slot, *offset, *len), *granule_bytes, *scratch);
+                Ok(())
+            }
+            // In memory only; a device's flush goes through the ring.
+            Work::Flush => Ok(rustix::fs::fdatasync(&*disk.fd)?),
+            Work::ZeroEdges { .. } | Work::Meta { .. } => unreachable!("not inline, or handled above"),
+        }
+    }
+
+    fn note_error(&mut self, job: u32, error: &io::Error) {
+        let Some(entry) = self.jobs.get_mut(job) else { return };
+        let what = match entry.work {
+            Work::Read { .. } => "read",
+            Work::Write { .. } => "write",
+            Work::Zero { .. } | Work::ZeroEdges { .. } => "zeroing",
+            Work::Fill { .. } => "read of a block's edge",
+            Work::Flush => "fdatasync",
+            Work::Meta { .. } => "metadata write",
+        };
+        tracing::error!("{}: {what} failed: {error}", self.name);
+        let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        entry.error = Some(if full { DiskError::NoSpace } else { DiskError::Io });
+    }
+
+    fn finish(&mut self, io: &mut Io, job: u32) {
+        let Some(Job { op, work, error, .. }) = self.jobs.remove(job) else {
+            unreachable!("job {job} finished twice")
+        };
+        let result = error.map_or(Ok(()), Err);
+        let mut handed = None;
+        match work {
+            Work::Read { range, hand_over: true } if result.is_ok() => handed = Some(range.span.slot),
+            Work::Read { range, .. } | Work::Write { range, .. } | Work::ZeroEdges { range, .. } => {
+                io.arena().release(range.span.slot);
+            }
+            Work::Fill { slot, scratch, .. } => {
+                io.arena().release(slot);
+                io.arena().release(scratch);
+            }
+            Work::Flush | Work::Zero { .. } => {}
+            Work::Meta { bytes, .. } => {
+                if let Ok(mut bytes) = Rc::try_unwrap(bytes) {
+                    bytes.clear();
+                    self.spare.push(bytes);
+                }
+                return self.finished.push_back(Event::MetaDone { op, result });
+            }
+        }
+        self.finished.push_back(Event::DiskDone { op, result, slot: handed });
+    }
+}
+
+/// Blocks at the edges of a payload that it covers partially, and where they are read to: the first to the beginning
+/// of the scratch slot, the last to its second half. Clipped to the disk.
+fn edges(
+    disk: &Disk,
+    offset: u64,
+    len: u32,
+    granule_bytes: u32,
+    scratch: SlotId,
+) -> impl Iterator<Item = (Span, u64)> + use<> {
+    let granule = u64::from(granule_bytes);
+    let end = offset + u64::from(len);
+    let size_bytes = disk.size_bytes;
+    let first = (!offset.is_multiple_of(granule)).then_some((0, offset - offset % granule));
+    let last = (!end.is_multiple_of(granule)).then_some((SCRATCH_TAIL, end - end % granule));
+    first.into_iter().chain(last).filter_map(move |(start, from)| {
+        let len = granule.min(size_bytes.saturating_sub(from)) as u32;
+        (len > 0).then_some((Span { slot: scratch, start, len }, from))
+    })
+}
+
+fn put_edges(
+    io: &mut Io,
+    disk: &Disk,
+    (slot, offset, len): (SlotId, u64, u32),
+    granule_bytes: u32,
+    scratch: SlotId,
+) {
+    let end = offset + u64::from(len);
+    for (span, from) in edges(disk, offset, len, granule_bytes, scratch) {
+        // Bytes of the block that the payload does not cover.
+        let block_end = from + u64::from(span.len);
+        let (start, stop) = if span.start == 0 { (from, offset) } else { (end, block_end) };
+        if start >= stop {
+            continue;
+        }
+        let bytes = (stop - start) as u32;
+        let source = span.skip((start - from) as u32).first(bytes);
+        io.arena().copy(source, Span::of_volume_from(slot, offset, start, bytes));
+    }
+}
+
+fn allocate_mode(punch: bool) -> FallocateFlags {
+    let mode = if punch { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+    mode | FallocateFlags::KEEP_SIZE
+}
+
+fn zero_inline(io: &mut Io, disk: &Disk, offset: u64, len: u32, punch: bool) -> io::Result<()> {
+    if punch {
+        match rustix::fs::fallocate(&*disk.fd, allocate_mode(true), offset, u64::from(len)) {
+            Err(rustix::io::Errno::OPNOTSUPP) => {}
+            other => return Ok(other?),
+        }
+    }
+    let span = io.arena().zeroes(len);
+    write_all(&disk.fd, io.arena().bytes(span), offset)
+}
+
+fn read_all(fd: &Fd, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pread(&**fd, &mut *bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                bytes = &mut bytes[count..];
+                offset += count as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn write_all(fd: &Fd, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&**fd, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                offset += count as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn no_disk() -> io::Error {
+    io::Error::other("there is no disk")
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+use super::*;
+use crate::disk;
+use crate::slots::{Arena, PoolSize};
+use std::path::Path;
+use std::time::Duration;
+
+const POOL: PoolId = PoolId(0);
+const MODES: [Mode; 3] = [Mode::Direct, Mode::Buffered, Mode::Memory];
+
+struct Bench {
+    io: Io,
+    storage: Storage,
+    path: std::path::PathBuf,
+    _folder: tempfile::TempDir,
+    next_op: u32,
+}
+
+/// A file of 1 MiB full of 0xEE on a disk of this mode; on a file system without O_DIRECT "direct" is what it gives.
+fn bench(mode: Mode) -> Bench {
+    let base = if mode == Mode::Memory { "/dev/shm" } else { env!("CARGO_MANIFEST_DIR") };
+    let folder = tempfile::tempdir_in(base).unwrap();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, vec![0xEE; 1 << 20]).unwrap();
+    let mut open = if mode == Mode::Buffered { buffered(&path) } else { disk::open(&path, Duration::ZERO).unwrap() };
+    if mode == Mode::Buffered {
+        open.mode = Mode::Buffered;
+    }
+    let arena = Arena::new(&[PoolSize { small: 8, large: 4 }]).unwrap();
+    let mut storage = Storage::new(0, "r0", POOL);
+    storage.disk = Some(open.into());
+    Bench { io: Io::new(arena, 0).unwrap(), storage, path, _folder: folder, next_op: 0 }
+}
+
+fn buffered(path: &Path) -> disk::OpenDisk {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let (mode, size_bytes) = (Mode::Buffered, 1 << 20);
+    disk::OpenDisk { fd: file.into(), mode, is_block: false, size_bytes, granule_bytes: 512 }
+}
+
+impl Bench {
+    fn op(&mut self) -> OpId {
+        self.next_op += 1;
+        OpId(self.next_op)
+    }
+
+    /// Runs until one job has finished.
+    fn finish(&mut self) -> (OpId, Result<(), DiskError>, Option<SlotId>) {
+        loop {
+            self.storage.run_inline(&mut self.io);
+            match self.storage.next_finished() {
+                Some(Event::DiskDone { op, result, slot }) => return (op, result, slot),
+                Some(other) => panic!("{other:?}"),
+                None => {}
+            }
+            self.io.wait(Some(Duration::from_secs(5)));
+            while let Some(completion) = self.io.reap() {
+                let Token::Storage { job, .. } = completion.token else { panic!("{completion:?}") };
+                self.storage.completed(&mut self.io, job, completion);
+            }
+        }
+    }
+
+    fn content(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+}
+
+#[test]
+fn written_blocks_are_read_back_in_every_mode() {
+    for mode in MODES {
+        let mut b = bench(mode);
+        for (round, fua) in [(1, false), (2, true)] {
+            let slot = b.io.arena().take(POOL, 8192, 8192).unwrap();
+            b.io.arena().bytes_mut(Span::of_volume(slot, 8192, 8192)).fill(round);
+            let op = b.op();
+            b.storage.write(&mut b.io, op, 8192, 8192, slot, fua);
+            assert_eq!(b.finish(), (op, Ok(()), None));
+            b.io.arena().release(slot);
+            let op = b.op();
+            b.storage.flush(&mut b.io, op);
+            assert_eq!(b.finish().1, Ok(()));
+            // Unaligned: the wanted part lies where it belongs.
+            let op = b.op();
+            b.storage.read(&mut b.io, op, 8191, 3, None);
+            let (done, result, slot) = b.finish();
+            assert_eq!((done, result), (op, Ok(())));
+            let slot = slot.unwrap();
+            assert_eq!(b.io.arena().bytes(Span::of_volume(slot, 8191, 3)), [0xEE, round, round], "{mode:?}");
+            b.io.arena().release(slot);
+        }
+        assert_eq!(b.io.arena().in_use(), 0);
+        assert!(b.storage.is_idle());
+    }
+}
+
+#[test]
+fn zeroes_are_exact_in_every_mode() {
+    for mode in MODES {
+        for (offset, len) in [(4096, 8192), (5000, 7), (4095, 4098), (131_072, 131_072), (200_000, 50_000)] {
+            for (punch, fua) in [(true, false), (false, true)] {
+                let mut b = bench(mode);
+                let op = b.op();
+                b.storage.zero(&mut b.io, op, offset, len, punch, fua);
+                assert_eq!(b.finish(), (op, Ok(()), None));
+                let content = b.content();
+                let (from, to) = (offset as usize, offset as usize + len as usize);
+                let exact = |(at, byte): (usize, &u8)| *byte == if (from..to).contains(&at) { 0 } else { 0xEE };
+                assert!(content.iter().enumerate().all(exact), "{mode:?} {offset} {len} {punch}");
+                assert_eq!((content.len(), b.io.arena().in_use()), (1 << 20, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn edges_of_a_payload_are_filled_from_the_disk() {
+    for mode in MODES {
+        for (offset, len) in [(4100_u64, 10_u32), (4096, 10), (8190, 2), (4000, 5000), (1_048_000, 100)] {
+            let mut b = bench(mode);
+            let slot = b.io.arena().take(POOL, offset, len).unwrap();
+            let payload = Span::of_volume(slot, offset, len);
+            b.io.arena().bytes_mut(payload).fill(1);
+            let op = b.op();
+            b.storage.fill(&mut b.io, op, (slot, offset, len), 4096);
+            assert_eq!(b.finish(), (op, Ok(()), None));
+            let start = offset - offset % 4096;
+            let whole = (offset + u64::from(len)).next_multiple_of(4096) - start;
+            let all = Span::of_volume(slot, start, whole as u32);
+            for (at, byte) in (start..).zip(b.io.arena().bytes(all)) {
+                let inside = at >= offset && at < offset + u64::from(len);
+                assert_eq!(*byte, if inside { 1 } else { 0xEE }, "{mode:?} {offset} {len} at {at}");
+            }
+            b.io.arena().release(slot);
+            assert_eq!(b.io.arena().in_use(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_read_past_the_end_fails_and_a_read_without_slots_waits() {
+    for mode in MODES {
+        let mut b = bench(mode);
+        let op = b.op();
+        b.storage.read(&mut b.io, op, 1 << 20, 4096, None);
+        assert_eq!(b.finish(), (op, Err(DiskError::Io), None));
+        let mut taken = Vec::new();
+        while let Some(slot) = b.io.arena().take(POOL, 0, 4096) {
+            taken.push(slot);
+        }
+        let op = b.op();
+        b.storage.read(&mut b.io, op, 0, 4096, None);
+        b.storage.feed_starved(&mut b.io);
+        assert!(!b.storage.is_idle() && !b.storage.has_inline() && b.io.in_flight() == 0);
+        b.io.arena().release(taken[0]);
+        b.storage.feed_starved(&mut b.io);
+        assert_eq!(b.finish().0, op);
+    }
+}
+
+#[test]
+fn without_a_disk_every_job_fails() {
+    let mut b = bench(Mode::Memory);
+    b.storage.disk = None;
+    let op = b.op();
+    b.storage.flush(&mut b.io, op);
+    assert_eq!(b.finish(), (op, Err(DiskError::Io), None));
+    let op = b.op();
+    b.storage.read(&mut b.io, op, 0, 512, None);
+    assert_eq!(b.finish(), (op, Err(DiskError::Io), None));
+}
