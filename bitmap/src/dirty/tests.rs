@@ -24,7 +24,8 @@ enum Op {
 
 fn near_borders() -> impl Strategy<Value = u64> {
     prop_oneof![
-        4 => (0..5_u64, 0..300_u64).prop_map(|(page, off)| (page * BITS_PER_PAGE + off).saturating_sub(150).min(BITS)),
+        4 => (0..5_u64, 0..300_u64)
+            .prop_map(|(page, offset)| (page * BITS_PER_PAGE + offset).saturating_sub(150).min(BITS)),
         1 => 0..=BITS,
     ]
 }
@@ -35,7 +36,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (near_borders(), 0..=BITS).prop_map(|(start, len)| Op::Set(start, len)),
         4 => (near_borders(), 0..200_u64).prop_map(|(start, len)| Op::Clear(start, len)),
         1 => (near_borders(), 0..=BITS).prop_map(|(start, len)| Op::Clear(start, len)),
-        2 => (near_borders(), prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(at, bits)| Op::Or(at, bits)),
+        2 => (near_borders(), prop::collection::vec(any::<u8>(), 0..40))
+            .prop_map(|(at, bits)| Op::Or(at, bits)),
         4 => (0..4_u32).prop_map(Op::Begin),
         4 => (0..4_u32).prop_map(Op::End),
         1 => (0..4_u32).prop_map(Op::LoadBack),

@@ -18,7 +18,8 @@ proptest! {
         let size_bytes = size_sectors * 512;
         let geometry = Geometry::new(size_bytes, block_shift, block_shift + region_extra).unwrap();
         let range = ByteRange::new(start, len);
-        let inside = |unit: ByteRange| (unit.start..unit.end).filter(|byte| *byte >= start && *byte < start + len);
+        let end = start + len;
+        let inside = |unit: ByteRange| (unit.start..unit.end).filter(|byte| *byte >= start && *byte < end);
         for block in 0..geometry.blocks() {
             let bytes = geometry.bytes_of(BlockRange::new(block, 1));
             prop_assert!(!bytes.is_empty() && bytes.end <= size_bytes);

@@ -87,6 +87,7 @@ prop_compose! {
         (0_u8..).zip(&mut peers).for_each(|(slot, peer)| peer.node = NodeId(slot * 3));
         let layout = Layout::new(&Geometry::new(size_bytes, 12, 22).unwrap(), peers.len());
         let device = DeviceIdentity([numbers.4; 64]);
+        let becoming = Becoming { generation: GenerationId(ids.0), node: NodeId(numbers.4) };
         Superblock {
             sequence: numbers.0,
             file_id: numbers.1,
@@ -96,7 +97,7 @@ prop_compose! {
             region_shift: 22,
             term: numbers.2,
             log,
-            inconsistent: flags[0].then_some(Becoming { generation: GenerationId(ids.0), node: NodeId(numbers.4) }),
+            inconsistent: flags[0].then_some(becoming),
             outdated: flags[1],
             may_be_written: flags[2],
             boot_id,

@@ -29,7 +29,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => (0..300_u32, 0..256_u64).prop_map(|(region, block)| Op::Miss(region / 40 * 42, block)),
         6 => (0..300_u32).prop_map(|region| Op::Release(region / 40 * 42)),
-        3 => (slot(), 0..76_000_u64, 0..40_000_u64).prop_map(|(slot, start, len)| Op::Clear(slot, start, len)),
+        3 => (slot(), 0..76_000_u64, 0..40_000_u64)
+            .prop_map(|(slot, start, len)| Op::Clear(slot, start, len)),
         6 => Just(Op::WriteActivity),
         8 => (slot(), 0..3_u32).prop_map(|(slot, from)| Op::WriteSlot(slot, from)),
         3 => Just(Op::WriteSuperblock),
