@@ -23,7 +23,7 @@ const PAGES_PER_READ: u64 = 64;
 /// What recovery met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// Copies (1 or 2) that hold the superblock taken. If fewer than 2, write the superblock before
+    /// Copies that hold the superblock taken. If fewer than 2, write the superblock before
     /// relying on it; 0 means that recovery had to change it.
     pub superblock_copies: u8,
     /// Pages read that were damaged, torn, misplaced, of another epoch, or unreadable, superblock places
