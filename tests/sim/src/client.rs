@@ -1,0 +1,205 @@
+//! Clients of the export: each keeps a few requests in flight to the node that serves it, and checks what it reads.
+
+use crate::ghost::WriteId;
+use crate::host::{Input, Request};
+use crate::setup::{MS, US};
+use crate::world::{Ev, Phase, World};
+use lockstep_core::{ExportState, IoError, PIECE_BYTES_MAX, RequestKind};
+
+/// Sectors of the longest request: 256 KiB.
+const REQUEST_SECTORS_MAX: u64 = 512;
+
+/// One client.
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    /// The machine it is attached to.
+    pub(crate) host: Option<usize>,
+    /// Requests sent and not answered.
+    pub(crate) waiting: u64,
+}
+
+impl Client {
+    /// The connection is gone.
+    pub(crate) fn detach(&mut self) {
+        *self = Client::default();
+    }
+}
+
+impl World {
+    /// A client attaches, sends a request, or goes away.
+    pub(crate) fn client_step(&mut self, client: usize) {
+        if self.phase == Phase::Quiet {
+            return self.leave_host(client);
+        }
+        let delay = self.rng.work.spread(self.setup.think_ns);
+        self.after(delay, Ev::Client(client));
+        match self.clients[client].host {
+            None => self.attach(client),
+            Some(_) if self.setup.faults.rude_clients && self.rng.work.chance(5) => self.leave_host(client),
+            Some(_) if self.clients[client].waiting < self.setup.depth => self.request(client),
+            Some(_) => {}
+        }
+    }
+
+    fn attach(&mut self, client: usize) {
+        let n = self.rng.work.below(2) as usize;
+        let host = &mut self.hosts[n];
+        if host.export == ExportState::Open && host.node.is_some() && !host.is_paused(self.now) {
+            host.clients += 1;
+            let open = host.clients;
+            self.clients[client].host = Some(n);
+            self.deliver(n, Input::Clients { open });
+        }
+    }
+
+    fn draw_kind(&mut self) -> RequestKind {
+        match self.rng.work.below(100) {
+            0..45 => RequestKind::Write,
+            45..80 => RequestKind::Read,
+            80..86 => RequestKind::Trim,
+            86..92 => RequestKind::Zero { no_hole: self.rng.work.coin() },
+            _ => RequestKind::Flush,
+        }
+    }
+
+    fn draw_range(&mut self) -> (usize, usize) {
+        let rng = &mut self.rng.work;
+        let area = if rng.chance(800) { self.setup.hot_sectors } else { self.setup.sectors } as u64;
+        let longest = match rng.below(10) {
+            0..4 => 1,
+            4..8 => 16,
+            8 => 128,
+            _ => REQUEST_SECTORS_MAX,
+        };
+        let count = rng.between(1, longest.min(area));
+        let mut first = rng.below(area - count + 1);
+        if rng.coin() {
+            first &= !7;
+        }
+        (first as usize, count as usize)
+    }
+
+    fn request(&mut self, client: usize) {
+        let Some(n) = self.clients[client].host else { return };
+        let kind = self.draw_kind();
+        let is_write = !matches!(kind, RequestKind::Read | RequestKind::Flush);
+        let fua = is_write && self.rng.work.chance(100);
+        let range = if kind == RequestKind::Flush { (0, 0) } else { self.draw_range() };
+        let (line, seq) = (self.lines.of[n], self.next_seq());
+        let write = is_write.then(|| {
+            self.writes += 1;
+            let zeroes = kind != RequestKind::Write;
+            WriteId { id: self.writes, first: range.0, count: range.1, zeroes }
+        });
+        if let Some(write) = write {
+            self.lines.all[line].begin(write, seq, fua);
+        }
+        let host = &mut self.hosts[n];
+        let req = (0..).find(|r| !host.requests.contains_key(r)).expect("there are few requests");
+        let has_payload = kind == RequestKind::Write;
+        let request = Request {
+            client: Some(client),
+            kind,
+            range,
+            write,
+            began: seq,
+            began_ns: self.now,
+            payload_next: if has_payload { range.0 } else { range.0 + range.1 },
+            found: if kind == RequestKind::Read { vec![None; range.1] } else { Vec::new() },
+        };
+        host.requests.insert(req, request);
+        let process = host.process;
+        self.clients[client].waiting += 1;
+        let (offset, len) = (range.0 as u64 * 512, range.1 as u64 * 512);
+        self.after(0, Ev::Input(n, process, Input::Request { req, kind, offset, len, fua }));
+        if has_payload {
+            self.after(0, Ev::Piece(n, process, req));
+        }
+    }
+
+    /// The next piece of a write's payload arrives from the client.
+    pub(crate) fn payload_piece(&mut self, n: usize, process: u32, req: u32) {
+        if self.hosts[n].process != process {
+            return;
+        }
+        let Some(request) = self.hosts[n].requests.get_mut(&req) else { return };
+        let (Some(write), Some(_)) = (request.write, request.client) else { return };
+        let end = request.range.0 + request.range.1;
+        let first = request.payload_next;
+        if first >= end {
+            return;
+        }
+        let piece_sectors = PIECE_BYTES_MAX as usize / 512;
+        let next = ((first / piece_sectors + 1) * piece_sectors).min(end);
+        request.payload_next = next;
+        let tags = (first..next).map(|sector| write.tag(sector)).collect();
+        self.deliver(n, Input::Payload { req, offset: first as u64 * 512, tags });
+        if next < end {
+            let delay = if self.rng.work.coin() { 0 } else { self.rng.work.spread(50 * US) };
+            self.after(delay, Ev::Piece(n, process, req));
+        }
+    }
+
+    /// Bytes of a read arrived in the request's own buffers.
+    pub(crate) fn found(&mut self, n: usize, req: u32, first: usize, tags: &[u64]) {
+        let Some(request) = self.hosts[n].requests.get_mut(&req) else {
+            return self.fail("C11 reads", format!("node {n}: bytes for request {req} after its reply"));
+        };
+        let start = request.range.0;
+        if request.kind != RequestKind::Read
+            || first < start
+            || first + tags.len() > start + request.found.len()
+        {
+            return self
+                .fail("border", format!("node {n}: bytes at sector {first} do not belong to request {req}"));
+        }
+        for (i, &tag) in tags.iter().enumerate() {
+            request.found[first - start + i] = Some(tag);
+        }
+    }
+
+    /// The core answered a request while `held` copies were mirrored and UpToDate.
+    pub(crate) fn replied(&mut self, n: usize, req: u32, result: Result<(), IoError>, held: u8) {
+        let Some(request) = self.hosts[n].requests.remove(&req) else {
+            return self.fail("replies", format!("node {n}: reply to request {req}, which is not open"));
+        };
+        if let Some(client) = request.client {
+            self.clients[client].waiting -= 1;
+        }
+        let (seq, line) = (self.next_seq(), self.lines.of[n]);
+        let ghost = &mut self.lines.all[line];
+        if held == 3 {
+            ghost.mirrored_at(seq);
+        }
+        if result.is_ok() && request.payload_next < request.range.0 + request.range.1 {
+            return self.fail("replies", format!("node {n}: write {req} answered before all of it arrived"));
+        }
+        match (request.write, result, request.client) {
+            (Some(write), Ok(()), Some(_)) => ghost.acknowledge(write, seq, held),
+            (Some(write), _, _) => ghost.give_up(write, seq),
+            (None, Ok(()), Some(_)) if request.kind == RequestKind::Flush => {
+                ghost.flushed(request.began, held)
+            }
+            (None, Ok(()), Some(_)) => self.check_read(n, req, &request, held),
+            (None, _, _) => {}
+        }
+        if result.is_err() && request.client.is_some() && self.phase != Phase::Stormy {
+            let age_ms = (self.now - request.began_ns) / MS;
+            self.say(format_args!("n{n} request {req} failed {result:?} after {age_ms} ms"));
+        }
+    }
+
+    fn check_read(&mut self, n: usize, req: u32, request: &Request, held: u8) {
+        let (seq, line) = (self.seq, self.lines.of[n]);
+        for (i, tag) in request.found.iter().enumerate() {
+            let sector = request.range.0 + i;
+            let Some(tag) = *tag else {
+                return self.fail("C1", format!("node {n}: read {req} answered without sector {sector}"));
+            };
+            if let Err(why) = self.lines.all[line].check(sector, tag, request.began) {
+                return self.fail("C1", format!("node {n}: read {req}: {why}"));
+            }
+            self.lines.all[line].observe(sector, tag, request.began, seq, held);
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The disks of a simulated machine: a data disk with a volatile cache, and a metadata file that is durable at
+//! completion.
+//!
+//! The data disk stores one 64-bit tag per 512-byte sector instead of the bytes. A write is visible when it
+//! completes and durable when a flush that was submitted later completes, when the cache evicts it, or at once
+//! with FUA. A process crash lets each write in flight land fully, not at all, or in any subset of its sectors; a
+//! power loss also lets each sector that is not durable fall back to any version since the durable one.
+
+use crate::prng::Prng;
+use std::collections::BTreeMap;
+
+/// Bytes of a sector.
+pub(crate) const SECTOR: u64 = 512;
+/// Tag of a sector of zeroes.
+pub(crate) const ZERO: u64 = 0;
+/// Content of a slot that nobody put there; writing it is an error.
+pub(crate) const UNDEFINED: u64 = u64::MAX;
+
+struct Flying {
+    first: usize,
+    tags: Vec<u64>,
+    fua: bool,
+}
+
+/// A data disk.
+pub(crate) struct DataDisk {
+    visible: Vec<u64>,
+    durable: Vec<u64>,
+    /// Versions newer than the durable one, oldest first, with the number of the completion that made them.
+    volatile: BTreeMap<usize, Vec<(u64, u64)>>,
+    flying: BTreeMap<u32, Flying>,
+    completions: u64,
+}
+
+impl DataDisk {
+    /// A disk that holds `tags`, durably.
+    pub(crate) fn new(tags: Vec<u64>) -> Self {
+        DataDisk {
+            visible: tags.clone(),
+            durable: tags,
+            volatile: BTreeMap::new(),
+            flying: BTreeMap::new(),
+            completions: 0,
+        }
+    }
+
+    /// What a read would return now.
+    pub(crate) fn visible(&self) -> &[u64] {
+        &self.visible
+    }
+
+    /// Takes a write; refuses one that overlaps a write in flight (ordering 20).
+    pub(crate) fn submit(&mut self, op: u32, first: usize, tags: Vec<u64>, fua: bool) -> Result<(), String> {
+        let end = first + tags.len();
+        if end > self.visible.len() {
+            return Err(format!("write of sectors {first}..{end} is outside the volume"));
+        }
+        if tags.contains(&UNDEFINED) {
+            return Err(format!(
+                "write of sectors {first}..{end} takes bytes that were never put in the slot"
+            ));
+        }
+        for (other, f) in &self.flying {
+            if f.first < end && first < f.first + f.tags.len() {
+                return Err(format!(
+                    "write {op} of sectors {first}..{end} overlaps write {other} in flight at {}..{}",
+                    f.first,
+                    f.first + f.tags.len()
+                ));
+            }
+        }
+        self.flying.insert(op, Flying { first, tags, fua });
+        Ok(())
+    }
+
+    /// A write completes.
+    pub(crate) fn complete(&mut self, op: u32) {
+        let f = self.flying.remove(&op).expect("completions are scheduled once per submission");
+        self.completions += 1;
+        for (i, &tag) in f.tags.iter().enumerate() {
+            self.land(f.first + i, tag);
+            if f.fua {
+                self.volatile.remove(&(f.first + i));
+                self.durable[f.first + i] = tag;
+            }
+        }
+    }
+
+    /// What a flush submitted now covers; give it to [`Self::complete_flush`].
+    pub(crate) fn submit_flush(&self) -> u64 {
+        self.completions
+    }
+
+    /// A flush completes.
+    pub(crate) fn complete_flush(&mut self, covered: u64) {
+        let durable = &mut self.durable;
+        self.volatile.retain(|&sector, versions| {
+            while versions.first().is_some_and(|(done, _)| *done <= covered) {
+                durable[sector] = versions.remove(0).1;
+            }
+            !versions.is_empty()
+        });
+    }
+
+    /// The cache writes back a few sectors of its own choice.
+    pub(crate) fn evict(&mut self, rng: &mut Prng) {
+        let dirty: Vec<usize> = self.volatile.keys().copied().collect();
+        for sector in dirty {
+            if rng.chance(100) {
+                let versions = self.volatile.get_mut(&sector).expect("listed above");
+                let upto = rng.below(versions.len() as u64) as usize;
+                self.durable[sector] = versions[upto].1;
+                versions.drain(..=upto);
+                if versions.is_empty() {
+                    self.volatile.remove(&sector);
+                }
+            }
+        }
+    }
+
+    /// Tags of a range; a sector with a write in flight reads as either version.
+    pub(crate) fn read(&self, first: usize, count: usize, rng: &mut Prng) -> Vec<u64> {
+        let mut out = self.visible[first..first + count].to_vec();
+        for f in self.flying.values() {
+            for (i, &tag) in f.tags.iter().enumerate() {
+                let sector = f.first + i;
+                if sector >= first && sector < first + count && rng.coin() {
+                    out[sector - first] = tag;
+                }
+            }
+        }
+        out
+    }
+
+    /// The process that submitted the writes in flight is gone.
+    pub(crate) fn process_crash(&mut self, rng: &mut Prng) {
+        for (_, f) in std::mem::take(&mut self.flying) {
+            self.completions += 1;
+            let fate = rng.below(3);
+            for (i, &tag) in f.tags.iter().enumerate() {
+                if fate == 1 || (fate == 2 && rng.coin()) {
+                    self.land(f.first + i, tag);
+                }
+            }
+        }
+    }
+
+    /// The machine loses power.
+    pub(crate) fn power_loss(&mut self, rng: &mut Prng) {
+        self.process_crash(rng);
+        // 0: everything volatile is lost, 1: nothing is, else: each sector on its own.
+        let mode = rng.below(6);
+        for (sector, versions) in std::mem::take(&mut self.volatile) {
+            let kept = match mode {
+                0 => 0,
+                1 => versions.len(),
+                _ => rng.below(versions.len() as u64 + 1) as usize,
+            };
+            if kept > 0 {
+                self.durable[sector] = versions[kept - 1].1;
+            }
+            self.visible[sector] = self.durable[sector];
+        }
+    }
+
+    /// True if the sector might hold anything but `tag` now or after a power loss.
+    pub(crate) fn may_differ(&self, sector: usize, tag: u64) -> bool {
+        self.visible[sector] != tag
+            || self.durable[sector] != tag
+            || self.volatile.get(&sector).is_some_and(|v| v.iter().any(|(_, t)| *t != tag))
+    }
+
+    /// A sector in words.
+    pub(crate) fn describe(&self, sector: usize) -> String {
+        use crate::ghost::name;
+        let volatile = self.volatile.get(&sector).map_or(0, Vec::len);
+        format!(
+            "{} (durable {}, {volatile} volatile)",
+            name(self.visible[sector]),
+            name(self.durable[sector])
+        )
+    }
+
+    fn land(&mut self, sector: usize, tag: u64) {
+        self.visible[sector] = tag;
+        self.volatile.entry(sector).or_default().push((self.completions, tag));
+    }
+}
+
+/// A metadata file: real bytes; writes are durable at completion, every copy of a page on its own at a crash.
+pub(crate) struct MetaFile {
+    bytes: Vec<u8>,
+    flying: BTreeMap<u32, (Vec<u64>, Vec<u8>)>,
+}
+
+impl MetaFile {
+    /// A file of zeroes.
+    pub(crate) fn new(len: u64) -> Self {
+        MetaFile { bytes: vec![0; len as usize], flying: BTreeMap::new() }
+    }
+
+    /// What is durable.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Writes at once (creation).
+    pub(crate) fn put(&mut self, offset: u64, bytes: &[u8]) {
+        self.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Takes a page write to all these offsets.
+    pub(crate) fn submit(&mut self, op: u32, offsets: Vec<u64>, bytes: Vec<u8>) -> Result<(), String> {
+        let len = bytes.len() as u64;
+        for &at in &offsets {
+            if at + len > self.bytes.len() as u64 || len == 0 {
+                return Err(format!("metadata write of {len} bytes at {at} is outside the file"));
+            }
+            for (others, page) in self.flying.values() {
+                if others.iter().any(|&o| o < at + len && at < o + page.len() as u64) {
+                    return Err(format!("metadata write of {len} bytes at {at} overlaps one in flight"));
+                }
+            }
+        }
+        self.flying.insert(op, (offsets, bytes));
+        Ok(())
+    }
+
+    /// A page write completes.
+    pub(crate) fn complete(&mut self, op: u32) {
+        let (offsets, bytes) =
+            self.flying.remove(&op).expect("completions are scheduled once per submission");
+        for at in offsets {
+            self.put(at, &bytes);
+        }
+    }
+
+    /// Process or machine die: each copy in flight lands, does not, or is torn between sectors.
+    pub(crate) fn crash(&mut self, rng: &mut Prng) {
+        for (_, (offsets, bytes)) in std::mem::take(&mut self.flying) {
+            for at in offsets {
+                let fate = rng.below(3);
+                for (i, sector) in bytes.chunks(SECTOR as usize).enumerate() {
+                    if fate == 1 || (fate == 2 && rng.coin()) {
+                        self.put(at + i as u64 * SECTOR, sector);
+                    }
+                }
+            }
+        }
+    }
+
+    /// True while page writes are in flight.
+    pub(crate) fn busy(&self) -> bool {
+        !self.flying.is_empty()
+    }
+}

@@ -1,0 +1,341 @@
+//! The shell's side of the border: executes the core's actions, and checks that each keeps the border's rules.
+
+use crate::disk::ZERO;
+use crate::ghost::Force;
+use crate::host::{DiskOp, Input};
+use crate::net;
+use crate::world::{Ev, World};
+use lockstep_bitmap::Origin;
+use lockstep_core::{Action, Command, Done, ExportState, Frame, Node, Notice, Refusal, SlotId};
+
+impl World {
+    /// Executes one action. True if the node has left.
+    pub(crate) fn execute(&mut self, n: usize, node: &mut Node, action: Action) -> bool {
+        self.log_action(n, &action);
+        self.fold(action_code(&action) ^ (n as u64) << 32);
+        let aimed = self.aimed.filter(|(at, code, _)| *at == n && u64::from(*code) == action_code(&action));
+        if let Some((_, _, how)) = aimed {
+            self.aimed = None;
+            if self.rng.fault.coin() {
+                self.dying = Some(how);
+                if self.rng.fault.coin() {
+                    // It dies before the action instead of after it.
+                    return false;
+                }
+            } else {
+                let delay = self.rng.fault.below(2 * self.setup.meta_ns);
+                self.after(delay, Ev::Stop(n, self.hosts[n].process, how));
+            }
+        }
+        match action {
+            Action::DiskRead { op, req, offset, len } => {
+                self.disk_read(n, op.0, req.map(|r| r.0), offset, len)
+            }
+            Action::DiskFill { op, slot, offset, len, granule_bytes } => {
+                self.disk_fill(n, op.0, slot.0, (offset, len), u64::from(granule_bytes));
+            }
+            Action::DiskWrite { op, offset, len, slot, fua } => {
+                self.disk_write(n, op.0, (offset, len), Some(slot.0), fua);
+            }
+            Action::DiskZero { op, offset, len, fua, .. } => {
+                self.disk_write(n, op.0, (offset, len), None, fua)
+            }
+            Action::DiskFlush { op } => {
+                let covered = self.hosts[n].disk.submit_flush();
+                let delay = self.rng.disk[n].spread(self.setup.flush_ns);
+                self.start_op(n, op.0, DiskOp::Flush { covered }, delay);
+            }
+            Action::MetaWrite { op, page } => {
+                let mut bytes = Vec::new();
+                let at = node.render_meta(page, &mut bytes);
+                self.meta_write(n, op.0, at.iter().collect(), bytes);
+            }
+            Action::Dial => self.dial(n),
+            Action::Send { link, frame, slot } => {
+                let mut body = Vec::new();
+                if frame.has_control_body() {
+                    node.render_body(&frame, &mut body);
+                }
+                if let Some(tags) = self.frame_tags(n, &frame, slot) {
+                    let bytes = net::encode(&frame, &body, &tags);
+                    self.send(n, link, bytes, frame.overtakes());
+                }
+            }
+            Action::CloseLink { link, .. } => self.close(n, link),
+            Action::Supply { req, offset, len, slot } => self.supply(n, req.0, (offset, len), slot.0),
+            Action::Reply { req, result } => {
+                let held = if node.status().protected { 3 } else { 1 << n };
+                self.replied(n, req.0, result, held);
+            }
+            Action::ReleaseSlot { slot } => self.release(n, slot.0),
+            Action::Export { state } => self.export(n, node, state),
+            Action::CommandDone { id, result } => return self.command_done(n, id.0, result),
+            Action::Notice(notice) => self.noticed(n, node, notice),
+        }
+        false
+    }
+
+    fn log_action(&self, n: usize, action: &Action) {
+        if self.log && !matches!(action, Action::Send { frame: Frame::Heartbeat, .. }) {
+            match action {
+                Action::Notice(notice) => self.say(format_args!("n{n} * {notice:?}")),
+                Action::Send { link, frame, .. } => self.say(format_args!("n{n} > link {link} {frame:?}")),
+                other => self.say(format_args!("n{n} > {other:?}")),
+            }
+        }
+    }
+
+    fn start_op(&mut self, n: usize, op: u32, what: DiskOp, delay: u64) {
+        let host = &mut self.hosts[n];
+        if host.ops.contains_key(&op) || host.meta_ops.contains_key(&op) {
+            return self.fail("ops", format!("node {n}: operation {op} is in flight already"));
+        }
+        host.ops.insert(op, what);
+        let process = host.process;
+        self.after(delay, Ev::DiskDone(n, process, op));
+    }
+
+    fn disk_delay(&mut self, n: usize) -> u64 {
+        let mean = self.setup.disk_ns[n];
+        self.rng.disk[n].spread(mean)
+    }
+
+    fn disk_read(&mut self, n: usize, op: u32, req: Option<u32>, offset: u64, len: u32) {
+        let Some((first, count)) = self.sectors(n, "read", (offset, len), 512) else { return };
+        let rng = &mut self.rng.disk[n];
+        let early = rng.coin().then(|| self.hosts[n].disk.read(first, count, rng));
+        let delay = self.disk_delay(n);
+        self.start_op(n, op, DiskOp::Read { req, first, count, early }, delay);
+    }
+
+    fn disk_fill(&mut self, n: usize, op: u32, slot: u32, range: (u64, u32), granule: u64) {
+        let (start, end) = (range.0, range.0 + u64::from(range.1));
+        let (outer, outer_end) = (start / granule * granule, end.next_multiple_of(granule));
+        let sector = |at: u64| (at / 512) as usize;
+        let parts = [(sector(outer), sector(start - outer)), (sector(end), sector(outer_end - end))];
+        if sector(outer_end) > self.setup.sectors || !self.hosts[n].slots.contains_key(&slot) {
+            return self
+                .fail("border", format!("node {n}: fill of slot {slot} around {range:?} is not possible"));
+        }
+        let delay = self.disk_delay(n);
+        self.start_op(n, op, DiskOp::Fill { slot, parts }, delay);
+    }
+
+    fn disk_write(&mut self, n: usize, op: u32, range: (u64, u32), slot: Option<u32>, fua: bool) {
+        let granule = u64::from(self.setup.granule_bytes[n]);
+        let Some((first, count)) = self.sectors(n, "write", range, granule) else { return };
+        let tags = match slot {
+            None => vec![ZERO; count],
+            Some(slot) => match self.hosts[n].slots.get(&slot).and_then(|buf| buf.range(first, count)) {
+                Some(tags) => tags.to_vec(),
+                None => {
+                    return self
+                        .fail("border", format!("node {n}: write {op} from a slot that has no such range"));
+                }
+            },
+        };
+        self.fold(first as u64 ^ tags[0]);
+        if let Err(why) = self.hosts[n].disk.submit(op, first, tags, fua) {
+            return self.fail("O20 overlap", format!("node {n}: {why}"));
+        }
+        let delay = self.disk_delay(n) + if fua { self.setup.flush_ns / 2 } else { 0 };
+        self.start_op(n, op, DiskOp::Write { slot }, delay);
+    }
+
+    /// Checks a range of the border and converts it.
+    fn sectors(
+        &mut self,
+        n: usize,
+        what: &str,
+        (offset, len): (u64, u32),
+        granule: u64,
+    ) -> Option<(usize, usize)> {
+        let end = offset + u64::from(len);
+        let volume = self.setup.sectors as u64 * 512;
+        let piece = lockstep_core::PIECE_BYTES_MAX;
+        let aligned = offset % granule == 0 && (end % granule == 0 || end == volume);
+        if !aligned || len == 0 || end > volume || offset / piece != (end - 1) / piece {
+            self.fail(
+                "border",
+                format!("node {n}: {what} of {len} bytes at {offset} is misaligned or outside"),
+            );
+            return None;
+        }
+        Some(((offset / 512) as usize, len as usize / 512))
+    }
+
+    fn meta_write(&mut self, n: usize, op: u32, offsets: Vec<u64>, bytes: Vec<u8>) {
+        if self.hosts[n].ops.contains_key(&op) || self.hosts[n].meta_ops.insert(op, ()).is_some() {
+            return self.fail("ops", format!("node {n}: operation {op} is in flight already"));
+        }
+        if let Err(why) = self.hosts[n].meta.submit(op, offsets, bytes) {
+            return self.fail("meta", format!("node {n}: {why}"));
+        }
+        let delay = self.rng.disk[n].spread(self.setup.meta_ns);
+        self.after(delay, Ev::MetaDone(n, self.hosts[n].process, op));
+    }
+
+    /// The tags of a data frame; empty for others; `None` after a violation.
+    fn frame_tags(&mut self, n: usize, frame: &Frame, slot: Option<SlotId>) -> Option<Vec<u64>> {
+        let Some((offset, len)) = frame.payload() else { return Some(Vec::new()) };
+        let (first, count) = self.sectors(n, "data frame", (offset, len), 512)?;
+        let buf = slot.and_then(|slot| self.hosts[n].slots.get(&slot.0));
+        let tags = buf.and_then(|buf| buf.range(first, count)).map(<[u64]>::to_vec);
+        if tags.is_none() {
+            self.fail("border", format!("node {n}: {frame:?} from a slot that has no such range"));
+        }
+        tags
+    }
+
+    fn supply(&mut self, n: usize, req: u32, (offset, len): (u64, u32), slot: u32) {
+        let Some((first, count)) = self.sectors(n, "supply", (offset, len), 512) else { return };
+        let buf = self.hosts[n].slots.get(&slot).and_then(|buf| buf.range(first, count));
+        let Some(tags) = buf.map(<[u64]>::to_vec) else {
+            return self.fail("border", format!("node {n}: supply from a slot that has no such range"));
+        };
+        self.found(n, req, first, &tags);
+        self.release(n, slot);
+    }
+
+    fn release(&mut self, n: usize, slot: u32) {
+        let in_use = |op: &DiskOp| match op {
+            DiskOp::Write { slot: Some(s) } | DiskOp::Fill { slot: s, .. } => *s == slot,
+            _ => false,
+        };
+        if self.hosts[n].ops.values().any(in_use) {
+            return self.fail("slots", format!("node {n}: slot {slot} released while the disk uses it"));
+        }
+        if !self.hosts[n].free(slot) {
+            self.fail("slots", format!("node {n}: slot {slot} released that is not in use"));
+        }
+    }
+
+    fn export(&mut self, n: usize, node: &Node, state: ExportState) {
+        let was = std::mem::replace(&mut self.hosts[n].export, state);
+        if state == ExportState::Open {
+            self.opened(n, node);
+        } else if was == ExportState::Open {
+            for client in 0..self.clients.len() {
+                if self.clients[client].host == Some(n) {
+                    self.leave_host(client);
+                }
+            }
+        }
+    }
+
+    /// Clients of this node may read from now on: choose the line of history, and what it may have lost.
+    fn opened(&mut self, n: usize, node: &Node) {
+        if let Some(line) = self.learn_generation(n, node) {
+            self.lines.of[n] = line;
+        }
+        let (line, seq) = (self.lines.of[n], self.next_seq());
+        let lost = self.lines.all[line].promoted(n, Force::None, self.failures, seq);
+        self.say(format_args!("n{n} OPEN line {line}, loss allowed: {lost}"));
+        self.check_opened(n, node);
+    }
+
+    /// The line of a node's generation. One that a promotion by a flag began gets a line of its own, without what
+    /// the flag gave up; any other continues its parent's.
+    fn learn_generation(&mut self, n: usize, node: &Node) -> Option<usize> {
+        let generation = node.status().generation?;
+        if let Some(&line) = self.lines.of_generation.get(&generation.id) {
+            return Some(line);
+        }
+        let parent = generation.parent.and_then(|p| self.lines.of_generation.get(&p).copied());
+        let mut line = parent.unwrap_or(self.lines.of[n]);
+        let force = match generation.origin {
+            Origin::PeerIsDown => Force::PeerIsDown,
+            Origin::DataLoss { .. } => Force::DataLoss,
+            Origin::Created | Origin::Agreed | Origin::PeerLost | Origin::Promoted => Force::None,
+        };
+        if force != Force::None {
+            let seq = self.next_seq();
+            let mut fork = self.lines.all[line].clone();
+            let lost = fork.promoted(n, force, self.failures, seq);
+            self.lines.all.push(fork);
+            line = self.lines.all.len() - 1;
+            self.say(format_args!("n{n} FORK line {line} by {force:?}, loss allowed: {lost}"));
+        }
+        self.lines.of_generation.insert(generation.id, line);
+        Some(line)
+    }
+
+    fn command_done(&mut self, n: usize, id: u32, result: Result<Done, Refusal>) -> bool {
+        let Some(pending) = self.hosts[n].commands.remove(&id) else {
+            self.fail("commands", format!("node {n}: command {id} answered that was not asked: {result:?}"));
+            return false;
+        };
+        let host = &mut self.hosts[n];
+        match (pending.command, result) {
+            (Command::Promote { .. }, Err(refusal)) => {
+                let before = host.refused.map_or(0, |(_, times)| times);
+                host.refused = Some((refusal, before + 1));
+            }
+            (Command::Promote { .. }, Ok(_)) => host.refused = None,
+            (Command::Leave, Ok(_)) => return true,
+            _ => {}
+        }
+        false
+    }
+
+    fn noticed(&mut self, n: usize, node: &Node, notice: Notice) {
+        match notice {
+            Notice::SplitBrain if !self.split_allowed => {
+                self.fail("C6", format!("node {n} reports split brain that nobody caused"));
+            }
+            Notice::UnrelatedData => self.fail("C6", format!("node {n} reports unrelated data")),
+            Notice::Generation { .. } => {
+                let line = self.learn_generation(n, node);
+                if let (Some(line), ExportState::Open) = (line, self.hosts[n].export) {
+                    self.lines.of[n] = line;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A client has gone (or the shell closed it): incomplete writes are abandoned.
+    pub(crate) fn leave_host(&mut self, client: usize) {
+        let Some(n) = self.clients[client].host else { return };
+        self.clients[client].detach();
+        let host = &mut self.hosts[n];
+        host.clients -= 1;
+        let (open, process) = (host.clients, host.process);
+        let mut incomplete = Vec::new();
+        for (&req, request) in host.requests.iter_mut().filter(|(_, r)| r.client == Some(client)) {
+            request.client = None;
+            if request.payload_next < request.range.0 + request.range.1 {
+                incomplete.push(req);
+            }
+        }
+        self.after(0, Ev::Input(n, process, Input::Clients { open }));
+        for req in incomplete {
+            self.after(0, Ev::Input(n, process, Input::Abandoned { req }));
+        }
+    }
+}
+
+/// A number for each kind of action that faults can aim at.
+pub(crate) fn action_code(action: &Action) -> u64 {
+    match action {
+        Action::DiskRead { .. } => 1,
+        Action::DiskFill { .. } => 2,
+        Action::DiskWrite { .. } => 3,
+        Action::DiskZero { .. } => 4,
+        Action::DiskFlush { .. } => 5,
+        Action::MetaWrite { .. } => 6,
+        Action::Dial => 7,
+        Action::CloseLink { .. } => 8,
+        Action::Supply { .. } => 9,
+        Action::Reply { .. } => 10,
+        Action::ReleaseSlot { .. } => 11,
+        Action::Export { .. } => 12,
+        Action::CommandDone { .. } => 13,
+        Action::Notice(_) => 14,
+        Action::Send { frame, .. } => 20 + frame_code(frame),
+    }
+}
+
+fn frame_code(frame: &Frame) -> u64 {
+    u64::from(frame.encode(0, 0, |_| 0)[0])
+}

@@ -1,0 +1,244 @@
+//! One machine: its disks, which outlive the process, and the process with its core and its shell's books.
+
+use crate::disk::{DataDisk, MetaFile, UNDEFINED};
+use crate::ghost::{Seq, WriteId};
+use crate::net::Arrived;
+use lockstep_core::{Command, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind};
+use std::collections::{BTreeMap, VecDeque};
+
+/// An input of the core that owns its data, so that it can wait for a paused process.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// First event.
+    Start,
+    /// Deadline.
+    Tick,
+    /// A client's request.
+    Request { req: u32, kind: RequestKind, offset: u64, len: u64, fua: bool },
+    /// Part of a write's data.
+    Payload { req: u32, offset: u64, tags: Vec<u64> },
+    /// The client of an incomplete write is gone.
+    Abandoned { req: u32 },
+    /// Number of clients.
+    Clients { open: u32 },
+    /// Disk operation done; for a read the bytes and where they are from.
+    DiskDone { op: u32, read: Option<(u64, Vec<u64>)> },
+    /// Metadata write done.
+    MetaDone { op: u32 },
+    /// Connection.
+    LinkUp { link: LinkId, peer: PeerHello },
+    /// Frame.
+    Frame { link: LinkId, arrived: Arrived },
+    /// Connection lost.
+    LinkDown { link: Option<LinkId>, loss: LinkLoss },
+    /// Operator.
+    Command { id: u32, command: Command },
+}
+
+/// A buffer of the shell.
+#[derive(Debug)]
+pub(crate) struct SlotBuf {
+    /// Sector of the volume that the first tag is of; a multiple of eight (4 KiB).
+    pub(crate) first: usize,
+    /// Tags; [`UNDEFINED`] where nothing was put.
+    pub(crate) tags: Vec<u64>,
+}
+
+impl SlotBuf {
+    /// A slot that holds `tags` for the range that begins at byte `offset`.
+    pub(crate) fn holding(offset: u64, tags: &[u64]) -> Self {
+        let sector = (offset / 512) as usize;
+        let first = sector & !7;
+        let mut all = vec![UNDEFINED; sector - first];
+        all.extend(tags);
+        all.resize(all.len().next_multiple_of(8), UNDEFINED);
+        SlotBuf { first, tags: all }
+    }
+
+    /// The tags of a range, if the slot reaches over it.
+    pub(crate) fn range(&self, first: usize, count: usize) -> Option<&[u64]> {
+        self.tags.get(first.checked_sub(self.first)?..)?.get(..count)
+    }
+}
+
+/// A disk operation in flight.
+#[derive(Debug)]
+pub(crate) enum DiskOp {
+    /// Read; sampled early or at completion.
+    Read { req: Option<u32>, first: usize, count: usize, early: Option<Vec<u64>> },
+    /// Fill of a slot's edges.
+    Fill { slot: u32, parts: [(usize, usize); 2] },
+    /// Write from a slot or of zeroes.
+    Write { slot: Option<u32> },
+    /// Flush that covers so many completions.
+    Flush { covered: u64 },
+}
+
+/// A client's request in the shell's books.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// `None`: the client is gone, the reply goes nowhere.
+    pub(crate) client: Option<usize>,
+    /// What it asks.
+    pub(crate) kind: RequestKind,
+    /// First sector and number.
+    pub(crate) range: (usize, usize),
+    /// Set for writes, trims and zeroes.
+    pub(crate) write: Option<WriteId>,
+    /// When it was sent.
+    pub(crate) began: Seq,
+    /// Virtual time of it.
+    pub(crate) began_ns: u64,
+    /// Next sector whose payload goes to the core; the end if all went.
+    pub(crate) payload_next: usize,
+    /// Result of a read, sector by sector.
+    pub(crate) found: Vec<Option<u64>>,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Killed.
+    Kill,
+    /// The machine lost power.
+    Power,
+    /// It left by command.
+    Exit,
+}
+
+/// A command that the operator waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    /// What was typed.
+    pub(crate) command: Command,
+    /// When.
+    pub(crate) since_ns: u64,
+}
+
+/// A machine.
+pub(crate) struct Host {
+    /// Data disk.
+    pub(crate) disk: DataDisk,
+    /// Metadata file.
+    pub(crate) meta: MetaFile,
+    /// The running process's core.
+    pub(crate) node: Option<Node>,
+    /// Counts processes on this machine.
+    pub(crate) process: u32,
+    /// Boot id of the kernel.
+    pub(crate) boot_id: u128,
+    /// Run id of the process.
+    pub(crate) run_id: u128,
+    /// Added to the clock of this boot, ns.
+    pub(crate) clock_base: u64,
+    /// Why the last process ended.
+    pub(crate) stopped: Stop,
+    /// When it ended.
+    pub(crate) stopped_at_ns: u64,
+    /// A start is scheduled.
+    pub(crate) booting: bool,
+    /// Stands still until then.
+    pub(crate) paused_until_ns: u64,
+    /// Inputs that wait for a paused process.
+    pub(crate) backlog: VecDeque<Input>,
+    /// Time of the scheduled tick.
+    pub(crate) tick_at_ns: u64,
+    /// Ticks at the present instant, to catch a core that never sleeps.
+    pub(crate) ticks_here: u32,
+    /// Buffers in use.
+    pub(crate) slots: BTreeMap<u32, SlotBuf>,
+    /// Numbers of buffers to use again, last freed first.
+    pub(crate) slots_free: Vec<u32>,
+    /// Disk operations in flight.
+    pub(crate) ops: BTreeMap<u32, DiskOp>,
+    /// Metadata writes in flight.
+    pub(crate) meta_ops: BTreeMap<u32, ()>,
+    /// Requests not answered.
+    pub(crate) requests: BTreeMap<u32, Request>,
+    /// Commands not answered.
+    pub(crate) commands: BTreeMap<u32, Pending>,
+    /// State of the export as told by the core.
+    pub(crate) export: ExportState,
+    /// Clients attached.
+    pub(crate) clients: u32,
+    /// The connection that the core knows.
+    pub(crate) conn: Option<usize>,
+    /// Connections so far, for their numbers.
+    pub(crate) links: u32,
+    /// The core waits for a dial.
+    pub(crate) dialing: bool,
+    /// Last refusal of a promotion, and how many in a row.
+    pub(crate) refused: Option<(Refusal, u32)>,
+}
+
+impl Host {
+    /// A machine that was never started.
+    pub(crate) fn new(disk: DataDisk, meta: MetaFile) -> Self {
+        Host {
+            disk,
+            meta,
+            node: None,
+            process: 0,
+            boot_id: 0,
+            run_id: 0,
+            clock_base: 0,
+            stopped: Stop::Power,
+            stopped_at_ns: 0,
+            booting: false,
+            paused_until_ns: 0,
+            backlog: VecDeque::new(),
+            tick_at_ns: u64::MAX,
+            ticks_here: 0,
+            slots: BTreeMap::new(),
+            slots_free: Vec::new(),
+            ops: BTreeMap::new(),
+            meta_ops: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            export: ExportState::Closed,
+            clients: 0,
+            conn: None,
+            links: 0,
+            dialing: false,
+            refused: None,
+        }
+    }
+
+    /// Takes a buffer, preferring the one freed last, as the engine does: late users of a freed one are found.
+    pub(crate) fn alloc(&mut self, buf: SlotBuf) -> u32 {
+        let number = self.slots_free.pop().unwrap_or(self.slots.len() as u32);
+        assert!(self.slots.insert(number, buf).is_none(), "slot {number} was in use");
+        number
+    }
+
+    /// Gives a buffer back; false if it was not in use.
+    pub(crate) fn free(&mut self, slot: u32) -> bool {
+        self.slots_free.push(slot);
+        self.slots.remove(&slot).is_some()
+    }
+
+    /// A process stands still at this time.
+    pub(crate) fn is_paused(&self, now: u64) -> bool {
+        now < self.paused_until_ns
+    }
+
+    /// Forgets everything that a process holds in memory.
+    pub(crate) fn forget(&mut self) {
+        self.node = None;
+        self.process += 1;
+        self.paused_until_ns = 0;
+        self.backlog.clear();
+        self.tick_at_ns = u64::MAX;
+        self.slots.clear();
+        self.slots_free.clear();
+        self.ops.clear();
+        self.meta_ops.clear();
+        self.requests.clear();
+        self.commands.clear();
+        self.export = ExportState::Closed;
+        self.clients = 0;
+        self.conn = None;
+        self.dialing = false;
+        self.refused = None;
+    }
+}

@@ -1,0 +1,165 @@
+//! The operator: sees to it that some node is Primary, moves it around, and cleans up after split brain.
+//!
+//! An honest operator uses a flag only while the other node is really down, and only the flag that the refusal named.
+//! A dishonest one says that a running node is down: then split brain is expected, and has to be reported.
+
+use crate::setup::MS;
+use crate::world::{Ev, Phase, World, node_id};
+use lockstep_core::{Command, ConnectionState, Refusal, ReplicationState, Role, Status};
+
+/// What the operator remembers.
+#[derive(Default)]
+pub(crate) struct Operator {
+    /// Commands typed so far.
+    pub(crate) commands: u32,
+    /// Whose changes are given up in the present split brain.
+    loser: Option<usize>,
+}
+
+const PROMOTE: Command = Command::Promote { peer_is_down: false, accept_data_loss: false };
+
+impl World {
+    /// Looks at both nodes and types what seems right.
+    pub(crate) fn operator_step(&mut self) {
+        let gap = self.rng.operator.spread(40 * MS);
+        self.after(gap, Ev::Operator);
+        let seen = [0, 1].map(|n| self.look(n));
+        let Some(free) = self.free_nodes() else { return };
+        if self.end_split_brain(&seen) || self.unblock(&seen) {
+            return;
+        }
+        let primary = (0..2).find(|&n| seen[n].as_ref().is_some_and(|s| s.role == Role::Primary));
+        match primary {
+            None => self.promote_somebody(&free),
+            Some(p) if self.phase == Phase::Stormy => self.meddle(p, &seen),
+            Some(_) => self.reconnect(&seen),
+        }
+    }
+
+    /// Status of a node that answers.
+    pub(crate) fn look(&self, n: usize) -> Option<Status> {
+        let host = &self.hosts[n];
+        if host.is_paused(self.now) { None } else { host.node.as_ref().map(|node| node.status()) }
+    }
+
+    /// Nodes that answer; `None` while a command is under way (mostly: some operators are impatient).
+    fn free_nodes(&mut self) -> Option<Vec<usize>> {
+        let waiting = self.hosts.iter().any(|host| !host.commands.is_empty());
+        if waiting && !(self.phase == Phase::Stormy && self.rng.operator.chance(50)) {
+            return None;
+        }
+        Some((0..2).filter(|&n| self.look(n).is_some()).collect())
+    }
+
+    fn replicates_as(seen: &[Option<Status>; 2], what: ReplicationState) -> bool {
+        seen.iter().flatten().any(|s| s.peers.iter().any(|p| p.replication == what))
+    }
+
+    fn end_split_brain(&mut self, seen: &[Option<Status>; 2]) -> bool {
+        if !Self::replicates_as(seen, ReplicationState::SplitBrain) {
+            self.operator.loser = None;
+            return false;
+        }
+        if self.phase == Phase::Stormy && !self.rng.operator.chance(100) {
+            return false;
+        }
+        let drawn = self.rng.operator.below(2) as usize;
+        let loser = *self.operator.loser.get_or_insert(drawn);
+        match &seen[loser] {
+            Some(s) if s.role == Role::Primary => self.command(loser, Command::Demote { force: true }),
+            _ => {
+                let at = self.rng.operator.below(2) as usize;
+                self.command(at, Command::Resolve { discard: node_id(loser) });
+            }
+        }
+        true
+    }
+
+    /// A Primary that should be the target is demoted.
+    fn unblock(&mut self, seen: &[Option<Status>; 2]) -> bool {
+        if !Self::replicates_as(seen, ReplicationState::TargetIsPrimary) {
+            return false;
+        }
+        let primaries: Vec<usize> =
+            (0..2).filter(|&n| seen[n].as_ref().is_some_and(|s| s.role == Role::Primary)).collect();
+        if primaries.is_empty() {
+            return false;
+        }
+        let n = self.rng.operator.pick(&primaries);
+        self.command(n, Command::Demote { force: true });
+        true
+    }
+
+    fn promote_somebody(&mut self, free: &[usize]) {
+        if free.is_empty() {
+            return;
+        }
+        if self.phase == Phase::Stormy && self.rng.operator.chance(30) {
+            // Two operators at once.
+            return free.iter().for_each(|&n| self.command(n, PROMOTE));
+        }
+        let n = self.rng.operator.pick(free);
+        let other = &self.hosts[1 - n];
+        let other_is_down = other.node.is_none() && other.stopped_at_ns + 50 * MS < self.now;
+        let (refusal, times) = self.hosts[n].refused.unwrap_or((Refusal::Busy, 0));
+        let may_flag = self.phase == Phase::Stormy && other_is_down && times >= 2;
+        match refusal {
+            Refusal::MayBeStale { .. } if may_flag => self.promote_by_flag(n, false),
+            Refusal::DataLoss { .. } if may_flag && self.rng.operator.chance(300) => {
+                self.promote_by_flag(n, true)
+            }
+            _ => self.command(n, PROMOTE),
+        }
+        self.reconnect(&[0, 1].map(|n| self.look(n)));
+    }
+
+    /// A promotion that may give up what the other node holds: if it does, split brain is no defect.
+    fn promote_by_flag(&mut self, n: usize, accept_data_loss: bool) {
+        let parted = match (self.recovered(n), self.recovered(1 - n)) {
+            (Ok((mine, _)), Ok((theirs, _))) => {
+                let (mine, theirs) = (&mine.superblock.log, &theirs.superblock.log);
+                theirs.current().is_some_and(|g| !mine.contains(g.id))
+            }
+            _ => true,
+        };
+        self.split_allowed |= parted || accept_data_loss || self.hosts[1 - n].node.is_some();
+        self.command(n, Command::Promote { peer_is_down: true, accept_data_loss });
+    }
+
+    fn meddle(&mut self, primary: usize, seen: &[Option<Status>; 2]) {
+        let other = 1 - primary;
+        let faults = self.setup.faults;
+        if faults.dishonest && self.rng.operator.chance(100) {
+            let apart = seen[other].as_ref().is_some_and(|s| {
+                s.role == Role::Secondary
+                    && s.peers.iter().all(|p| p.connection != ConnectionState::Connected)
+            });
+            if apart {
+                return self.promote_by_flag(other, false);
+            }
+        }
+        if !faults.operator || !self.rng.operator.chance(200) {
+            return self.reconnect(seen);
+        }
+        let either = self.rng.operator.below(2) as usize;
+        match self.rng.operator.below(8) {
+            0 | 1 => self.command(primary, Command::Demote { force: true }),
+            2 => self.command(primary, Command::Demote { force: false }),
+            3 => self.command(either, Command::Disconnect),
+            4 => self.command(either, Command::Leave),
+            5 => self.command(other, PROMOTE),
+            6 => self.command(other, Command::Leave),
+            _ => self.reconnect(seen),
+        }
+    }
+
+    fn reconnect(&mut self, seen: &[Option<Status>; 2]) {
+        for (n, status) in seen.iter().enumerate() {
+            let alone =
+                status.iter().any(|s| s.peers.iter().any(|p| p.connection == ConnectionState::StandAlone));
+            if alone && self.rng.operator.chance(if self.phase == Phase::Stormy { 200 } else { 1000 }) {
+                self.command(n, Command::Connect);
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The life of a process: boot, inputs to its core, ticks, pauses, and its end by kill, power loss or leave.
+
+use crate::host::{DiskOp, Input, SlotBuf, Stop};
+use crate::world::{Ev, World, node_id};
+use lockstep_bitmap::{Findings, Store, recover};
+use lockstep_core::{
+    Command, CommandId, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig, ReqId, SlotId,
+};
+
+/// Ticks that a core may ask for at one instant before it counts as not sleeping.
+const TICKS_PER_INSTANT_MAX: u32 = 200;
+
+impl World {
+    /// Starts the process of a machine.
+    pub(crate) fn boot(&mut self, n: usize) {
+        self.hosts[n].booting = false;
+        if self.hosts[n].node.is_some() {
+            return;
+        }
+        let (store, found) = match self.recovered(n) {
+            Ok(recovered) => recovered,
+            Err(why) => return self.fail("recover", format!("node {n}: {why}")),
+        };
+        if self.hosts[n].stopped == Stop::Power {
+            self.hosts[n].boot_id = self.rng.clock.wide();
+            self.hosts[n].clock_base = self.rng.clock.below(1 << 40);
+        }
+        self.hosts[n].run_id = self.rng.clock.wide();
+        let s = &self.setup;
+        let cfg = NodeConfig {
+            node: node_id(n),
+            peer: Some(PeerConfig { node: node_id(1 - n) }),
+            run_id: self.hosts[n].run_id,
+            boot_id: self.hosts[n].boot_id,
+            seed: [(); 4].map(|()| self.rng.clock.word()),
+            granule_bytes: s.granule_bytes[n],
+            survives_process_death: s.survives[n],
+            writes_max: s.writes_max,
+            undurable_max: s.undurable_max,
+            resync_window: s.resync_window,
+            timing: s.timing,
+        };
+        self.say(format_args!("n{n} BOOT process {} {found:?}", self.hosts[n].process));
+        self.hosts[n].node = Some(Node::new(cfg, Some(store)));
+        self.deliver(n, Input::Start);
+    }
+
+    /// What the durable bytes of a machine's metadata say.
+    pub(crate) fn recovered(&self, n: usize) -> Result<(Store, Findings), String> {
+        let bytes = self.hosts[n].meta.bytes();
+        let mut read = |at: u64, out: &mut [u8]| {
+            let from =
+                bytes.get(at as usize..).and_then(|rest| rest.get(..out.len())).ok_or("past the end")?;
+            out.copy_from_slice(from);
+            Ok::<(), &str>(())
+        };
+        recover(bytes.len() as u64, &mut read, self.setup.max_hot).map_err(|e| format!("{e:?}"))
+    }
+
+    /// Gives an input to a core, now or when its process goes on.
+    pub(crate) fn deliver(&mut self, n: usize, input: Input) {
+        let host = &mut self.hosts[n];
+        if host.node.is_none() {
+            return;
+        }
+        if host.is_paused(self.now) {
+            host.backlog.push_back(input);
+        } else {
+            self.feed(n, input);
+        }
+    }
+
+    fn feed(&mut self, n: usize, input: Input) {
+        let Some(mut node) = self.hosts[n].node.take() else { return };
+        self.log_input(n, &input);
+        let now = self.local(n, self.now);
+        let unix_ms = self.now / 1_000_000 + 1_700_000_000_000;
+        let host = &mut self.hosts[n];
+        let mut body = Vec::new();
+        let event = match input {
+            Input::Start => Event::Start { unix_ms },
+            Input::Tick => Event::Tick { unix_ms },
+            Input::Request { req, kind, offset, len, fua } => {
+                Event::Request { req: ReqId(req), kind, offset, len, fua }
+            }
+            Input::Payload { req, offset, tags } => {
+                let slot = SlotId(host.alloc(SlotBuf::holding(offset, &tags)));
+                Event::Payload { req: ReqId(req), offset, len: tags.len() as u32 * 512, slot }
+            }
+            Input::Abandoned { req } => Event::Abandoned { req: ReqId(req) },
+            Input::Clients { open } => Event::Clients { open },
+            Input::DiskDone { op, read } => {
+                let slot = read.map(|(offset, tags)| SlotId(host.alloc(SlotBuf::holding(offset, &tags))));
+                Event::DiskDone { op: OpId(op), result: Ok(()), slot }
+            }
+            Input::MetaDone { op } => Event::MetaDone { op: OpId(op), result: Ok(()) },
+            Input::LinkUp { link, peer } => Event::LinkUp { link, peer },
+            Input::Frame { link, arrived } => {
+                let slot = arrived
+                    .frame
+                    .payload()
+                    .map(|(offset, _)| SlotId(host.alloc(SlotBuf::holding(offset, &arrived.tags))));
+                body = arrived.body;
+                Event::Frame { link, frame: arrived.frame, body: &body, slot }
+            }
+            Input::LinkDown { link, loss } => Event::LinkDown { link, loss },
+            Input::Command { id, command } => Event::Command { id: CommandId(id), command },
+        };
+        node.handle(Instant(now), event);
+        drop(body);
+        let mut left = false;
+        while let Some(action) = node.poll_action() {
+            left |= self.execute(n, &mut node, action);
+            if self.dying.is_some() || self.violation.is_some() {
+                break;
+            }
+        }
+        self.rearm(n, &node);
+        self.hosts[n].node = Some(node);
+        if let Some(how) = self.dying.take() {
+            self.stop(n, how);
+        } else if left {
+            self.stop(n, Stop::Exit);
+        }
+    }
+
+    fn log_input(&self, n: usize, input: &Input) {
+        if !self.log {
+            return;
+        }
+        match input {
+            Input::Frame { arrived, .. } if arrived.frame == Frame::Heartbeat => {}
+            Input::Frame { link, arrived } => {
+                self.say(format_args!("n{n} < link {link} {:?}", arrived.frame))
+            }
+            Input::Payload { req, offset, tags } => {
+                self.say(format_args!("n{n} < Payload req {req} at {offset} len {}", tags.len() * 512));
+            }
+            Input::DiskDone { op, .. } => self.say(format_args!("n{n} < DiskDone {op}")),
+            other => self.say(format_args!("n{n} < {other:?}")),
+        }
+    }
+
+    /// The machine's own clock.
+    fn local(&self, n: usize, real: u64) -> u64 {
+        let ppm = 1_000_000 - 500 + self.setup.clock_ppm[n];
+        self.hosts[n].clock_base + (u128::from(real) * u128::from(ppm) / 1_000_000) as u64
+    }
+
+    fn rearm(&mut self, n: usize, node: &Node) {
+        let Some(deadline) = node.next_deadline() else {
+            self.hosts[n].tick_at_ns = u64::MAX;
+            return;
+        };
+        let ppm = 1_000_000 - 500 + self.setup.clock_ppm[n];
+        let wanted = deadline.at.0.saturating_sub(self.hosts[n].clock_base);
+        let real = (u128::from(wanted) * 1_000_000).div_ceil(u128::from(ppm)) as u64;
+        let at = real.max(self.now);
+        if at == self.now && self.hosts[n].ticks_here > TICKS_PER_INSTANT_MAX {
+            return self.fail("C12 storm", format!("node {n} asks for ticks without end: {}", deadline.why));
+        }
+        if self.hosts[n].tick_at_ns != at {
+            self.hosts[n].tick_at_ns = at;
+            let process = self.hosts[n].process;
+            self.after(at - self.now, Ev::Tick(n, process));
+        }
+    }
+
+    /// A scheduled tick; ignored if the deadline has moved since.
+    pub(crate) fn tick(&mut self, n: usize, process: u32) {
+        let host = &mut self.hosts[n];
+        if host.process != process || host.tick_at_ns != self.now {
+            return;
+        }
+        host.tick_at_ns = u64::MAX;
+        host.ticks_here += 1;
+        self.deliver(n, Input::Tick);
+    }
+
+    /// A paused process goes on: everything that happened meanwhile arrives at once.
+    pub(crate) fn resume(&mut self, n: usize, process: u32) {
+        if self.hosts[n].process != process || self.hosts[n].is_paused(self.now) {
+            return;
+        }
+        self.say(format_args!("n{n} RESUME"));
+        while self.hosts[n].process == process && self.violation.is_none() {
+            let Some(input) = self.hosts[n].backlog.pop_front() else { break };
+            self.feed(n, input);
+        }
+        self.deliver(n, Input::Tick);
+    }
+
+    /// The process of a machine ends; its requests are never answered.
+    pub(crate) fn stop(&mut self, n: usize, how: Stop) {
+        if self.hosts[n].node.is_none() {
+            return;
+        }
+        self.say(format_args!("n{n} STOP {how:?}"));
+        if how == Stop::Exit && !(self.hosts[n].ops.is_empty() && self.hosts[n].meta_ops.is_empty()) {
+            let running = format!("{:?} {:?}", self.hosts[n].ops, self.hosts[n].meta_ops);
+            self.fail("C11 leave", format!("node {n} left with operations in flight: {running}"));
+        }
+        let seq = self.next_seq();
+        let requests = std::mem::take(&mut self.hosts[n].requests);
+        for write in requests.values().filter_map(|r| r.write) {
+            self.lines.all[self.lines.of[n]].give_up(write, seq);
+        }
+        self.clients.iter_mut().filter(|c| c.host == Some(n)).for_each(|c| c.detach());
+        self.cut(n, how == Stop::Power);
+        let rng = &mut self.rng.disk[n];
+        let host = &mut self.hosts[n];
+        host.meta.crash(rng);
+        host.disk.process_crash(rng);
+        host.forget();
+        host.stopped = how;
+        host.stopped_at_ns = self.now;
+        if how == Stop::Power {
+            self.lose_power(n);
+        } else if how == Stop::Kill && !self.setup.survives[n] {
+            self.failures.unclean[n] = seq;
+        }
+    }
+
+    /// A machine's volatile state is gone, whether its process ran or not.
+    pub(crate) fn lose_power(&mut self, n: usize) {
+        let seq = self.next_seq();
+        self.hosts[n].disk.power_loss(&mut self.rng.disk[n]);
+        if self.hosts[n].stopped != Stop::Exit {
+            // Whoever left in order had nothing volatile to lose.
+            self.failures.power[n] = seq;
+            self.failures.unclean[n] = seq;
+        }
+        let left = self.hosts[n].stopped == Stop::Exit;
+        self.hosts[n].stopped = Stop::Power;
+        self.say(format_args!("n{n} POWER LOSS{}", if left { " after it left" } else { "" }));
+        self.check_cover();
+    }
+
+    /// The operator types a command.
+    pub(crate) fn command(&mut self, n: usize, command: Command) {
+        self.operator.commands += 1;
+        let id = self.operator.commands;
+        let pending = crate::host::Pending { command, since_ns: self.now };
+        self.hosts[n].commands.insert(id, pending);
+        self.deliver(n, Input::Command { id, command });
+    }
+
+    /// A disk operation completes: first its effect, then the core hears of it.
+    pub(crate) fn disk_done(&mut self, n: usize, process: u32, op: u32) {
+        if self.hosts[n].process != process {
+            return;
+        }
+        let Some(what) = self.hosts[n].ops.remove(&op) else { return };
+        let host = &mut self.hosts[n];
+        let rng = &mut self.rng.disk[n];
+        let mut read = None;
+        match what {
+            DiskOp::Write { .. } => host.disk.complete(op),
+            DiskOp::Flush { covered } => host.disk.complete_flush(covered),
+            DiskOp::Fill { slot, parts } => {
+                for (first, count) in parts {
+                    let tags = host.disk.read(first, count, rng);
+                    if let Some(buf) = host.slots.get_mut(&slot) {
+                        buf.tags[first - buf.first..][..count].copy_from_slice(&tags);
+                    }
+                }
+            }
+            DiskOp::Read { req, first, count, early } => {
+                let tags = early.unwrap_or_else(|| host.disk.read(first, count, rng));
+                match req {
+                    Some(req) => self.found(n, req, first, &tags),
+                    None => read = Some((first as u64 * 512, tags)),
+                }
+            }
+        }
+        self.deliver(n, Input::DiskDone { op, read });
+    }
+
+    /// A metadata write completes.
+    pub(crate) fn meta_done(&mut self, n: usize, process: u32, op: u32) {
+        if self.hosts[n].process == process && self.hosts[n].meta_ops.remove(&op).is_some() {
+            self.hosts[n].meta.complete(op);
+            self.deliver(n, Input::MetaDone { op });
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What a seed decides before the run: sizes, limits, latencies, and which families of faults are on.
+
+use crate::prng::Prng;
+use lockstep_core::Timing;
+use std::time::Duration;
+
+/// One millisecond in nanoseconds.
+pub(crate) const MS: u64 = 1_000_000;
+/// One microsecond in nanoseconds.
+pub(crate) const US: u64 = 1_000;
+
+/// Families of faults; each is on or off for a whole run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Faults {
+    /// Processes are killed.
+    pub(crate) crash: bool,
+    /// Machines lose power, one or both.
+    pub(crate) power: bool,
+    /// Processes stand still.
+    pub(crate) pause: bool,
+    /// Connections are reset with bytes in flight.
+    pub(crate) reset: bool,
+    /// The network is silent, one way or both.
+    pub(crate) stall: bool,
+    /// Dialling fails.
+    pub(crate) refuse: bool,
+    /// Faults strike at the core's actions instead of at random times.
+    pub(crate) aimed: bool,
+    /// The operator moves the Primary, disconnects, lets nodes leave.
+    pub(crate) operator: bool,
+    /// Clients go away in the middle of requests.
+    pub(crate) rude_clients: bool,
+    /// The operator says that a node is down which is not: split brain is expected.
+    pub(crate) dishonest: bool,
+}
+
+/// Everything drawn before the run.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// Sectors of the volume.
+    pub(crate) sectors: usize,
+    /// log2 of the bitmap's blocks.
+    pub(crate) block_shift: u8,
+    /// log2 of the regions.
+    pub(crate) region_shift: u8,
+    /// Bound of hot regions.
+    pub(crate) max_hot: u32,
+    /// Node 0 or 1, whose data is the first.
+    pub(crate) source: usize,
+    /// Logical blocks of each node's disk in bytes.
+    pub(crate) granule_bytes: [u32; 2],
+    /// Per node: completed writes outlive the process, as the core is told.
+    pub(crate) survives: [bool; 2],
+    /// As in the core's configuration.
+    pub(crate) writes_max: usize,
+    /// As in the core's configuration.
+    pub(crate) undurable_max: usize,
+    /// As in the core's configuration.
+    pub(crate) resync_window: usize,
+    /// As in the core's configuration.
+    pub(crate) timing: Timing,
+    /// Parts per million by which each clock is fast, plus 500.
+    pub(crate) clock_ppm: [u64; 2],
+    /// Mean latency of a data write or read, per node, ns.
+    pub(crate) disk_ns: [u64; 2],
+    /// Mean latency of a flush, ns.
+    pub(crate) flush_ns: u64,
+    /// Mean latency of a metadata write, ns.
+    pub(crate) meta_ns: u64,
+    /// One-way latency of the network, ns.
+    pub(crate) wire_ns: u64,
+    /// Time per KiB on the wire, ns.
+    pub(crate) wire_ns_per_kib: u64,
+    /// Clients.
+    pub(crate) clients: usize,
+    /// Requests in flight per client.
+    pub(crate) depth: u64,
+    /// Mean time between the requests of a client, ns.
+    pub(crate) think_ns: u64,
+    /// Sectors that most requests go to.
+    pub(crate) hot_sectors: usize,
+    /// Length of the phase with faults, ns.
+    pub(crate) stormy_ns: u64,
+    /// Mean time between faults, ns.
+    pub(crate) fault_gap_ns: u64,
+    /// Which faults.
+    pub(crate) faults: Faults,
+}
+
+impl Setup {
+    /// Draws everything.
+    pub(crate) fn draw(rng: &mut Prng) -> Self {
+        let granule_bytes = [rng.pick(&[512, 512, 4096]), rng.pick(&[512, 512, 4096])];
+        let mut sectors = rng.between(2 * 1024, 16 * 1024) as usize;
+        if granule_bytes.contains(&4096) || rng.coin() {
+            sectors = sectors.next_multiple_of(8);
+        }
+        let hot_sectors = (sectors as u64 / rng.pick(&[1, 4, 16, 64])) as usize;
+        Setup {
+            sectors,
+            block_shift: rng.pick(&[12, 12, 12, 13, 16]),
+            region_shift: rng.pick(&[17, 17, 18]),
+            max_hot: rng.between(2, 8) as u32,
+            source: rng.below(2) as usize,
+            granule_bytes,
+            survives: [rng.coin(), rng.coin()],
+            writes_max: rng.between(2, 32) as usize,
+            undurable_max: rng.between(4, 64) as usize,
+            resync_window: rng.between(1, 8) as usize,
+            timing: timing(rng),
+            clock_ppm: [rng.below(1001), rng.below(1001)],
+            disk_ns: [rng.pick(&[20, 100, 500]) * US, rng.pick(&[20, 100, 500]) * US],
+            flush_ns: rng.pick(&[50, 500, 5000]) * US,
+            meta_ns: rng.pick(&[50, 200, 1000]) * US,
+            wire_ns: rng.pick(&[10, 50, 200, 1000]) * US,
+            wire_ns_per_kib: rng.pick(&[100, 1000, 10_000]),
+            clients: rng.between(1, 3) as usize,
+            depth: rng.between(1, 8),
+            think_ns: rng.pick(&[1, 2, 5, 10]) * MS,
+            hot_sectors: hot_sectors.max(64),
+            stormy_ns: rng.between(500, 3000) * MS,
+            fault_gap_ns: rng.pick(&[20, 50, 100, 300]) * MS,
+            faults: faults(rng),
+        }
+    }
+}
+
+fn timing(rng: &mut Prng) -> Timing {
+    let ms = Duration::from_millis;
+    let timeout_ms = rng.pick(&[100, 300, 600]);
+    Timing {
+        timeout: ms(timeout_ms),
+        heartbeat: ms(timeout_ms / 6),
+        redial_min: ms(5),
+        redial_max: ms(100),
+        epoch: ms(rng.pick(&[20, 100, 1000])),
+        io_timeout: ms(rng.pick(&[500, 5000])),
+        lazy_write: ms(rng.pick(&[5, 50, 500])),
+    }
+}
+
+fn faults(rng: &mut Prng) -> Faults {
+    let mut one = || rng.coin();
+    let drawn = Faults {
+        crash: one(),
+        power: one(),
+        pause: one(),
+        reset: one(),
+        stall: one(),
+        refuse: one(),
+        aimed: one(),
+        operator: one(),
+        rude_clients: one(),
+        dishonest: false,
+    };
+    match rng.below(20) {
+        0 | 1 => Faults::default(),
+        2 | 3 => Faults { crash: true, aimed: drawn.aimed, ..Faults::default() },
+        4 | 5 => Faults { power: true, aimed: drawn.aimed, ..Faults::default() },
+        6 | 7 => Faults { dishonest: true, stall: true, ..drawn },
+        _ => drawn,
+    }
+}

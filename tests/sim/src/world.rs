@@ -1,0 +1,354 @@
+//! The simulated world: virtual time, the heap of events, two machines, the network, clients, the operator.
+//!
+//! Single thread, no hash maps, every decision from a named stream of the seed: a run is a function of its seed. Each
+//! event and each frame is folded into a trace hash that two runs of one seed must share.
+
+use crate::client::Client;
+use crate::disk::{DataDisk, MetaFile};
+use crate::ghost::{Failures, Ghost, Seq};
+use crate::host::{Host, Input, Stop};
+use crate::net::Conn;
+use crate::operator::Operator;
+use crate::prng::Prng;
+use crate::setup::{MS, Setup};
+use lockstep_bitmap as meta;
+use lockstep_bitmap::{Base, GenerationId, NodeId, PeerCopy};
+use std::collections::BTreeMap;
+
+/// Something that will happen.
+#[derive(Debug)]
+pub(crate) enum Ev {
+    /// An input for a process (machine, process).
+    Input(usize, u32, Input),
+    /// A disk operation completes.
+    DiskDone(usize, u32, u32),
+    /// A metadata write completes.
+    MetaDone(usize, u32, u32),
+    /// A core's deadline.
+    Tick(usize, u32),
+    /// Next piece of a write's payload (machine, process, request).
+    Piece(usize, u32, u32),
+    /// A frame has left (connection, sender).
+    Sent(usize, usize),
+    /// A piece arrives (connection, sender).
+    Arrive(usize, usize),
+    /// An end learns of the loss of its connection.
+    Lost(usize, usize),
+    /// An end that its core closed is closed.
+    Closed(usize, usize),
+    /// An end's handshake is done.
+    Up(usize, usize),
+    /// A dial ends (machine, process).
+    Dialled(usize, u32),
+    /// A client acts.
+    Client(usize),
+    /// The operator acts.
+    Operator,
+    /// A fault strikes.
+    Fault,
+    /// A machine's process ends.
+    Stop(usize, u32, Stop),
+    /// A machine starts its process.
+    Boot(usize),
+    /// A paused process goes on.
+    Resume(usize, u32),
+    /// The disks' caches write back something; the cover is checked.
+    Idle,
+    /// The faults end.
+    Calm,
+    /// Has the healed cluster come to rest?
+    Rest,
+}
+
+/// A broken promise.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// Which check.
+    pub check: &'static str,
+    /// When, ns of virtual time.
+    pub at_ns: u64,
+    /// What.
+    pub what: String,
+}
+
+/// Random streams.
+pub(crate) struct Streams {
+    /// Clients.
+    pub(crate) work: Prng,
+    /// Network.
+    pub(crate) net: Prng,
+    /// Each machine's disks.
+    pub(crate) disk: [Prng; 2],
+    /// Faults.
+    pub(crate) fault: Prng,
+    /// Operator.
+    pub(crate) operator: Prng,
+    /// Clocks and identities.
+    pub(crate) clock: Prng,
+}
+
+/// Where in its life the run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Faults.
+    Stormy,
+    /// Healed; clients go on for a while.
+    Calm,
+    /// Clients have stopped.
+    Quiet,
+    /// Converged.
+    Done,
+}
+
+/// Lines of history: which ghost a node's clients see.
+pub(crate) struct Lines {
+    /// All.
+    pub(crate) all: Vec<Ghost>,
+    /// The line of each node's clients.
+    pub(crate) of: [usize; 2],
+    /// The line that a generation belongs to.
+    pub(crate) of_generation: BTreeMap<GenerationId, usize>,
+}
+
+/// Everything.
+pub(crate) struct World {
+    /// Virtual time in nanoseconds.
+    pub(crate) now: u64,
+    /// Logical time of the ghosts.
+    pub(crate) seq: Seq,
+    events: u64,
+    heap: BTreeMap<(u64, u64), Ev>,
+    /// What the seed decided.
+    pub(crate) setup: Setup,
+    /// Random numbers.
+    pub(crate) rng: Streams,
+    /// The machines.
+    pub(crate) hosts: [Host; 2],
+    /// All connections so far.
+    pub(crate) conns: Vec<Conn>,
+    /// Silence in the direction from each node, until then.
+    pub(crate) silent_until: [u64; 2],
+    /// Dialling fails until then.
+    pub(crate) refuse_until: u64,
+    /// Clients.
+    pub(crate) clients: Vec<Client>,
+    /// Writes so far.
+    pub(crate) writes: u64,
+    /// What clients may see.
+    pub(crate) lines: Lines,
+    /// What happened to the machines.
+    pub(crate) failures: Failures,
+    /// A promotion by a flag made split brain possible.
+    pub(crate) split_allowed: bool,
+    /// The operator.
+    pub(crate) operator: Operator,
+    /// A fault that waits for an action of the core: (machine, which action, how).
+    pub(crate) aimed: Option<(usize, u8, Stop)>,
+    /// The process that executes actions dies after this one.
+    pub(crate) dying: Option<Stop>,
+    /// Phase.
+    pub(crate) phase: Phase,
+    /// First broken promise; the run ends there.
+    pub(crate) violation: Option<Violation>,
+    /// Trace hash.
+    pub(crate) trace: u64,
+    /// Print what happens.
+    pub(crate) log: bool,
+}
+
+impl World {
+    /// A fresh pair: one copy with data and a generation, one with garbage.
+    pub(crate) fn new(seed: u64, log: bool) -> Self {
+        let setup = Setup::draw(&mut Prng::new(seed, "setup"));
+        let stream = |name| Prng::new(seed, name);
+        let mut clock = stream("clock");
+        let file_ids = [clock.word(), clock.word()];
+        let first = GenerationId(clock.wide() | 1);
+        let content = |node: usize| -> Vec<u64> {
+            let garbage = |s: usize| (1 << 63) | ((node as u64 + 1) << 40) | s as u64;
+            (0..setup.sectors).map(|s| if s % 3 == node { 0 } else { garbage(s) }).collect()
+        };
+        let hosts = [0, 1].map(|n| {
+            let meta = create_meta(&setup, n, file_ids[n], first);
+            Host::new(DataDisk::new(content(n)), meta)
+        });
+        let line = Ghost::new(&content(setup.source), setup.source);
+        let clients = (0..setup.clients).map(|_| Client::default()).collect();
+        let mut world = World {
+            now: 0,
+            seq: 1,
+            events: 0,
+            heap: BTreeMap::new(),
+            hosts,
+            conns: Vec::new(),
+            silent_until: [0; 2],
+            refuse_until: 0,
+            clients,
+            writes: 0,
+            lines: Lines { all: vec![line], of: [0; 2], of_generation: BTreeMap::from([(first, 0)]) },
+            failures: Failures { power: [0; 2], unclean: [0; 2] },
+            split_allowed: false,
+            operator: Operator::default(),
+            aimed: None,
+            dying: None,
+            phase: Phase::Stormy,
+            violation: None,
+            trace: 0xcbf2_9ce4_8422_2325,
+            log,
+            rng: Streams {
+                work: stream("workload"),
+                net: stream("net"),
+                disk: [stream("disk-0"), stream("disk-1")],
+                fault: stream("fault"),
+                operator: stream("operator"),
+                clock,
+            },
+            setup,
+        };
+        world.schedule_first();
+        world
+    }
+
+    fn schedule_first(&mut self) {
+        for n in 0..2 {
+            let at = self.rng.clock.below(100 * MS);
+            self.hosts[n].booting = true;
+            self.after(at, Ev::Boot(n));
+        }
+        for client in 0..self.clients.len() {
+            self.after(self.setup.think_ns, Ev::Client(client));
+        }
+        self.after(10 * MS, Ev::Operator);
+        self.after(self.setup.fault_gap_ns, Ev::Fault);
+        self.after(50 * MS, Ev::Idle);
+        self.after(self.setup.stormy_ns, Ev::Calm);
+    }
+
+    /// Something will happen `delay_ns` from now.
+    pub(crate) fn after(&mut self, delay_ns: u64, ev: Ev) {
+        self.events += 1;
+        self.heap.insert((self.now + delay_ns, self.events), ev);
+    }
+
+    /// Next moment of logical time.
+    pub(crate) fn next_seq(&mut self) -> Seq {
+        self.seq += 1;
+        self.seq
+    }
+
+    /// A promise is broken: the run ends.
+    pub(crate) fn fail(&mut self, check: &'static str, what: String) {
+        if self.violation.is_none() {
+            self.say(format_args!("VIOLATION {check}: {what}"));
+            self.violation = Some(Violation { check, at_ns: self.now, what });
+        }
+    }
+
+    /// A line of the log.
+    pub(crate) fn say(&self, what: std::fmt::Arguments<'_>) {
+        if self.log {
+            println!("{:>12.6} {what}", self.now as f64 / 1e9);
+        }
+    }
+
+    /// Folds a number into the trace hash.
+    pub(crate) fn fold(&mut self, word: u64) {
+        self.trace = (self.trace ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
+    }
+
+    /// Runs to the end. Returns the number of events.
+    pub(crate) fn run(&mut self) -> u64 {
+        let mut steps = 0;
+        while self.violation.is_none() && self.phase != Phase::Done {
+            let Some(((at, _), ev)) = self.heap.pop_first() else { break };
+            if at > self.now {
+                self.hosts.iter_mut().for_each(|host| host.ticks_here = 0);
+            }
+            self.now = at;
+            self.fold(at);
+            steps += 1;
+            self.dispatch(ev);
+        }
+        steps
+    }
+
+    fn dispatch(&mut self, ev: Ev) {
+        match ev {
+            Ev::Input(n, process, input) => {
+                if self.hosts[n].process == process {
+                    self.deliver(n, input);
+                }
+            }
+            Ev::DiskDone(n, process, op) => self.disk_done(n, process, op),
+            Ev::MetaDone(n, process, op) => self.meta_done(n, process, op),
+            Ev::Tick(n, process) => self.tick(n, process),
+            Ev::Piece(n, process, req) => self.payload_piece(n, process, req),
+            Ev::Sent(conn, from) => self.sent(conn, from),
+            Ev::Arrive(conn, from) => self.arrive(conn, from),
+            Ev::Lost(conn, end) => self.lost(conn, end),
+            Ev::Closed(conn, end) => self.closed(conn, end),
+            Ev::Up(conn, end) => self.up(conn, end),
+            Ev::Dialled(n, process) => self.dialled(n, process),
+            Ev::Client(client) => self.client_step(client),
+            Ev::Operator => self.operator_step(),
+            Ev::Fault => self.fault_step(),
+            Ev::Stop(n, process, how) => {
+                if self.hosts[n].process == process && self.hosts[n].node.is_some() {
+                    self.stop(n, how);
+                }
+            }
+            Ev::Boot(n) => self.boot(n),
+            Ev::Resume(n, process) => self.resume(n, process),
+            Ev::Idle => self.idle(),
+            Ev::Calm => self.calm(),
+            Ev::Rest => self.rest(),
+        }
+    }
+}
+
+/// The node id of a machine.
+pub(crate) fn node_id(n: usize) -> NodeId {
+    NodeId(n as u8 + 1)
+}
+
+fn create_meta(setup: &Setup, n: usize, file_id: u64, first: GenerationId) -> MetaFile {
+    let is_source = setup.source == n;
+    let geometry = meta::Geometry::new(setup.sectors as u64 * 512, setup.block_shift, setup.region_shift)
+        .expect("the setup draws valid sizes");
+    let generation = meta::Generation {
+        id: first,
+        ordinal: 1,
+        parent: None,
+        node: node_id(n),
+        began_unix_ms: 0,
+        origin: meta::Origin::Created,
+    };
+    let mut log = meta::GenerationLog::new();
+    if is_source {
+        log.push(generation, &[]);
+    }
+    let peer = meta::PeerRecord {
+        node: node_id(1 - n),
+        base: if is_source { Base::NoGeneration } else { Base::Unset },
+        copy: if is_source { PeerCopy::NoGeneration } else { PeerCopy::MayHold },
+        session_offered: 0,
+        session_used: 0,
+        may_be_primary: false,
+        slot_epoch: 1,
+        slot_filled: is_source,
+    };
+    let identity = meta::Identity {
+        resource: "r0".into(),
+        volume: 0,
+        node: node_id(n),
+        node_name: format!("n{n}"),
+        device: meta::DeviceIdentity::default(),
+    };
+    let params = meta::CreateParams { file_id, identity, geometry, log, peers: vec![peer] };
+    let (superblock, layout) = meta::create(params);
+    let mut file = MetaFile::new(layout.file_bytes());
+    for (offset, bytes) in meta::initial_pages(&superblock, &layout) {
+        file.put(offset, &bytes);
+    }
+    file
+}
