@@ -248,6 +248,7 @@ pub fn create(params: CreateParams) -> (Superblock, Layout) {
         boot_id: [0; 16],
         unclean_in: None,
         was_primary: false,
+        declared_clean: false,
         peers: params.peers,
         areas: layout.areas().to_vec(),
     };

@@ -277,6 +277,8 @@ pub struct Superblock {
     pub unclean_in: Option<GenerationId>,
     /// This node was Primary.
     pub was_primary: bool,
+    /// The operator declared this copy, still without generation, equal to the others (`create-md --clean`).
+    pub declared_clean: bool,
     /// One record per slot; at most 7.
     pub peers: Vec<PeerRecord>,
     /// Where everything is in the file.

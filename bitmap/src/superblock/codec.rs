@@ -31,6 +31,7 @@ const FLAG_MAY_BE_WRITTEN: u32 = 1 << 1;
 const FLAG_WAS_PRIMARY: u32 = 1 << 2;
 const FLAG_INCONSISTENT: u32 = 1 << 3;
 const FLAG_UNCLEAN: u32 = 1 << 4;
+const FLAG_DECLARED_CLEAN: u32 = 1 << 5;
 
 const PEER_FLAG_MAY_BE_PRIMARY: u8 = 1 << 0;
 const PEER_FLAG_SLOT_FILLED: u8 = 1 << 1;
@@ -96,7 +97,8 @@ fn encode_state(superblock: &Superblock) -> Vec<u8> {
         | flag(superblock.may_be_written, FLAG_MAY_BE_WRITTEN)
         | flag(superblock.was_primary, FLAG_WAS_PRIMARY)
         | flag(superblock.inconsistent.is_some(), FLAG_INCONSISTENT)
-        | flag(superblock.unclean_in.is_some(), FLAG_UNCLEAN);
+        | flag(superblock.unclean_in.is_some(), FLAG_UNCLEAN)
+        | flag(superblock.declared_clean, FLAG_DECLARED_CLEAN);
     let mut out = Vec::with_capacity(STATE_BYTES);
     out.extend(superblock.size_bytes.to_le_bytes());
     out.extend(superblock.term.to_le_bytes());
@@ -172,6 +174,7 @@ fn decode_state(from: &mut Reader<'_>) -> Result<Superblock, SuperblockError> {
         boot_id,
         unclean_in: (flags & FLAG_UNCLEAN != 0).then_some(GenerationId(unclean)),
         was_primary: flags & FLAG_WAS_PRIMARY != 0,
+        declared_clean: flags & FLAG_DECLARED_CLEAN != 0,
         peers: read_table(from, peer_count, MAX_PEERS, PEER_BYTES, read_peer, "peer")?,
         areas: read_table(from, area_count, MAX_AREAS, AREA_BYTES, read_area, "area")?,
     })

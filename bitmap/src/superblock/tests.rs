@@ -78,7 +78,7 @@ prop_compose! {
         mut peers in prop::collection::vec(peer(), 0..=7),
         names in ("[a-zä]{1,32}", "[a-z0-9.-]{1,64}"),
         size_sectors in 1..1_u64 << 40,
-        flags: [bool; 5],
+        flags: [bool; 6],
         numbers: (u64, u64, u64, u16, u8),
         ids: (u128, u128),
         boot_id: [u8; 16],
@@ -103,6 +103,7 @@ prop_compose! {
             boot_id,
             unclean_in: flags[3].then_some(GenerationId(ids.1)),
             was_primary: flags[4],
+            declared_clean: flags[5],
             peers,
             areas: layout.areas().to_vec(),
         }

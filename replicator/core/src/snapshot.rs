@@ -40,7 +40,8 @@ pub struct Snapshot {
     pub slot_empty: bool,
     /// Bytes that are dirty toward the receiver (for messages; no part of the verdict).
     pub dirty_bytes: u64,
-    /// Session number offered for this link, durable.
+    /// Highest session number that the sender promised to the receiver, durable. The one of this link is promised
+    /// after both snapshots, before the verdict is said.
     pub session_offered: u64,
     /// Highest session number that was used with the receiver.
     pub session_used: u64,
@@ -71,7 +72,8 @@ impl core::error::Error for SnapshotError {}
 impl Snapshot {
     /// True if nothing changed that a verdict depends on.
     pub(crate) fn same_verdict_inputs(&self, other: &Snapshot) -> bool {
-        let strip = |s: &Snapshot| Snapshot { dirty_bytes: 0, began_unix_ms: 0, ..s.clone() };
+        let strip =
+            |s: &Snapshot| Snapshot { dirty_bytes: 0, began_unix_ms: 0, session_offered: 0, ..s.clone() };
         strip(self) == strip(other)
     }
 

@@ -52,11 +52,14 @@ impl Node {
             peer.base = Base::Generation(current);
         }
         self.disk = self.recorded_disk_state();
-        if written || !self.bits_are_durable() {
-            self.settle = Settle::Draining;
-        } else {
-            self.attached = true;
-        }
+        // Always: it also writes both copies of a superblock of which recovery may have found only one.
+        self.settle = Settle::Draining;
+    }
+
+    /// The copy stopped uncleanly in the generation that it still carries, and no resync has ended since.
+    pub(super) fn is_unclean(&self) -> bool {
+        let unclean_in = self.store.as_ref().and_then(|store| store.superblock.unclean_in);
+        unclean_in.is_some() && unclean_in == self.current_generation()
     }
 
     /// What the durable record says of this copy, without a peer (DESIGN: "Copy states").

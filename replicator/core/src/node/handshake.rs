@@ -13,7 +13,7 @@ use crate::frame::Frame;
 use crate::ids::{Instant, LinkId, SlotId};
 use crate::snapshot::Snapshot;
 use crate::status::{ConnectionState, DiskState, ReplicationState, Role};
-use crate::verdict::{Standstill, Verdict, verdict};
+use crate::verdict::{Standstill, SyncWhy, Verdict, verdict};
 use core::time::Duration;
 use lockstep_bitmap::ByteRange;
 
@@ -22,10 +22,10 @@ use lockstep_bitmap::ByteRange;
 pub(super) enum Phase {
     /// Waits for what belongs to an earlier link, and for changes of role.
     Draining,
-    /// The offered session number is being recorded.
-    Offering,
-    /// Snapshots and verdicts are exchanged.
+    /// Snapshots are exchanged.
     Comparing,
+    /// The session number is being recorded here, then verdicts are exchanged.
+    Agreeing,
     /// What the verdict asks for is being recorded, here or there.
     Committing,
     /// Mirroring; bitmaps are exchanged.
@@ -46,6 +46,9 @@ pub(super) struct Link {
     sent_snapshot: Option<Snapshot>,
     pub(super) got_snapshot: Option<Snapshot>,
     pub(super) verdict: Option<Verdict>,
+    session: u64,
+    /// The session number is durable here, the verdict was sent.
+    verdict_sent: bool,
     got_verdict: Option<(u8, u64, u64)>,
     pub(super) commit_sent: bool,
     pub(super) commit_got: bool,
@@ -189,6 +192,8 @@ impl Node {
             sent_snapshot: None,
             got_snapshot: None,
             verdict: None,
+            session: 0,
+            verdict_sent: false,
             got_verdict: None,
             commit_sent: false,
             commit_got: false,
@@ -231,8 +236,9 @@ impl Node {
     pub(super) fn pump_handshake(&mut self) -> bool {
         let Some((id, phase)) = self.link.as_ref().map(|link| (link.id, link.phase)) else { return false };
         match phase {
-            Phase::Draining if self.may_offer(id) => self.offer_session(id),
+            Phase::Draining if self.may_offer(id) => self.send_snapshot(id),
             Phase::Comparing => return self.compare(id),
+            Phase::Agreeing => return self.agree(),
             Phase::Committing => {
                 let both = self.link.as_ref().is_some_and(|link| link.commit_sent && link.commit_got);
                 if !both {
@@ -273,7 +279,7 @@ impl Node {
             term: sb.term,
             log: sb.log.clone(),
             becoming: sb.inconsistent,
-            unclean: sb.unclean_in.is_some(),
+            unclean: self.is_unclean(),
             base: peer.base,
             peer_copy: peer.copy,
             slot_empty: dirty == 0,
@@ -281,28 +287,18 @@ impl Node {
             session_offered: peer.session_offered,
             session_used: peer.session_used,
             discard: self.discard,
-            declared_clean: false,
+            declared_clean: sb.declared_clean,
             proposal: self.proposal,
             wrote_through: self.wrote_through(),
             began_unix_ms: self.alone_since(),
         })
     }
 
-    /// A session number above every one seen, durable before it is said.
-    fn offer_session(&mut self, id: LinkId) {
-        if self.store.is_none() {
+    fn send_snapshot(&mut self, id: LinkId) {
+        let Some(snapshot) = self.take_snapshot() else {
             // Diskless nodes take no part in verdicts yet.
             return self.set_phase(Phase::Standstill(Standstill::Diskless));
-        }
-        if let Some(peer) = self.peer_mut() {
-            peer.session_offered = peer.session_offered.max(peer.session_used) + 1;
-        }
-        self.set_phase(Phase::Offering);
-        self.commit(super::meta::Effect::Offered(id));
-    }
-
-    pub(super) fn send_snapshot(&mut self, id: LinkId) {
-        let Some(snapshot) = self.take_snapshot() else { return };
+        };
         self.set_phase(Phase::Comparing);
         if let Some(link) = self.link.as_mut() {
             link.sent_snapshot = Some(snapshot);
@@ -317,26 +313,61 @@ impl Node {
         }
     }
 
+    /// Both snapshots are here: compute the verdict, and promise a session number above all that were promised.
+    ///
+    /// The promise is durable before the verdict is said, and recorded as used only after the peer's verdict has shown
+    /// that it is durable there: so an honest copy has always promised what its peer used. A restored copy promises
+    /// nothing before the source has durably set all bits, or it would no longer be recognised as restored.
     fn compare(&mut self, id: LinkId) -> bool {
         let Some(link) = self.link.as_mut() else { return false };
         let (Some(mine), Some(theirs)) = (&link.sent_snapshot, &link.got_snapshot) else { return false };
-        let session = mine.session_offered.max(theirs.session_offered);
-        let Some(own) = link.verdict else {
-            let own = verdict(mine, theirs);
-            link.verdict = Some(own);
-            let frame = Frame::Verdict { code: own.code(), session, fingerprint: own.fingerprint() };
-            self.send(id, frame, None);
-            return true;
+        let own = verdict(mine, theirs);
+        let session = mine.session_offered.max(theirs.session_offered) + 1;
+        (link.verdict, link.session) = (Some(own), session);
+        self.set_phase(Phase::Agreeing);
+        if matches!(own, Verdict::Refuse(_)) || self.is_restored_target() {
+            self.send_verdict(id);
+        } else {
+            if let Some(peer) = self.peer_mut() {
+                peer.session_offered = session;
+            }
+            self.commit(super::meta::Effect::Promised(id));
+        }
+        true
+    }
+
+    fn is_restored_target(&self) -> bool {
+        let restored = |verdict: Verdict| match verdict {
+            Verdict::Sync { source, why: SyncWhy::Restored, .. } => source != self.cfg.node,
+            _ => false,
         };
-        let Some(got) = link.got_verdict else { return false };
+        self.link.as_ref().and_then(|link| link.verdict).is_some_and(restored)
+    }
+
+    pub(super) fn send_verdict(&mut self, id: LinkId) {
+        let Some(link) = self.link.as_mut() else { return };
+        let Some(own) = link.verdict else { return };
+        link.verdict_sent = true;
+        let (code, session, fingerprint) = (own.code(), link.session, own.fingerprint());
+        self.send(id, Frame::Verdict { code, session, fingerprint }, None);
+    }
+
+    /// Both verdicts are here: they must be equal (ordering 9), and nothing may have changed (ordering 8).
+    fn agree(&mut self) -> bool {
+        let Some(link) = self.link.as_ref().filter(|link| link.verdict_sent) else { return false };
+        let (Some(own), Some(got), session) = (link.verdict, link.got_verdict, link.session) else {
+            return false;
+        };
         if got != (own.code(), session, own.fingerprint()) {
             self.close_link(CloseReason::VerdictMismatch);
             return true;
         }
-        let unchanged = self.take_snapshot().is_some_and(|now| {
-            let sent = self.link.as_ref().and_then(|link| link.sent_snapshot.as_ref());
-            sent.is_some_and(|sent| sent.same_verdict_inputs(&now))
-        });
+        if self.is_restored_target() && !link.commit_got {
+            return false;
+        }
+        let sent = link.sent_snapshot.as_ref();
+        let unchanged =
+            self.take_snapshot().is_some_and(|now| sent.is_some_and(|sent| sent.same_verdict_inputs(&now)));
         if unchanged {
             self.apply_verdict(own, session);
         } else {
@@ -379,7 +410,7 @@ impl Node {
 
     fn on_handshake_frame(&mut self, frame: Frame, body: &[u8]) {
         let Some(link) = self.link.as_mut() else { return };
-        let early = matches!(link.phase, Phase::Draining | Phase::Offering | Phase::Comparing);
+        let early = matches!(link.phase, Phase::Draining | Phase::Comparing);
         match frame {
             Frame::Snapshot if early && link.got_snapshot.is_none() => match Snapshot::decode(body) {
                 Ok(snapshot) if snapshot.node == link.hello.node => {
@@ -391,7 +422,8 @@ impl Node {
                 _ => self.close_link(CloseReason::PeerMisbehaved),
             },
             Frame::Verdict { code, session, fingerprint }
-                if link.phase == Phase::Comparing && link.got_snapshot.is_some() =>
+                if matches!(link.phase, Phase::Comparing | Phase::Agreeing)
+                    && link.got_snapshot.is_some() =>
             {
                 link.got_verdict = Some((code, session, fingerprint));
             }

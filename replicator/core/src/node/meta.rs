@@ -18,8 +18,8 @@ use lockstep_bitmap::{Locations, MetaPage};
 /// What goes on when the superblock that was changed for it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The session number may be said.
-    Offered(LinkId),
+    /// The session number is promised: the verdict may be said.
+    Promised(LinkId),
     /// The verdict's demands are met here.
     Committed(LinkId),
     /// A new generation began without the peer.
@@ -63,8 +63,8 @@ pub(super) struct MetaState {
     pub(super) used_at: Instant,
 }
 
-/// Bitmap pages written at the same time.
-const PAGES_IN_FLIGHT_MAX: u32 = 4;
+/// Bitmap pages written at the same time: one, since a page begins to be written only when its bytes are taken.
+const PAGES_IN_FLIGHT_MAX: u32 = 1;
 
 impl Node {
     /// Writes the superblock as it is now; `effect` runs when it is durable.
@@ -216,6 +216,8 @@ impl Node {
                 self.run_effects();
             }
             MetaPage::Activity(_) => {
+                // Pieces look for their region's mark themselves.
+                while self.store.as_mut().and_then(|store| store.activity.take_hot()).is_some() {}
                 self.on_regions_marked();
                 self.retry_crowded();
             }
@@ -230,7 +232,7 @@ impl Node {
             }
             self.meta.effects.pop_front();
             match effect {
-                Effect::Offered(link) if self.is_current(Some(link)) => self.send_snapshot(link),
+                Effect::Promised(link) if self.is_current(Some(link)) => self.send_verdict(link),
                 Effect::Committed(link) if self.is_current(Some(link)) => self.on_committed(link),
                 Effect::Rotated => self.on_rotated(),
                 Effect::Promoted => self.on_promoted(),
@@ -244,7 +246,7 @@ impl Node {
                 Effect::PeerLeft(link) if self.is_current(Some(link)) => self.on_peer_left(),
                 Effect::Settled => self.on_settled(),
                 // Meant for a link that is gone; what was recorded stays true.
-                Effect::Offered(_)
+                Effect::Promised(_)
                 | Effect::Committed(_)
                 | Effect::Granted(..)
                 | Effect::Withdrawn(_)

@@ -34,7 +34,8 @@ impl Node {
         sb.term = sb.term.max(theirs.term);
         let theirs_now = theirs.log.current().map(|generation| generation.id);
         let Some(peer) = sb.peers.first_mut() else { return };
-        peer.session_used = session;
+        // Promised by both: each verdict was said after its promise was durable.
+        (peer.session_offered, peer.session_used) = (session, session);
         match verdict {
             Verdict::Sync { source, full, .. } if source == me => {
                 peer.copy = PeerCopy::SyncTarget;
@@ -65,6 +66,7 @@ impl Node {
                 peer.base = Base::Unset;
                 (sb.outdated, sb.unclean_in) = (false, None);
                 if let Verdict::Adopt { generation } = verdict {
+                    sb.declared_clean = false;
                     let origin = Origin::Agreed;
                     self.begin_generation(generation, origin);
                 }
@@ -162,9 +164,11 @@ impl Node {
         let Some(peer) = self.peer() else { return false };
         match peer.copy {
             PeerCopy::MayHold | PeerCopy::LeftOutdated | PeerCopy::ToldToFinish => true,
-            PeerCopy::SyncTarget => {
-                self.current_generation().is_some_and(|now| peer.base == Base::Generation(now))
-            }
+            // Within one generation; after a full resync the base does not tell.
+            PeerCopy::SyncTarget => match peer.base {
+                Base::Generation(base) => self.current_generation() == Some(base),
+                Base::NoGeneration | Base::Unset => true,
+            },
             PeerCopy::NoGeneration | PeerCopy::RotatedWithout => false,
         }
     }
@@ -182,14 +186,15 @@ impl Node {
             Some(current) => (Some(current.id), current.ordinal + 1),
             None => (None, 1),
         };
-        let keep: alloc::vec::Vec<GenerationId> = sb
-            .peers
-            .iter()
-            .filter_map(|peer| match peer.base {
-                Base::Generation(id) => Some(id),
-                _ => None,
-            })
-            .collect();
+        // Kept for ever: where a peer stands, and what began right after it (how it began decides a verdict).
+        let mut keep = alloc::vec::Vec::new();
+        for peer in &sb.peers {
+            if let Base::Generation(base) = peer.base {
+                keep.push(base);
+                let next = sb.log.position(base).map_or(usize::MAX, |position| position + 1);
+                keep.extend(sb.log.entries().get(next).map(|entry| entry.id));
+            }
+        }
         sb.log.push(Generation { id, ordinal, parent, node, began_unix_ms, origin }, &keep);
     }
 

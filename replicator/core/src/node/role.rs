@@ -219,7 +219,7 @@ impl Node {
         if sb.log.current().is_none() {
             return Err(Refusal::NoData);
         }
-        let unclean = sb.unclean_in.is_some() && self.peer_may_carry_current();
+        let unclean = self.is_unclean() && self.peer_may_carry_current();
         let rank = match self.disk {
             DiskState::Inconsistent => CopyRank::Inconsistent,
             DiskState::Outdated => CopyRank::Outdated,

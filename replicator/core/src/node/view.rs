@@ -18,7 +18,7 @@ impl Node {
             disk: self.disk,
             generation: sb.and_then(|sb| sb.log.current()).cloned(),
             term: sb.map_or(0, |sb| sb.term),
-            unclean: sb.is_some_and(|sb| sb.unclean_in.is_some()),
+            unclean: self.is_unclean(),
             changing_role: changing,
             suspended: self.suspended_since.is_some(),
             protected: established && self.disk == DiskState::UpToDate,

@@ -247,7 +247,7 @@ fn awaited(target: &Snapshot) -> Option<GenerationId> {
 
 /// The offered number was used before: this copy's metadata is older than what the peer did with it.
 fn restored(copy: &Snapshot, peer: &Snapshot) -> bool {
-    copy.session_offered <= peer.session_used
+    copy.session_offered < peer.session_used
 }
 
 fn cannot_give(copy: &Snapshot) -> bool {

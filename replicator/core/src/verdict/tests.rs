@@ -58,7 +58,7 @@ fn copy(node: NodeId, names: &[u128]) -> Snapshot {
         peer_copy: PeerCopy::MayHold,
         slot_empty: true,
         dirty_bytes: 0,
-        session_offered: 8,
+        session_offered: 7,
         session_used: 7,
         discard: None,
         declared_clean: false,
@@ -389,7 +389,7 @@ fn an_inconsistent_primary_goes_on_with_the_copy_it_wrote_through() {
 
 #[test]
 fn a_restored_copy_is_the_target_of_a_full_resync() {
-    let restored = |s: Snapshot| Snapshot { session_offered: 7, session_used: 2, ..s };
+    let restored = |s: Snapshot| Snapshot { session_offered: 6, session_used: 2, ..s };
     expect(&copy(A, &[1]), &restored(copy(B, &[1])), full(A, SyncWhy::Restored));
     expect(&degraded(A, &[1, 2], 1), &restored(copy(B, &[1])), full(A, SyncWhy::Restored));
     expect(&degraded(A, &[1, 2], 1), &restored(halfway(B, &[1], 2)), full(A, SyncWhy::Restored));
@@ -411,7 +411,7 @@ fn a_restored_copy_is_refused_where_it_cannot_be_the_target() {
     let told = Snapshot { discard: Some(A), ..copy(A, &[1]) };
     expect(&told, &rotated, full(B, SyncWhy::Resolved));
     refused(&halfway(A, &[1], 1), &restored(copy(B, &[1])), Standstill::NoSource);
-    let again = |node| Snapshot { session_offered: 7, ..copy(node, &[1]) };
+    let again = |node| Snapshot { session_offered: 6, ..copy(node, &[1]) };
     refused(&again(A), &again(B), Standstill::NoSource);
 }
 

@@ -102,7 +102,7 @@ fn with_words(low: &Snapshot, high: &mut Snapshot, seen: &mut Seen) {
     let mut low = low.clone();
     for (discard_low, discard_high) in [(None, None), (Some(A), None), (None, Some(A)), (Some(A), Some(B))] {
         (low.discard, high.discard) = (discard_low, discard_high);
-        for (session_low, session_high) in [(8, 8), (7, 8), (8, 7)] {
+        for (session_low, session_high) in [(7, 7), (6, 7), (7, 6)] {
             (low.session_offered, high.session_offered) = (session_low, session_high);
             for (told, term) in [(false, 1), (true, 1), (true, 2)] {
                 high.term = term;
@@ -158,7 +158,7 @@ fn holds(s: &Snapshot, generation: Option<GenerationId>) -> bool {
 }
 
 fn promise_of_no_sync(low: &Snapshot, high: &Snapshot) -> bool {
-    let quiet = |s: &Snapshot| whole(s) && s.slot_empty && !s.unclean && s.session_offered > 7;
+    let quiet = |s: &Snapshot| whole(s) && s.slot_empty && !s.unclean && s.session_offered >= 7;
     quiet(low)
         && quiet(high)
         && now(low) == now(high)
@@ -211,7 +211,7 @@ fn promise_of_history(source: &Snapshot, target: &Snapshot, why: SyncWhy) -> boo
 }
 
 fn promise_of_sessions(source: &Snapshot, target: &Snapshot, full: bool) -> bool {
-    if source.session_offered == 7 || target.session_offered == 7 { full } else { true }
+    if source.session_offered == 6 || target.session_offered == 6 { full } else { true }
 }
 
 /// The source's slot began to remember at a generation that the target went through.
@@ -231,7 +231,7 @@ fn promise_of_bitmap(source: &Snapshot, target: &Snapshot, why: SyncWhy) -> bool
 /// Cut at any moment, the resync goes on: from the same source, and over the bits left once the source has
 /// them.
 fn promise_of_progress(source: &Snapshot, target: &Snapshot, full: bool) -> bool {
-    let met = |s: &Snapshot| Snapshot { session_offered: 9, session_used: 8, discard: None, ..s.clone() };
+    let met = |s: &Snapshot| Snapshot { session_offered: 8, session_used: 8, discard: None, ..s.clone() };
     let generation = now(source).unwrap();
     let becoming = Some(Becoming { generation, node: source.node });
     let target = Snapshot { disk: DiskState::Inconsistent, becoming, ..met(target) };

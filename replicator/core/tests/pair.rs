@@ -1,0 +1,436 @@
+//! Two nodes on ideal disks and an ideal network: the main job, step by step, without faults.
+//!
+//! What faults do to it is the simulator's matter; this shows that the core's border is enough to run it.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+use lockstep_bitmap::{
+    Base, CreateParams, DeviceIdentity, Generation, GenerationId, GenerationLog, Geometry, Identity, NodeId,
+    Origin, PeerCopy, PeerRecord, Store, create, initial_pages, recover,
+};
+use lockstep_core::{
+    Action, Command, CommandId, ConnectionState, DiskState, Done, Event, Frame, Instant, IoError, LinkId,
+    LinkLoss, Node, NodeConfig, OpId, PeerConfig, PeerHello, Refusal, ReplicationState, ReqId, RequestKind,
+    Role, SlotId, Timing,
+};
+use std::collections::{BTreeMap, VecDeque};
+
+const SIZE: u64 = 2 << 20;
+
+/// What is under way, to be delivered as an event.
+enum Pending {
+    Disk(OpId, Option<Vec<u8>>),
+    Meta(OpId),
+    Frame(LinkId, Frame, Vec<u8>, Option<Vec<u8>>),
+    LinkDown(LinkId),
+}
+
+struct Host {
+    node: Node,
+    data: Vec<u8>,
+    meta: Vec<u8>,
+    slots: BTreeMap<u32, Vec<u8>>,
+    next_slot: u32,
+    inbox: VecDeque<Pending>,
+    outbox: Vec<(LinkId, Frame, Vec<u8>, Option<Vec<u8>>)>,
+    closing: Vec<LinkId>,
+    dialing: bool,
+    replies: Vec<(ReqId, Result<(), IoError>)>,
+    done: Vec<(CommandId, Result<Done, Refusal>)>,
+}
+
+fn meta_file(id: u8, source: bool) -> Vec<u8> {
+    let mut log = GenerationLog::new();
+    if source {
+        let origin = Origin::Created;
+        let first = Generation {
+            id: GenerationId(77),
+            ordinal: 1,
+            parent: None,
+            node: NodeId(id),
+            began_unix_ms: 1,
+            origin,
+        };
+        log.push(first, &[]);
+    }
+    let peer = PeerRecord {
+        node: NodeId(1 - id),
+        base: if source { Base::NoGeneration } else { Base::Unset },
+        copy: if source { PeerCopy::NoGeneration } else { PeerCopy::MayHold },
+        session_offered: 0,
+        session_used: 0,
+        may_be_primary: false,
+        slot_epoch: 1,
+        slot_filled: source,
+    };
+    let (superblock, layout) = create(CreateParams {
+        file_id: u64::from(id) + 1,
+        identity: Identity {
+            resource: "r0".into(),
+            volume: 0,
+            node: NodeId(id),
+            node_name: format!("n{id}"),
+            device: DeviceIdentity([id; 64]),
+        },
+        geometry: Geometry::new(SIZE, 12, 17).unwrap(),
+        log,
+        peers: vec![peer],
+    });
+    let mut file = vec![0; usize::try_from(layout.file_bytes()).unwrap()];
+    for (offset, bytes) in initial_pages(&superblock, &layout) {
+        let at = usize::try_from(offset).unwrap();
+        file[at..at + bytes.len()].copy_from_slice(&bytes);
+    }
+    file
+}
+
+fn open(meta: &[u8]) -> Store {
+    let mut read = |offset: u64, out: &mut [u8]| -> Result<(), ()> {
+        let at = usize::try_from(offset).unwrap();
+        out.copy_from_slice(&meta[at..at + out.len()]);
+        Ok(())
+    };
+    recover(meta.len() as u64, &mut read, 4).unwrap().0
+}
+
+impl Host {
+    fn new(id: u8, meta: Vec<u8>, data: Vec<u8>, run: u128) -> Host {
+        let cfg = NodeConfig {
+            node: NodeId(id),
+            peer: Some(PeerConfig { node: NodeId(1 - id) }),
+            run_id: run,
+            boot_id: 1,
+            seed: [u64::from(id) + 1, 2, 3, u64::try_from(run).unwrap()],
+            granule_bytes: 512,
+            survives_process_death: true,
+            writes_max: 64,
+            undurable_max: 64,
+            resync_window: 4,
+            timing: Timing::default(),
+        };
+        let node = Node::new(cfg, Some(open(&meta)));
+        let empty = (BTreeMap::new(), VecDeque::new());
+        Host {
+            node,
+            data,
+            meta,
+            slots: empty.0,
+            next_slot: 0,
+            inbox: empty.1,
+            outbox: vec![],
+            closing: vec![],
+            dialing: false,
+            replies: vec![],
+            done: vec![],
+        }
+    }
+
+    fn slot(&mut self, bytes: Vec<u8>) -> SlotId {
+        self.next_slot += 1;
+        self.slots.insert(self.next_slot, bytes);
+        SlotId(self.next_slot)
+    }
+
+    fn handle(&mut self, now: Instant, event: Event<'_>) {
+        self.node.handle(now, event);
+        while let Some(action) = self.node.poll_action() {
+            self.execute(action);
+        }
+    }
+
+    fn execute(&mut self, action: Action) {
+        let span = |offset: u64, len: u32| {
+            let at = usize::try_from(offset).unwrap();
+            at..at + len as usize
+        };
+        match action {
+            Action::DiskRead { op, req, offset, len } => {
+                let bytes = req.is_none().then(|| self.data[span(offset, len)].to_vec());
+                self.inbox.push_back(Pending::Disk(op, bytes));
+            }
+            Action::DiskWrite { op, offset, len, slot, .. } => {
+                let bytes = self.slots[&slot.0].clone();
+                self.data[span(offset, len)].copy_from_slice(&bytes);
+                self.inbox.push_back(Pending::Disk(op, None));
+            }
+            Action::DiskZero { op, offset, len, .. } => {
+                self.data[span(offset, len)].fill(0);
+                self.inbox.push_back(Pending::Disk(op, None));
+            }
+            Action::DiskFlush { op } => self.inbox.push_back(Pending::Disk(op, None)),
+            Action::MetaWrite { op, page } => {
+                let mut bytes = Vec::new();
+                let places = self.node.render_meta(page, &mut bytes);
+                for offset in places.iter() {
+                    self.meta[span(offset, u32::try_from(bytes.len()).unwrap())].copy_from_slice(&bytes);
+                }
+                self.inbox.push_back(Pending::Meta(op));
+            }
+            Action::Send { link, frame, slot } => {
+                let mut body = Vec::new();
+                self.node.render_body(&frame, &mut body);
+                let payload = slot.map(|slot| self.slots[&slot.0].clone());
+                self.outbox.push((link, frame, body, payload));
+            }
+            Action::CloseLink { link, .. } => self.closing.push(link),
+            Action::Dial => self.dialing = true,
+            Action::ReleaseSlot { slot } => assert!(self.slots.remove(&slot.0).is_some(), "released twice"),
+            Action::Supply { slot, .. } => assert!(self.slots.remove(&slot.0).is_some()),
+            Action::Reply { req, result } => self.replies.push((req, result)),
+            Action::CommandDone { id, result } => self.done.push((id, result)),
+            Action::DiskFill { .. } => unreachable!("all writes here are aligned"),
+            Action::Export { .. } | Action::Notice(_) => {}
+        }
+    }
+}
+
+struct World {
+    now: Instant,
+    hosts: [Host; 2],
+    next_link: u32,
+    cut: bool,
+    next_req: u32,
+}
+
+impl World {
+    fn new() -> World {
+        let zero = || vec![0; usize::try_from(SIZE).unwrap()];
+        let data = (0..SIZE).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let hosts = [Host::new(0, meta_file(0, true), data, 1), Host::new(1, meta_file(1, false), zero(), 2)];
+        let mut world = World { now: Instant(1), hosts, next_link: 1, cut: false, next_req: 1 };
+        for i in 0..2 {
+            world.hosts[i].handle(world.now, Event::Start { unix_ms: 1000 });
+        }
+        world
+    }
+
+    /// Delivers everything and lets time pass until `wanted`, at most 30 virtual seconds.
+    fn until(&mut self, what: &str, wanted: impl Fn(&World) -> bool) {
+        let end = self.now.0 + 30_000_000_000;
+        while !wanted(self) {
+            assert!(self.now.0 < end, "{what}: {:#?} {:#?}", self.status(0), self.status(1));
+            if !self.step() {
+                let next = (0..2).filter_map(|i| self.hosts[i].node.next_deadline()).map(|d| d.at).min();
+                self.now = next.unwrap().max(self.now);
+                for i in 0..2 {
+                    self.hosts[i].handle(self.now, Event::Tick { unix_ms: self.now.0 / 1_000_000 });
+                }
+                self.now.0 += 1;
+            }
+        }
+    }
+
+    fn step(&mut self) -> bool {
+        let mut moved = false;
+        for i in 0..2 {
+            if let Some(pending) = self.hosts[i].inbox.pop_front() {
+                moved = true;
+                self.deliver(i, pending);
+            }
+            for (link, frame, body, payload) in std::mem::take(&mut self.hosts[i].outbox) {
+                moved = true;
+                if !self.cut {
+                    self.hosts[1 - i].inbox.push_back(Pending::Frame(link, frame, body, payload));
+                }
+            }
+            for link in std::mem::take(&mut self.hosts[i].closing) {
+                moved = true;
+                for host in &mut self.hosts {
+                    host.inbox.push_back(Pending::LinkDown(link));
+                }
+            }
+            if std::mem::take(&mut self.hosts[i].dialing) {
+                moved = true;
+                self.dial(i);
+            }
+        }
+        moved
+    }
+
+    fn dial(&mut self, i: usize) {
+        if self.cut {
+            let down = Event::LinkDown { link: None, loss: LinkLoss::Unreachable };
+            return self.hosts[i].handle(self.now, down);
+        }
+        let link = LinkId(self.next_link);
+        self.next_link += 1;
+        for i in 0..2usize {
+            let node = NodeId(u8::try_from(1 - i).unwrap());
+            let peer = PeerHello { node, run_id: 10 + (1 - i) as u128, boot_id: 1 };
+            self.hosts[i].handle(self.now, Event::LinkUp { link, peer });
+        }
+    }
+
+    fn deliver(&mut self, i: usize, pending: Pending) {
+        let (now, host) = (self.now, &mut self.hosts[i]);
+        match pending {
+            Pending::Disk(op, bytes) => {
+                let slot = bytes.map(|bytes| host.slot(bytes));
+                host.handle(now, Event::DiskDone { op, result: Ok(()), slot });
+            }
+            Pending::Meta(op) => host.handle(now, Event::MetaDone { op, result: Ok(()) }),
+            Pending::Frame(link, frame, body, payload) => {
+                let slot = payload.map(|bytes| host.slot(bytes));
+                host.handle(now, Event::Frame { link, frame, body: &body, slot });
+            }
+            Pending::LinkDown(link) => {
+                host.handle(now, Event::LinkDown { link: Some(link), loss: LinkLoss::Lost });
+            }
+        }
+    }
+
+    fn status(&self, i: usize) -> lockstep_core::Status {
+        self.hosts[i].node.status()
+    }
+
+    fn command(&mut self, i: usize, command: Command) -> Result<Done, Refusal> {
+        let id = CommandId(self.next_req);
+        self.next_req += 1;
+        self.hosts[i].handle(self.now, Event::Command { id, command });
+        self.until("the command's answer", |w| w.hosts[i].done.iter().any(|(of, _)| *of == id));
+        self.hosts[i].done.iter().find(|(of, _)| *of == id).unwrap().1
+    }
+
+    fn write(&mut self, i: usize, offset: u64, fill: u8, len: u32) {
+        let req = ReqId(self.next_req);
+        self.next_req += 1;
+        let host = &mut self.hosts[i];
+        let kind = RequestKind::Write;
+        host.handle(self.now, Event::Request { req, kind, offset, len: u64::from(len), fua: false });
+        let slot = host.slot(vec![fill; len as usize]);
+        host.handle(self.now, Event::Payload { req, offset, len, slot });
+        self.until("a write's reply", |w| w.hosts[i].replies.iter().any(|(of, _)| *of == req));
+        assert_eq!(self.hosts[i].replies.iter().find(|(of, _)| *of == req).unwrap().1, Ok(()));
+    }
+
+    fn promote(&mut self, i: usize) -> Result<Done, Refusal> {
+        self.command(i, Command::Promote { peer_is_down: false, accept_data_loss: false })
+    }
+
+    fn settled(&mut self) {
+        self.until("both in lockstep", |w| {
+            (0..2).all(|i| {
+                let status = w.status(i);
+                status.peers[0].replication == ReplicationState::Established
+                    && status.disk == DiskState::UpToDate
+            })
+        });
+        assert!(self.hosts[0].data == self.hosts[1].data, "the copies differ");
+    }
+
+    fn cut(&mut self) {
+        self.cut = true;
+        self.until("both notice", |w| {
+            (0..2).all(|i| w.status(i).peers[0].connection == ConnectionState::Connecting)
+        });
+    }
+
+    /// A process that was killed by -9 comes back on what it wrote.
+    fn kill(&mut self, i: usize) {
+        let (meta, data) = (self.hosts[i].meta.clone(), self.hosts[i].data.clone());
+        self.hosts[i] = Host::new(u8::try_from(i).unwrap(), meta, data, 100 + u128::from(self.next_req));
+        let link = LinkId(self.next_link - 1);
+        self.hosts[1 - i].inbox.push_back(Pending::LinkDown(link));
+        self.hosts[i].handle(self.now, Event::Start { unix_ms: 5000 });
+    }
+}
+
+#[test]
+fn a_fresh_pair_synchronises_and_mirrors() {
+    let mut w = World::new();
+    assert_eq!(w.promote(0), Ok(Done::Changed));
+    w.settled();
+    w.write(0, 4096, 7, 8192);
+    w.write(0, 512, 9, 512);
+    w.settled();
+    assert_eq!(w.hosts[1].data[4096], 7);
+    assert!(w.hosts[0].slots.is_empty() && w.hosts[1].slots.is_empty(), "slots leak");
+}
+
+#[test]
+fn a_cut_costs_what_was_written_meanwhile() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.cut();
+    w.write(0, 65536, 3, 65536);
+    let before = w.status(0).peers[0].resynced_bytes_total;
+    assert_eq!(w.status(0).peers[0].out_of_sync_bytes, 65536);
+    w.cut = false;
+    w.settled();
+    assert_eq!(w.status(0).peers[0].resynced_bytes_total - before, 65536);
+    assert_eq!(w.status(0).peers[0].out_of_sync_bytes, 0);
+}
+
+#[test]
+fn a_planned_move_needs_no_resync() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    let total = w.status(1).peers[0].resynced_bytes_total;
+    assert!(matches!(w.promote(1), Err(Refusal::PeerIsPrimary(_))));
+    assert_eq!(w.command(0, Command::Demote { force: false }), Ok(Done::Changed));
+    assert_eq!(w.promote(1), Ok(Done::Changed));
+    w.write(1, 8192, 2, 4096);
+    w.settled();
+    assert_eq!(w.status(1).peers[0].resynced_bytes_total, total);
+    assert_eq!(w.status(0).role, Role::Secondary);
+}
+
+#[test]
+fn a_killed_primary_returns_as_target() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    w.cut();
+    assert!(matches!(w.promote(1), Err(Refusal::MayBeStale { .. })));
+    let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
+    w.kill(0);
+    assert_eq!(w.command(1, flag), Ok(Done::Changed));
+    w.write(1, 1 << 20, 5, 4096);
+    w.cut = false;
+    w.until("the loser is seen", |w| w.status(1).peers[0].connection == ConnectionState::Connected);
+    // Node 0 rotated when it lost node 1, before it was killed: both wrote alone as far as anybody can know.
+    assert_eq!(w.status(1).peers[0].replication, ReplicationState::SplitBrain);
+    assert_eq!(w.command(1, Command::Resolve { discard: NodeId(0) }), Ok(Done::Changed));
+    w.settled();
+    assert_eq!((w.hosts[0].data[0], w.hosts[0].data[1 << 20]), (1, 5));
+}
+
+#[test]
+fn a_primary_killed_in_contact_returns_by_bitmap() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    w.kill(0);
+    w.cut = true;
+    w.until("node 1 notices", |w| w.status(1).peers[0].connection == ConnectionState::Connecting);
+    let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
+    assert_eq!(w.command(1, flag), Ok(Done::Changed));
+    w.write(1, 1 << 20, 5, 4096);
+    let total = w.status(1).peers[0].resynced_bytes_total;
+    w.cut = false;
+    w.settled();
+    let copied = w.status(1).peers[0].resynced_bytes_total - total;
+    assert!(copied < SIZE / 2, "{copied} bytes were copied: hot regions and writes are enough");
+}
+
+#[test]
+fn leaving_in_order_needs_no_flag() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    assert_eq!(w.command(1, Command::Leave), Ok(Done::LeftAsOutdated));
+    w.write(0, 4096, 2, 4096);
+    assert_eq!(w.command(0, Command::Leave), Ok(Done::LeftAsIs));
+    for i in 0..2 {
+        w.kill(i);
+    }
+    assert_eq!(w.status(0).disk, DiskState::UpToDate, "proof: the other left before");
+    assert_eq!(w.status(1).disk, DiskState::Outdated);
+    assert_eq!(w.promote(0), Ok(Done::Changed));
+    w.settled();
+}
