@@ -1,1 +1,34 @@
-//! Placeholder until the first part lands.
+//! The harness of the end-to-end tests: real daemon processes, a faulty wire between them, and a client that remembers
+//! what it was promised.
+//!
+//! A [`Cluster`] is two nodes on this machine with their own configuration, state directory and sockets; alpha reaches
+//! beta through a [`Proxy`] that can spoil the wire. A [`Ledger`] writes over NBD, reconnects, and knows for each
+//! block which values are possible after whatever happened. Everything waits with a deadline ([`wait_for`]) and panics
+//! with what it saw last; a cluster that is dropped while panicking prints its daemons' logs. Processes are ended by
+//! their own handle only, and die with the test's thread.
+#![forbid(unsafe_code)]
+
+mod client;
+mod cluster;
+mod foreign;
+mod image;
+mod ledger;
+mod node;
+mod process;
+mod proxy;
+mod rng;
+mod run;
+mod wait;
+mod writer;
+
+pub use client::{Answer, Connection};
+pub use cluster::{Cluster, NODES, Plan, RESOURCE, free_port, temp_dir};
+pub use foreign::{Tool, qemu_uri, tool};
+pub use image::assert_equal;
+pub use ledger::{Ledger, Load};
+pub use node::Node;
+pub use process::Process;
+pub use proxy::{Direction, Proxy};
+pub use rng::{Rng, rounds, seed};
+pub use run::{Ran, binary, run};
+pub use wait::{wait_for, wait_until};

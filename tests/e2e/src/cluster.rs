@@ -1,0 +1,194 @@
+//! Two nodes on this machine: their directory, configuration and the wire between them.
+//!
+//! Each node has a configuration file of its own, since alpha must find the proxy where beta is.
+
+use crate::image::assert_equal;
+use crate::node::Node;
+use crate::proxy::Proxy;
+use crate::rng::Rng;
+use crate::wait::wait_for;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Name of the only resource.
+pub const RESOURCE: &str = "r0";
+/// Names of the nodes, by node id.
+pub const NODES: [&str; 2] = ["alpha", "beta"];
+
+/// What a cluster looks like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Bound of hot regions, in bytes.
+    pub max_hot_bytes: u64,
+    /// Silence after which a peer is dropped.
+    pub timeout_ms: u64,
+    /// Held client I/O fails after this time.
+    pub io_timeout_s: u64,
+    /// Data on a disk's file system, where it is opened with O_DIRECT; otherwise in memory, if there is /dev/shm.
+    pub on_disk: bool,
+    /// Name of the cluster.
+    pub cluster: &'static str,
+    /// The shared secret.
+    pub secret: &'static str,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            size_bytes: 256 << 20,
+            max_hot_bytes: 64 << 20,
+            timeout_ms: 2000,
+            io_timeout_s: 30,
+            on_disk: false,
+            cluster: "e2e",
+            secret: "a secret of the end-to-end tests",
+        }
+    }
+}
+
+/// Two nodes. Dropping it ends them; if a test is failing, their logs are printed first.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The node with the lower id; it dials.
+    pub alpha: Node,
+    /// The other one.
+    pub beta: Node,
+    /// The wire.
+    pub proxy: Proxy,
+    dir: TempDir,
+}
+
+impl Cluster {
+    /// Files only: no metadata, no daemon.
+    pub fn new(plan: &Plan) -> Cluster {
+        let dir = temp_dir(plan.on_disk);
+        let ports = [free_port(), free_port()];
+        let proxy = Proxy::start(free_port(), ports[1]);
+        let secret = dir.path().join("secret");
+        fs::write(&secret, plan.secret).expect("write the secret");
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("mode of the secret");
+        let nodes = NODES.map(|name| {
+            let own = dir.path().join(name);
+            fs::create_dir(&own).expect("directory of a node");
+            let addresses = if name == NODES[0] { [ports[0], proxy.port()] } else { ports };
+            fs::write(own.join("lockstep.toml"), config(plan, dir.path(), addresses)).expect("write a config");
+            Node::new(name, &own)
+        });
+        let [alpha, beta] = nodes;
+        Cluster { alpha, beta, proxy, dir }
+    }
+
+    /// Running, connected, both copies UpToDate from the start without a first sync, nobody Primary.
+    pub fn connected(plan: &Plan) -> Cluster {
+        let mut cluster = Cluster::new(plan);
+        for node in cluster.nodes() {
+            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
+            node.start();
+        }
+        cluster.wait_synced();
+        cluster
+    }
+
+    /// Like [`Self::connected`], and alpha is Primary.
+    pub fn primary(plan: &Plan) -> Cluster {
+        let cluster = Cluster::connected(plan);
+        cluster.alpha.promote().ok();
+        cluster
+    }
+
+    /// Both nodes.
+    pub fn nodes(&mut self) -> [&mut Node; 2] {
+        [&mut self.alpha, &mut self.beta]
+    }
+
+    /// A directory for the test's own files.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Until both nodes say that both copies are UpToDate and mirrored.
+    #[track_caller]
+    pub fn wait_synced(&self) {
+        for node in [&self.alpha, &self.beta] {
+            node.wait_protected();
+        }
+    }
+
+    /// Waits until the pair is in sync and has nothing in flight, then compares the data files byte by byte.
+    #[track_caller]
+    pub fn assert_replicas_equal(&self) {
+        self.wait_synced();
+        for node in [&self.alpha, &self.beta] {
+            wait_for(&format!("quiet {}", node.name()), Duration::from_secs(20), || {
+                let status = node.status();
+                let quiet = status["requests"] == 0 && status["peers"][0]["out_of_sync_bytes"] == 0;
+                quiet.then_some(()).ok_or_else(|| status.to_string())
+            });
+        }
+        assert_equal(self.alpha.disk(), self.beta.disk());
+    }
+
+    /// Bytes copied by resync, as both daemons count them; the larger of the two counts.
+    pub fn resynced_bytes(&self) -> u64 {
+        self.alpha.resynced_bytes().max(self.beta.resynced_bytes())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in [&self.alpha, &self.beta] {
+                node.print_log();
+            }
+        }
+    }
+}
+
+/// A directory that vanishes with its handle: in memory, or on a disk's file system.
+pub fn temp_dir(on_disk: bool) -> TempDir {
+    let memory = PathBuf::from("/dev/shm");
+    let parent = if on_disk || !memory.is_dir() { std::env::temp_dir() } else { memory };
+    tempfile::Builder::new().prefix("lockstep-e2e-").tempdir_in(parent).expect("a temporary directory")
+}
+
+fn config(plan: &Plan, dir: &Path, ports: [u16; 2]) -> String {
+    let dir = dir.display();
+    let mut text = format!("cluster = \"{}\"\nsecret-file = \"{dir}/secret\"\n", plan.cluster);
+    for (name, port) in NODES.iter().zip(ports) {
+        text += &format!("[node.{name}]\naddress = \"127.0.0.1:{port}\"\n");
+        text += &format!("nbd = [\"unix:{dir}/{name}/nbd.sock\"]\n");
+    }
+    let heartbeat_ms = plan.timeout_ms / 10;
+    text + &format!(
+        "[[resource]]\nname = \"{RESOURCE}\"\ndisk.alpha = \"{dir}/alpha/disk\"\ndisk.beta = \"{dir}/beta/disk\"\n\
+         size = {}\nmax-hot = \"{}MiB\"\ntimeout = \"{}ms\"\nheartbeat = \"{heartbeat_ms}ms\"\n\
+         io-timeout = \"{}s\"\n",
+        plan.size_bytes,
+        plan.max_hot_bytes >> 20,
+        plan.timeout_ms,
+        plan.io_timeout_s,
+    )
+}
+
+/// A port of loopback that is free now, below the range that the kernel gives to connections, and that no other test of
+/// this process gets.
+pub fn free_port() -> u16 {
+    const FIRST: u16 = 20_000;
+    const PORTS: u16 = 12_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = Rng::new(u64::from(std::process::id())).below(u64::from(PORTS)) as u16;
+    for _ in 0..PORTS {
+        let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port of loopback is free");
+}

@@ -1,0 +1,61 @@
+//! Programs that others wrote. One that is missing fails the test, with the Debian package that has it.
+
+use crate::run::{Ran, run};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+
+/// Longest run of a foreign program, in seconds.
+const LIMIT_S: &str = "120";
+
+const PACKAGES: &[(&str, &str)] = &[
+    ("fio", "fio"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdkit", "nbdkit"),
+    ("python3", "python3-libnbd"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
+    ("qemu-storage-daemon", "qemu-system-common"),
+];
+
+/// A command line under construction.
+#[derive(Debug)]
+pub struct Tool(Command);
+
+/// A program by name. Panics if it is not installed, naming its package.
+#[track_caller]
+pub fn tool(program: &str) -> Tool {
+    let package = PACKAGES.iter().find(|(name, _)| *name == program).map(|(_, package)| *package);
+    let package = package.unwrap_or_else(|| panic!("{program} is not in the table of packages"));
+    // Debian's modules belong to Debian's interpreter, whatever else is first in PATH.
+    let path = Path::new("/usr/bin").join(program);
+    assert!(path.exists(), "{program} is missing: apt-get install {package} (or cargo xtask setup)");
+    let mut command = Command::new("timeout");
+    command.arg(LIMIT_S).arg(path);
+    Tool(command)
+}
+
+impl Tool {
+    /// One more argument.
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Tool {
+        self.0.arg(argument);
+        self
+    }
+
+    /// More arguments.
+    pub fn args<A: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = A>) -> Tool {
+        self.0.args(arguments);
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn run(mut self) -> Ran {
+        run(&mut self.0)
+    }
+}
+
+/// The address of an export in the form that QEMU's tools take it.
+pub fn qemu_uri(socket: &Path, export: &str) -> String {
+    format!("nbd+unix:///{export}?socket={}", socket.display())
+}

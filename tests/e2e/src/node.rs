@@ -1,0 +1,249 @@
+//! One node: its files, its daemon, and the commands that an operator types on it.
+
+use crate::client::Connection;
+use crate::cluster::RESOURCE;
+use crate::process::Process;
+use crate::rng::Rng;
+use crate::run::{Ran, binary, run};
+use crate::wait::wait_for;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// A start, a stop, a handshake, a resync of a test's volume.
+const STEP_LIMIT: Duration = Duration::from_secs(40);
+const LOG_LINES_SHOWN: usize = 80;
+
+/// A node of a cluster.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    dir: PathBuf,
+    disk: PathBuf,
+    nbd: PathBuf,
+    daemon: Option<Process>,
+    /// How often it lost power; each time it comes back with another boot id.
+    power_losses: u64,
+}
+
+impl Node {
+    /// A node whose files are in `dir`, with its configuration there already.
+    pub fn new(name: &str, dir: &Path) -> Node {
+        Node {
+            name: name.to_string(),
+            dir: dir.to_path_buf(),
+            disk: dir.join("disk"),
+            nbd: dir.join("nbd.sock"),
+            daemon: None,
+            power_losses: 0,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its data file.
+    pub fn disk(&self) -> &Path {
+        &self.disk
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("lockstep.toml")
+    }
+
+    /// Its NBD socket.
+    pub fn nbd(&self) -> &Path {
+        &self.nbd
+    }
+
+    /// Its control socket.
+    pub fn control(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// What the daemon printed so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    fn global_arguments(&self) -> Vec<String> {
+        let path = |path: PathBuf| path.display().to_string();
+        let pairs = [
+            ("--config", path(self.config())),
+            ("--node", self.name.clone()),
+            ("--state-dir", path(self.dir.clone())),
+            ("--socket", path(self.control())),
+        ];
+        pairs.into_iter().flat_map(|(key, value)| [key.to_string(), value]).collect()
+    }
+
+    /// `lockstep` with the options of this node and these arguments.
+    pub fn lockstep(&self, arguments: &[&str]) -> Ran {
+        run(Command::new(binary()).args(self.global_arguments()).args(arguments))
+    }
+
+    /// Starts the daemon without waiting.
+    pub fn launch(&mut self) {
+        assert!(self.daemon.is_none(), "{} runs already", self.name);
+        let mut arguments = self.global_arguments();
+        arguments.push("daemon".to_string());
+        let boot_id = (self.power_losses > 0).then(|| self.write_boot_id());
+        self.daemon = Some(Process::start(&binary(), &arguments, &self.log_path(), boot_id.as_deref()));
+    }
+
+    fn write_boot_id(&self) -> PathBuf {
+        let mut rng = Rng::new(self.power_losses);
+        let hex = format!("{:016x}{:016x}", rng.next(), rng.next());
+        let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+        let file = self.dir.join("boot-id");
+        std::fs::write(&file, format!("{a}-{b}-{c}-{d}-{e}\n")).expect("write a boot id");
+        file
+    }
+
+    /// Starts the daemon and waits until it answers.
+    #[track_caller]
+    pub fn start(&mut self) {
+        self.launch();
+        wait_for(&format!("the daemon of {}", self.name), STEP_LIMIT, || {
+            let alive = self.daemon.as_mut().is_some_and(Process::is_running);
+            assert!(alive, "the daemon of {} ended:\n{}", self.name, self.log());
+            let ran = self.lockstep(&["status", RESOURCE, "--json"]);
+            if ran.code == 0 { Ok(()) } else { Err(ran.to_string()) }
+        });
+    }
+
+    /// Stops the daemon as an init system does, and waits; it must end with success.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        self.terminate();
+        self.wait_stopped();
+    }
+
+    /// Tells the daemon to stop, without waiting.
+    pub fn terminate(&self) {
+        self.running().terminate();
+    }
+
+    /// Waits for the end of a daemon that was told to stop.
+    #[track_caller]
+    pub fn wait_stopped(&mut self) {
+        let mut daemon = self.daemon.take().expect("a daemon");
+        let status = daemon.wait_end(STEP_LIMIT);
+        assert!(status.success(), "the daemon of {} ended with {status}:\n{}", self.name, self.log());
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.daemon.take().expect("a daemon").kill();
+    }
+
+    /// kill -9, and the node comes back with another boot id. What the kernel had cached is not lost: this is what the
+    /// daemon sees of a power loss, not what a disk does.
+    pub fn lose_power(&mut self) {
+        self.kill();
+        self.power_losses += 1;
+    }
+
+    /// Stops the daemon's threads (SIGSTOP) until [`Self::resume`].
+    pub fn pause(&self) {
+        self.running().pause();
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.running().resume();
+    }
+
+    /// Process id of the daemon.
+    pub fn pid(&self) -> u32 {
+        self.running().pid()
+    }
+
+    fn running(&self) -> &Process {
+        self.daemon.as_ref().expect("a daemon")
+    }
+
+    /// `promote`, without flags.
+    pub fn promote(&self) -> Ran {
+        self.lockstep(&["promote", RESOURCE])
+    }
+
+    /// `demote`, without flags.
+    pub fn demote(&self) -> Ran {
+        self.lockstep(&["demote", RESOURCE])
+    }
+
+    /// What `status` says of the resource.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let text = self.lockstep(&["status", RESOURCE, "--json"]).ok();
+        let document: Value = serde_json::from_str(&text).expect("status --json prints JSON");
+        assert_eq!(document["schema"], 1);
+        document["resources"][0].clone()
+    }
+
+    /// What `status` says of the peer.
+    #[track_caller]
+    pub fn peer(&self) -> Value {
+        self.status()["peers"][0].clone()
+    }
+
+    /// Bytes copied by resync over this daemon's life.
+    #[track_caller]
+    pub fn resynced_bytes(&self) -> u64 {
+        self.peer()["resynced_bytes_total"].as_u64().expect("a number")
+    }
+
+    /// Until both copies are UpToDate and mirrored.
+    #[track_caller]
+    pub fn wait_protected(&self) {
+        self.wait_status("protected", |status| status["protected"] == true);
+    }
+
+    /// Until the connection is in this state.
+    #[track_caller]
+    pub fn wait_connection(&self, state: &str) {
+        self.wait_status(&format!("connection {state}"), |status| status["peers"][0]["connection"] == state);
+    }
+
+    /// Until the link is used for this.
+    #[track_caller]
+    pub fn wait_replication(&self, state: &str) {
+        self.wait_status(&format!("replication {state}"), |status| {
+            status["peers"][0]["replication"] == state
+        });
+    }
+
+    /// Until `status` satisfies a condition.
+    #[track_caller]
+    pub fn wait_status(&self, what: &str, mut holds: impl FnMut(&Value) -> bool) -> Value {
+        wait_for(&format!("{} on {}", what, self.name), STEP_LIMIT, || {
+            let status = self.status();
+            if holds(&status) { Ok(status) } else { Err(format!("{status:#}")) }
+        })
+    }
+
+    /// An NBD client of this node.
+    pub fn connect(&self) -> std::io::Result<Connection> {
+        Connection::open(&self.nbd, RESOURCE)
+    }
+
+    /// Prints the end of the daemon's log.
+    pub fn print_log(&self) {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let from = lines.len().saturating_sub(LOG_LINES_SHOWN);
+        println!("---- log of {} (last {} of {} lines)", self.name, lines.len() - from, lines.len());
+        for line in &lines[from..] {
+            println!("{line}");
+        }
+    }
+}
