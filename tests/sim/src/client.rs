@@ -4,6 +4,8 @@ use crate::ghost::WriteId;
 use crate::host::{Input, Request};
 use crate::setup::{MS, US};
 use crate::world::{Ev, Phase, World};
+use std::collections::VecDeque;
+
 use lockstep_core::{ExportState, IoError, PIECE_BYTES_MAX, RequestKind};
 
 /// Sectors of the longest request: 256 KiB.
@@ -89,14 +91,15 @@ impl World {
         let write = is_write.then(|| {
             self.writes += 1;
             let zeroes = kind != RequestKind::Write;
-            WriteId { id: self.writes, first: range.0, count: range.1, zeroes }
+            // The edges of a trim are left alone.
+            let (first, count) = if kind == RequestKind::Trim { whole_units(range) } else { range };
+            WriteId { id: self.writes, first, count, zeroes }
         });
         if let Some(write) = write {
             self.lines.all[line].begin(write, seq, fua);
         }
         let host = &mut self.hosts[n];
         let req = (0..).find(|r| !host.requests.contains_key(r)).expect("there are few requests");
-        let has_payload = kind == RequestKind::Write;
         let request = Request {
             client: Some(client),
             kind,
@@ -104,7 +107,7 @@ impl World {
             write,
             began: seq,
             began_ns: self.now,
-            payload_next: if has_payload { range.0 } else { range.0 + range.1 },
+            payload: payload_pieces(kind, range),
             found: if kind == RequestKind::Read { vec![None; range.1] } else { Vec::new() },
         };
         host.requests.insert(req, request);
@@ -112,7 +115,7 @@ impl World {
         self.clients[client].waiting += 1;
         let (offset, len) = (range.0 as u64 * 512, range.1 as u64 * 512);
         self.after(0, Ev::Input(n, process, Input::Request { req, kind, offset, len, fua }));
-        if has_payload {
+        if self.hosts[n].requests[&req].payload.front().is_some() {
             self.after(0, Ev::Piece(n, process, req));
         }
     }
@@ -124,17 +127,11 @@ impl World {
         }
         let Some(request) = self.hosts[n].requests.get_mut(&req) else { return };
         let (Some(write), Some(_)) = (request.write, request.client) else { return };
-        let end = request.range.0 + request.range.1;
-        let first = request.payload_next;
-        if first >= end {
-            return;
-        }
-        let piece_sectors = PIECE_BYTES_MAX as usize / 512;
-        let next = ((first / piece_sectors + 1) * piece_sectors).min(end);
-        request.payload_next = next;
-        let tags = (first..next).map(|sector| write.tag(sector)).collect();
+        let Some((first, count)) = request.payload.pop_front() else { return };
+        let more = !request.payload.is_empty();
+        let tags = (first..first + count).map(|sector| write.tag(sector)).collect();
         self.deliver(n, Input::Payload { req, offset: first as u64 * 512, tags });
-        if next < end {
+        if more {
             let delay = if self.rng.work.coin() { 0 } else { self.rng.work.spread(50 * US) };
             self.after(delay, Ev::Piece(n, process, req));
         }
@@ -171,7 +168,7 @@ impl World {
         if held == 3 {
             ghost.mirrored_at(seq);
         }
-        if result.is_ok() && request.payload_next < request.range.0 + request.range.1 {
+        if result.is_ok() && request.client.is_some() && !request.payload.is_empty() {
             return self.fail("replies", format!("node {n}: write {req} answered before all of it arrived"));
         }
         match (request.write, result, request.client) {
@@ -202,4 +199,32 @@ impl World {
             self.lines.all[line].observe(sector, tag, request.began, seq, held);
         }
     }
+}
+
+/// The 4 KiB units inside a range of sectors; an empty range if there is none.
+fn whole_units((first, count): (usize, usize)) -> (usize, usize) {
+    let (start, end) = (first.next_multiple_of(8), (first + count) & !7);
+    if start < end { (start, end - start) } else { (first, 0) }
+}
+
+/// What the shell sends as payload, piece by piece: all of a write, the edges of a zero.
+fn payload_pieces(kind: RequestKind, range: (usize, usize)) -> VecDeque<(usize, usize)> {
+    let (start, end) = (range.0, range.0 + range.1);
+    let inside = whole_units(range);
+    let parts = match kind {
+        RequestKind::Write => vec![(start, end)],
+        RequestKind::Zero { .. } if inside.1 == 0 => vec![(start, end)],
+        RequestKind::Zero { .. } => vec![(start, inside.0), (inside.0 + inside.1, end)],
+        _ => vec![],
+    };
+    let piece_sectors = PIECE_BYTES_MAX as usize / 512;
+    let mut pieces = VecDeque::new();
+    for (mut at, end) in parts {
+        while at < end {
+            let next = ((at / piece_sectors + 1) * piece_sectors).min(end);
+            pieces.push_back((at, next - at));
+            at = next;
+        }
+    }
+    pieces
 }

@@ -248,9 +248,4 @@ impl MetaFile {
             }
         }
     }
-
-    /// True while page writes are in flight.
-    pub(crate) fn busy(&self) -> bool {
-        !self.flying.is_empty()
-    }
 }

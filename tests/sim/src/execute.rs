@@ -5,8 +5,8 @@ use crate::ghost::Force;
 use crate::host::{DiskOp, Input};
 use crate::net;
 use crate::world::{Ev, World};
-use lockstep_bitmap::Origin;
-use lockstep_core::{Action, Command, Done, ExportState, Frame, Node, Notice, Refusal, SlotId};
+use lockstep_bitmap::{CopyRank, Origin};
+use lockstep_core::{Action, Command, DiskState, Done, ExportState, Frame, Node, Notice, Refusal, SlotId};
 
 impl World {
     /// Executes one action. True if the node has left.
@@ -64,7 +64,13 @@ impl World {
             Action::CloseLink { link, .. } => self.close(n, link),
             Action::Supply { req, offset, len, slot } => self.supply(n, req.0, (offset, len), slot.0),
             Action::Reply { req, result } => {
-                let held = if node.status().protected { 3 } else { 1 << n };
+                let status = node.status();
+                let held = match status.disk {
+                    DiskState::UpToDate if status.protected => 3,
+                    DiskState::UpToDate => 1 << n,
+                    // The Primary is a target: the promise rests on the other copy.
+                    _ => 1 << (1 - n),
+                };
                 self.replied(n, req.0, result, held);
             }
             Action::ReleaseSlot { slot } => self.release(n, slot.0),
@@ -225,7 +231,11 @@ impl World {
 
     /// Clients of this node may read from now on: choose the line of history, and what it may have lost.
     fn opened(&mut self, n: usize, node: &Node) {
-        if let Some(line) = self.learn_generation(n, node) {
+        let own = self.learn_generation(n, node);
+        // A target serves what its source holds.
+        let becoming = self.recovered(n).ok().and_then(|(store, _)| store.superblock.inconsistent);
+        let of_source = becoming.and_then(|b| self.lines.of_generation.get(&b.generation).copied());
+        if let Some(line) = of_source.or(own) {
             self.lines.of[n] = line;
         }
         let (line, seq) = (self.lines.of[n], self.next_seq());
@@ -252,11 +262,17 @@ impl World {
             let seq = self.next_seq();
             let mut fork = self.lines.all[line].clone();
             let lost = fork.promoted(n, force, self.failures, seq);
+            if let Origin::DataLoss { from: CopyRank::Inconsistent } = generation.origin {
+                // A mixture of any two lines: whatever was written anywhere may be there.
+                self.lines.all.iter().for_each(|line| fork.mix(line));
+            }
             self.lines.all.push(fork);
             line = self.lines.all.len() - 1;
             self.say(format_args!("n{n} FORK line {line} by {force:?}, loss allowed: {lost}"));
         }
         self.lines.of_generation.insert(generation.id, line);
+        let seq = self.next_seq();
+        self.lines.all[line].rotated(n, seq);
         Some(line)
     }
 
@@ -304,7 +320,7 @@ impl World {
         let mut incomplete = Vec::new();
         for (&req, request) in host.requests.iter_mut().filter(|(_, r)| r.client == Some(client)) {
             request.client = None;
-            if request.payload_next < request.range.0 + request.range.1 {
+            if !request.payload.is_empty() {
                 incomplete.push(req);
             }
         }

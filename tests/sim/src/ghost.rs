@@ -52,10 +52,18 @@ pub(crate) enum Force {
 #[derive(Clone)]
 pub(crate) struct Ghost {
     sectors: Vec<Vec<Version>>,
-    /// Everything that ended until here is on both copies.
+    marks: Marks,
+}
+
+/// What holds for everything that ended until a moment.
+#[derive(Clone, Copy, Debug, Default)]
+struct Marks {
+    /// It is on both copies.
     mirrored: Seq,
-    /// Per node: everything that ended until here is on its stable media.
+    /// Per node: it is on stable media there.
     flushed: [Seq; 2],
+    /// Per node: when it last began a generation without its peer.
+    rotated: [Seq; 2],
 }
 
 /// A write as the ghost wants it described.
@@ -100,7 +108,7 @@ impl Ghost {
             };
             vec![v]
         };
-        Ghost { sectors: tags.iter().map(version).collect(), mirrored: 0, flushed: [0; 2] }
+        Ghost { sectors: tags.iter().map(version).collect(), marks: Marks::default() }
     }
 
     /// A client sent a write.
@@ -146,12 +154,32 @@ impl Ghost {
 
     /// Both copies are UpToDate and mirrored at this moment.
     pub(crate) fn mirrored_at(&mut self, now: Seq) {
-        self.mirrored = now;
+        self.marks.mirrored = now;
+    }
+
+    /// A copy that was Inconsistent was taken as it is: every version of `other`, too, may be there, and none has to be.
+    pub(crate) fn mix(&mut self, other: &Ghost) {
+        for (versions, theirs) in self.sectors.iter_mut().zip(&other.sectors) {
+            for v in theirs {
+                if !versions.iter().any(|own| own.write == v.write && own.tag == v.tag) {
+                    versions.push(v.clone());
+                }
+            }
+            for v in versions {
+                v.certain = false;
+                v.dead_at = NEVER;
+            }
+        }
+    }
+
+    /// A node began a generation without its peer.
+    pub(crate) fn rotated(&mut self, node: usize, now: Seq) {
+        self.marks.rotated[node] = now;
     }
 
     /// A flush that began at `began` was acknowledged by copies `held`.
     pub(crate) fn flushed(&mut self, began: Seq, held: u8) {
-        for (node, upto) in self.flushed.iter_mut().enumerate() {
+        for (node, upto) in self.marks.flushed.iter_mut().enumerate() {
             if held & (1 << node) != 0 {
                 *upto = (*upto).max(began);
             }
@@ -189,7 +217,7 @@ impl Ghost {
 
     /// Node `node` was promoted: what the guarantees allow to be lost may be gone now. Says if anything may.
     pub(crate) fn promoted(&mut self, node: usize, force: Force, failures: Failures, now: Seq) -> bool {
-        let (mirrored, flushed) = (self.mirrored, self.flushed);
+        let marks = self.marks;
         let mut any = false;
         for versions in &mut self.sectors {
             if versions.len() == 1 {
@@ -197,7 +225,7 @@ impl Ghost {
             }
             let safe: Vec<bool> = versions
                 .iter()
-                .map(|v| v.certain && !v.may_be_lost(node, force, failures, mirrored, flushed))
+                .map(|v| v.certain && !v.may_be_lost(node, force, failures, marks))
                 .collect();
             let safe_start =
                 versions.iter().zip(&safe).filter(|(_, s)| **s).map(|(v, _)| v.start).max().unwrap_or(0);
@@ -217,14 +245,24 @@ impl Ghost {
 }
 
 impl Version {
-    fn may_be_lost(&self, node: usize, force: Force, f: Failures, mirrored: Seq, flushed: [Seq; 2]) -> bool {
+    fn may_be_lost(&self, node: usize, force: Force, f: Failures, line: Marks) -> bool {
+        let Marks { mirrored, flushed, rotated } = line;
         let other = 1 - node;
         let held = if self.end <= mirrored { 3 } else { self.held };
         let stable = |n: usize| (self.fua && held & (1 << n) != 0) || self.end <= flushed[n];
         let power = |n: usize| f.power[n] > self.end;
         let unclean = |n: usize| f.unclean[n] > self.end;
+        if stable(node) && held & (1 << node) != 0 {
+            return false;
+        }
+        // The only copy of its generation lost power: what it had not flushed is nowhere else by promise.
+        let alone = held == 1 << node || self.end <= rotated[node];
+        let power_alone = f.power[node] > self.end.max(if held == 3 { rotated[node] } else { 0 });
+        if alone && power_alone {
+            return true;
+        }
         if held & (1 << node) != 0 {
-            if stable(node) || (force == Force::None && stable(other)) {
+            if force == Force::None && stable(other) {
                 return false;
             }
             (power(node) || power(other)) && (force == Force::DataLoss || (unclean(node) && unclean(other)))

@@ -89,8 +89,8 @@ pub(crate) struct Request {
     pub(crate) began: Seq,
     /// Virtual time of it.
     pub(crate) began_ns: u64,
-    /// Next sector whose payload goes to the core; the end if all went.
-    pub(crate) payload_next: usize,
+    /// Parts of the payload that have not gone to the core: first sector, number.
+    pub(crate) payload: VecDeque<(usize, usize)>,
     /// Result of a read, sector by sector.
     pub(crate) found: Vec<Option<u64>>,
 }
@@ -111,8 +111,6 @@ pub(crate) enum Stop {
 pub(crate) struct Pending {
     /// What was typed.
     pub(crate) command: Command,
-    /// When.
-    pub(crate) since_ns: u64,
 }
 
 /// A machine.

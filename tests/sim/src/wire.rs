@@ -9,7 +9,9 @@ use lockstep_core::{LinkId, LinkLoss, PeerHello};
 impl World {
     /// The core of the dialling node wants a connection.
     pub(crate) fn dial(&mut self, n: usize) {
-        if n != 0 || self.hosts[n].dialing || self.hosts[n].conn.is_some() {
+        // A link that the core closed is no obstacle, even before the shell has reported its end.
+        let linked = self.hosts[n].conn.is_some_and(|conn| !self.conns[conn].ends[n].closing);
+        if n != 0 || self.hosts[n].dialing || linked {
             return self.fail("border", format!("node {n} dials though it must not now"));
         }
         self.hosts[n].dialing = true;
