@@ -1,0 +1,505 @@
+//! The configuration file: one TOML file, the same on all nodes, checked completely before anything starts.
+//!
+//! Invariants: a [`Config`] that exists is usable: names are safe as file names, exactly two nodes, ranges checked,
+//! no two resources share a disk or a metadata file. Unknown keys and wrong values are errors which name file, line,
+//! key and what is allowed. Node ids follow from the sorted names, so that both nodes compute the same ones.
+//! Nothing here opens a disk or a socket.
+
+mod init;
+mod quantity;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use init::{InitPlan, init};
+pub(crate) use quantity::parse_duration;
+
+use lockstep_engine::Limits;
+use quantity::{SizeRange, duration_between, size_between};
+use reader::{Document, Span, Table};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the file is looked for.
+pub(crate) const DEFAULT_CONFIG: &str = "/etc/lockstep/lockstep.toml";
+/// Where metadata files are kept.
+pub(crate) const DEFAULT_STATE_DIR: &str = "/var/lib/lockstep";
+/// The control socket.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/lockstep/control.sock";
+/// The NBD socket of a node that configures no listener.
+pub(crate) const DEFAULT_NBD_SOCKET: &str = "/run/lockstep/nbd.sock";
+/// Bytes of one region of the activity map, the unit in which `max-hot` counts.
+pub(crate) const REGION_BYTES: u64 = 4 << 20;
+
+const NODES: usize = 2;
+const NAME_BYTES_MAX: usize = 64;
+const NBD_LISTENERS_MAX: usize = 16;
+const RESOURCES_MAX: usize = 64;
+const MAX_HOT_DEFAULT_REGIONS: u32 = 2048;
+
+/// A configuration error: where, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ConfigError {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// Line, counted from 1, if the error has a place.
+    pub(crate) line: Option<usize>,
+    /// What is wrong and what is allowed.
+    pub(crate) message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file.display(), self.message),
+            None => write!(f, "{}: {}", self.file.display(), self.message),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A host (name or address) and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    /// Name or address, without brackets.
+    pub(crate) host: String,
+    /// TCP port.
+    pub(crate) port: u16,
+}
+
+impl HostPort {
+    /// `host:port`, `[v6]:port`, `v4:port`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let port = port.parse().ok().filter(|&p| p != 0)?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => rest.strip_suffix(']')?,
+            None if host.contains(':') => return None,
+            None => host,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '%' | '_');
+        (!host.is_empty() && host.chars().all(plain)).then(|| HostPort { host: host.to_owned(), port })
+    }
+
+    /// Can only this machine reach it?
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.host == "localhost"
+            || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
+    /// Does it stand for every address of the machine?
+    pub(crate) fn is_wildcard(&self) -> bool {
+        self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_unspecified())
+    }
+
+    /// The first address that the name has.
+    pub(crate) fn resolve(&self) -> std::io::Result<SocketAddr> {
+        let nothing = || std::io::Error::new(std::io::ErrorKind::NotFound, format!("{self} has no address"));
+        (self.host.as_str(), self.port).to_socket_addrs()?.next().ok_or_else(nothing)
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Where NBD clients are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NbdListener {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(HostPort),
+}
+
+/// One machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeEntry {
+    /// As `uname -n` says it, or as `--node` is given.
+    pub(crate) name: String,
+    /// Where its peer reaches it: one replication port for all resources.
+    pub(crate) address: HostPort,
+    /// Its NBD listeners, at least one.
+    pub(crate) nbd: Vec<NbdListener>,
+}
+
+/// One replicated volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ResourceEntry {
+    /// Its name, exported under it.
+    pub(crate) name: String,
+    /// Device or file on each node, by node id.
+    pub(crate) disk: Vec<PathBuf>,
+    /// Metadata file on each node, by node id; `None` is the default below the state directory.
+    pub(crate) meta: Vec<Option<PathBuf>>,
+    /// Size in bytes of files that `create-md` shall create.
+    pub(crate) size_bytes: Option<u64>,
+    /// Bound of hot regions: what a resync after a crash compares at most.
+    pub(crate) max_hot_regions: u32,
+    /// Memory for data buffers, in bytes.
+    pub(crate) buffer_memory_bytes: u64,
+    /// Durations.
+    pub(crate) timing: TimingEntry,
+}
+
+/// Durations of a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TimingEntry {
+    /// A peer that was not heard for this long is dropped.
+    pub(crate) timeout: Duration,
+    /// Interval of heartbeats.
+    pub(crate) heartbeat: Duration,
+    /// Held client I/O fails after this time.
+    pub(crate) io_timeout: Duration,
+    /// Replied writes become durable after this time by themselves.
+    pub(crate) epoch: Duration,
+}
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// The file it was read from.
+    pub(crate) file: PathBuf,
+    /// Name of the cluster; peers of another one are rejected.
+    pub(crate) cluster: String,
+    /// File with the shared secret.
+    pub(crate) secret_file: PathBuf,
+    /// Nodes, sorted by name; the index is the node id.
+    pub(crate) nodes: Vec<NodeEntry>,
+    /// Resources, in the order of the file.
+    pub(crate) resources: Vec<ResourceEntry>,
+    /// How long a client's greeting is held while a role change is under way.
+    pub(crate) hold_greeting: Duration,
+}
+
+impl Config {
+    /// Read and check a file.
+    pub(crate) fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+            file: file.to_owned(),
+            line: None,
+            message: match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "no such file; `lockstep config init` writes a first one, --config names another"
+                        .to_owned()
+                }
+                _ => format!("cannot be read: {error}"),
+            },
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Check a text. `file` is for messages.
+    pub(crate) fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let document = Document::new(file, text);
+        const KEYS: &[&str] = &["cluster", "secret-file", "hold-greeting", "node", "resource"];
+        let mut top = document.parse(KEYS)?;
+        let (cluster, span) = top.required_string("cluster")?;
+        check_name(&document, "cluster", &cluster, span)?;
+        let (secret_file, span) = top.required_string("secret-file")?;
+        let secret_file = absolute(&document, "secret-file", secret_file, span)?;
+        let hold_greeting =
+            top.duration("hold-greeting", Duration::from_secs(10), Duration::ZERO, Duration::from_secs(300))?;
+        let nodes = read_nodes(&document, &mut top)?;
+        let resources = read_resources(&document, &mut top, &nodes)?;
+        check_shared_paths(&document, &nodes, &resources)?;
+        let resources = resources.into_iter().map(|(entry, _)| entry).collect();
+        Ok(Config { file: file.to_owned(), cluster, secret_file, nodes, resources, hold_greeting })
+    }
+
+    /// The id of a node.
+    pub(crate) fn node_id(&self, name: &str) -> Option<u8> {
+        self.nodes.iter().position(|node| node.name == name).and_then(|index| u8::try_from(index).ok())
+    }
+
+    /// A resource by name.
+    pub(crate) fn resource(&self, name: &str) -> Option<&ResourceEntry> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    /// "alpha, beta".
+    pub(crate) fn node_names(&self) -> String {
+        self.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl ResourceEntry {
+    /// The metadata file on a node.
+    pub(crate) fn meta_path(&self, node: u8, state_dir: &Path) -> PathBuf {
+        let configured = self.meta.get(usize::from(node)).cloned().flatten();
+        configured.unwrap_or_else(|| state_dir.join(format!("{}.0.meta", self.name)))
+    }
+
+    /// The disk on a node. Every node of the configuration has one.
+    pub(crate) fn disk_path(&self, node: u8) -> &Path {
+        &self.disk[usize::from(node)]
+    }
+}
+
+/// Resources with the place of their name, for errors that concern two of them.
+type Placed = (ResourceEntry, Span);
+
+fn read_nodes(document: &Document<'_>, top: &mut Table<'_, '_>) -> Result<Vec<NodeEntry>, ConfigError> {
+    let (tables, span) = top.required_named_tables("node", "[node.NAME]", &["address", "nbd", "tls"])?;
+    let mut nodes = Vec::new();
+    for (name, name_span, mut table) in tables {
+        check_name(document, "node", &name, name_span)?;
+        let (address, address_span) = table.required_string("address")?;
+        let address = HostPort::parse(&address).ok_or_else(|| {
+            let message = format!("\"{address}\" is not HOST:PORT, for example \"10.0.0.1:7800\"");
+            document.value_error("address", &message, address_span)
+        })?;
+        let tls_off = match table.string("tls")? {
+            None => false,
+            Some((text, _)) if text == "off" => true,
+            Some((text, span)) => {
+                let message = format!("\"{text}\" is not possible in this version; allowed: \"off\"");
+                return Err(document.value_error("tls", &message, span));
+            }
+        };
+        let nbd = read_listeners(document, &mut table, &name, tls_off)?;
+        nodes.push(NodeEntry { name, address, nbd });
+    }
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    if nodes.len() != NODES {
+        let message = format!(
+            "{} nodes are configured. This version keeps a volume on exactly two nodes: one [node.NAME] for this \
+             machine and one for its peer; the configuration refuses more than one peer",
+            nodes.len()
+        );
+        return Err(document.error(span, message));
+    }
+    Ok(nodes)
+}
+
+fn read_listeners(
+    document: &Document<'_>,
+    table: &mut Table<'_, '_>,
+    node: &str,
+    tls_off: bool,
+) -> Result<Vec<NbdListener>, ConfigError> {
+    let Some((list, span)) = table.strings("nbd")? else {
+        return Ok(vec![NbdListener::Unix(PathBuf::from(DEFAULT_NBD_SOCKET))]);
+    };
+    if list.is_empty() || list.len() > NBD_LISTENERS_MAX {
+        let message = format!("1 to {NBD_LISTENERS_MAX} listeners are allowed; without the key there is one");
+        return Err(document.value_error("nbd", &message, span));
+    }
+    let mut listeners = Vec::new();
+    for (text, span) in list {
+        let listener = match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => Some(NbdListener::Unix(PathBuf::from(path))),
+            Some(_) => None,
+            None => HostPort::parse(text.strip_prefix("tcp:").unwrap_or(&text)).map(NbdListener::Tcp),
+        };
+        let Some(listener) = listener else {
+            let message =
+                format!("\"{text}\" is no listener; allowed: \"unix:/ABSOLUTE/PATH\" or \"HOST:PORT\"");
+            return Err(document.value_error("nbd", &message, span));
+        };
+        if let NbdListener::Tcp(address) = &listener
+            && !address.is_loopback()
+            && !tls_off
+        {
+            let message = format!(
+                "{address} can be reached from other machines, and NBD without TLS has neither encryption nor \
+                 authentication: whoever reaches the port can read and overwrite the volume. If that network is \
+                 trusted, write tls = \"off\" into [node.{node}]; otherwise listen on \"unix:/PATH\" or \
+                 \"127.0.0.1:10809\""
+            );
+            return Err(document.value_error("nbd", &message, span));
+        }
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn read_resources(
+    document: &Document<'_>,
+    top: &mut Table<'_, '_>,
+    nodes: &[NodeEntry],
+) -> Result<Vec<Placed>, ConfigError> {
+    const KEYS: &[&str] = &[
+        "name",
+        "disk",
+        "size",
+        "meta",
+        "max-hot",
+        "buffer-memory",
+        "timeout",
+        "heartbeat",
+        "io-timeout",
+        "epoch",
+    ];
+    let (tables, span) = top.required_table_array("resource", "[[resource]]", KEYS)?;
+    if tables.is_empty() || tables.len() > RESOURCES_MAX {
+        return Err(document.error(span, format!("1 to {RESOURCES_MAX} [[resource]] tables are allowed")));
+    }
+    let mut resources: Vec<Placed> = Vec::new();
+    for mut table in tables {
+        let (name, name_span) = table.required_string("name")?;
+        check_name(document, "resource", &name, name_span.clone())?;
+        if let Some((_, first)) = resources.iter().find(|(entry, _)| entry.name == name) {
+            let message =
+                format!("resource \"{name}\" exists already on line {}", document.line(first.start));
+            return Err(document.error(name_span, message));
+        }
+        let disk_missing = table.missing("disk", "the device or file that holds the volume");
+        let disk = per_node(document, &mut table, "disk", nodes)?.ok_or(disk_missing)?;
+        let meta = match per_node(document, &mut table, "meta", nodes)? {
+            Some(paths) => paths.into_iter().map(Some).collect(),
+            None => vec![None; nodes.len()],
+        };
+        let sizes = SizeRange { min_bytes: 1 << 20, max_bytes: 1 << 56, multiple_bytes: 4096 };
+        let size_bytes = table.size("size", &sizes)?;
+        let max_hot_regions = read_max_hot(document, &mut table)?;
+        let buffers =
+            SizeRange { min_bytes: Limits::BUFFER_BYTES_MIN, max_bytes: 1 << 36, multiple_bytes: 1 << 20 };
+        let buffer_memory_bytes = table.size("buffer-memory", &buffers)?.unwrap_or(Limits::BUFFER_BYTES);
+        let timing = read_timing(document, &mut table)?;
+        let entry =
+            ResourceEntry { name, disk, meta, size_bytes, max_hot_regions, buffer_memory_bytes, timing };
+        resources.push((entry, name_span));
+    }
+    Ok(resources)
+}
+
+/// A path for all nodes, or one for each: `disk = "/dev/vdb"`, or `disk.alpha = ...` and `disk.beta = ...`.
+fn per_node(
+    document: &Document<'_>,
+    table: &mut Table<'_, '_>,
+    key: &'static str,
+    nodes: &[NodeEntry],
+) -> Result<Option<Vec<PathBuf>>, ConfigError> {
+    let Some((by_name, span)) = table.string_or_strings_by_name(key)? else { return Ok(None) };
+    let by_name = match by_name {
+        reader::OneOrNamed::One(text) => {
+            let path = absolute(document, key, text, span)?;
+            return Ok(Some(vec![path; nodes.len()]));
+        }
+        reader::OneOrNamed::Named(by_name) => by_name,
+    };
+    let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+    let mut paths = BTreeMap::new();
+    for (name, text, span) in by_name {
+        if !names.contains(&name.as_str()) {
+            return Err(document.error(span, reader::unknown(&name, &format!("{key}.NODE"), &names)));
+        }
+        paths.insert(name, absolute(document, key, text, span)?);
+    }
+    let mut list = Vec::new();
+    for name in names {
+        let path = paths.remove(name).ok_or_else(|| {
+            let message = format!("{key}.{name} is missing: give one path for all nodes, or one for each");
+            document.error(span.clone(), message)
+        })?;
+        list.push(path);
+    }
+    Ok(Some(list))
+}
+
+fn read_max_hot(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<u32, ConfigError> {
+    let Some((text, span)) = table.quantity("max-hot")? else { return Ok(MAX_HOT_DEFAULT_REGIONS) };
+    const REGIONS_MIN: u64 = 4;
+    const REGIONS_MAX: u64 = 1 << 20;
+    let regions = match text.parse::<u64>() {
+        Ok(regions) if (REGIONS_MIN..=REGIONS_MAX).contains(&regions) => Ok(regions),
+        Ok(_) => Err(format!("{text} is out of range; allowed: {REGIONS_MIN} to {REGIONS_MAX} regions")),
+        Err(_) => {
+            let range = SizeRange {
+                min_bytes: REGIONS_MIN * REGION_BYTES,
+                max_bytes: REGIONS_MAX * REGION_BYTES,
+                multiple_bytes: REGION_BYTES,
+            };
+            size_between(&text, &range).map(|bytes| bytes / REGION_BYTES)
+        }
+    };
+    let regions = regions.map_err(|m| document.value_error("max-hot", &m, span))?;
+    Ok(u32::try_from(regions).expect("at most 2^20 regions passed the check"))
+}
+
+fn read_timing(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<TimingEntry, ConfigError> {
+    let ms = Duration::from_millis;
+    let secs = Duration::from_secs;
+    let heartbeat_span = table.span_of("heartbeat").or(table.span_of("timeout"));
+    let timing = TimingEntry {
+        timeout: table.duration("timeout", secs(6), ms(500), secs(600))?,
+        heartbeat: table.duration("heartbeat", secs(1), ms(50), secs(60))?,
+        io_timeout: table.duration("io-timeout", secs(60), secs(1), secs(86_400))?,
+        epoch: table.duration("epoch", secs(1), ms(10), secs(60))?,
+    };
+    if timing.heartbeat * 2 > timing.timeout {
+        let message = format!(
+            "must be at most half of timeout: a peer is dropped after {:?} of silence, and one lost heartbeat \
+             must not do that; now heartbeat = {:?}",
+            timing.timeout, timing.heartbeat
+        );
+        let span = heartbeat_span.unwrap_or(0..0);
+        return Err(document.value_error("heartbeat", &message, span));
+    }
+    Ok(timing)
+}
+
+/// On each node, every disk and every configured metadata file has one user.
+fn check_shared_paths(
+    document: &Document<'_>,
+    nodes: &[NodeEntry],
+    resources: &[Placed],
+) -> Result<(), ConfigError> {
+    for (id, node) in nodes.iter().enumerate() {
+        let mut used: BTreeMap<&Path, String> = BTreeMap::new();
+        for (resource, span) in resources {
+            let meta = resource.meta[id].as_deref().map(|path| (path, "metadata"));
+            for (path, role) in [(resource.disk[id].as_path(), "disk")].into_iter().chain(meta) {
+                let user = format!("{role} of \"{}\"", resource.name);
+                if let Some(other) = used.insert(path, user.clone()) {
+                    let message = format!("{} is both {other} and {user} on {}", path.display(), node.name);
+                    return Err(document.error(span.clone(), message));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn absolute(
+    document: &Document<'_>,
+    key: &'static str,
+    text: String,
+    span: Span,
+) -> Result<PathBuf, ConfigError> {
+    if text.starts_with('/') && !text.contains('\0') {
+        return Ok(PathBuf::from(text));
+    }
+    let message = format!("\"{text}\" is not an absolute path: a daemon has no useful working directory");
+    Err(document.value_error(key, &message, span))
+}
+
+fn check_name(document: &Document<'_>, kind: &str, name: &str, span: Span) -> Result<(), ConfigError> {
+    if is_name(name) {
+        return Ok(());
+    }
+    let message = format!(
+        "\"{name}\" cannot be the name of a {kind}: 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' or '.', the \
+         first one a letter or a digit"
+    );
+    Err(document.error(span, message))
+}
+
+/// Usable as a name, and as part of a file name.
+pub(crate) fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    name.len() <= NAME_BYTES_MAX
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(plain)
+}

@@ -1,0 +1,179 @@
+//! Client and server against each other over a real socket, with a backend that plays the engine.
+
+use super::server::Backend;
+use super::*;
+use crate::failure::Failure;
+use crate::status::Place;
+use lockstep_core::{Command, Done, Refusal};
+use lockstep_engine::{CommandReply, MemoryReport, ResourceReport, StatusReply, UnknownResource, UpReply};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+#[derive(Default)]
+struct Played {
+    asked: Mutex<Vec<String>>,
+}
+
+impl Played {
+    fn note(&self, what: String, resource: &str) -> Result<(), UnknownResource> {
+        self.asked.lock().unwrap().push(what);
+        if resource == "r0" { Ok(()) } else { Err(UnknownResource(resource.to_owned())) }
+    }
+}
+
+impl Backend for Played {
+    fn names(&self) -> Vec<String> {
+        vec!["r0".to_owned()]
+    }
+    fn command(&self, resource: &str, command: Command, reply: CommandReply) -> Result<(), UnknownResource> {
+        self.note(format!("{command:?}"), resource)?;
+        match command {
+            Command::Promote { accept_data_loss: true, .. } => reply(Ok(Done::Changed)),
+            Command::Promote { .. } => reply(Err(Refusal::NoData)),
+            Command::Demote { .. } => reply(Err(Refusal::InUse { clients: 2 })),
+            Command::Disconnect => drop(reply),
+            _ => reply(Ok(Done::Already)),
+        }
+        Ok(())
+    }
+    fn status(&self, resource: &str, reply: StatusReply) -> Result<(), UnknownResource> {
+        self.note("status".to_owned(), resource)?;
+        reply(ResourceReport {
+            name: resource.to_owned(),
+            status: None,
+            error: Some("broken".to_owned()),
+            clients: Vec::new(),
+            disk: "/d".into(),
+            disk_mode: None,
+            meta: "/m".into(),
+            nbd_uris: Vec::new(),
+            peer: None,
+            memory: MemoryReport::default(),
+            link_error: None,
+        });
+        Ok(())
+    }
+    fn up(&self, resource: &str, reply: UpReply) -> Result<(), UnknownResource> {
+        self.note("up".to_owned(), resource)?;
+        reply(Err("no metadata".to_owned()));
+        Ok(())
+    }
+    fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
+        self.note("down".to_owned(), resource)?;
+        reply(Ok(Done::LeftAsOutdated));
+        Ok(())
+    }
+}
+
+struct Served {
+    client: Client,
+    backend: Arc<Played>,
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+fn served() -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    let listener = bind(&socket).unwrap();
+    let backend = Arc::new(Played::default());
+    let place = Place {
+        names: vec!["alpha".to_owned(), "beta".to_owned()],
+        node: 0,
+        addresses: Vec::new(),
+        uris: Vec::new(),
+    };
+    let shared = Arc::new(Shared { backend: Arc::clone(&backend), place, cluster: "c".to_owned() });
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(serve(listener, shared, std::future::pending())).unwrap();
+    });
+    Served { client: Client::new(socket.clone()).unwrap(), backend, socket, _dir: dir }
+}
+
+fn code(result: Result<DoneDoc, Failure>) -> (u8, String) {
+    let failure = result.expect_err("must fail");
+    (failure.code, failure.message)
+}
+
+#[test]
+fn commands_reach_the_engine_with_their_options() {
+    let served = served();
+    let flags = PromoteBody { peer_is_down: false, accept_data_loss: true };
+    let done = served.client.command("r0", "promote", &flags).unwrap();
+    assert_eq!((done.result.as_str(), done.message.as_str()), ("changed", "r0: Primary on alpha"));
+    served.client.command("r0", "resolve", &ResolveBody { discard: "beta".to_owned() }).unwrap();
+    assert_eq!(served.client.command("r0", "connect", &NoBody {}).unwrap().result, "already");
+    assert_eq!(served.client.command("r0", "down", &NoBody {}).unwrap().result, "left_as_outdated");
+    assert_eq!(
+        *served.backend.asked.lock().unwrap(),
+        [
+            "Promote { peer_is_down: false, accept_data_loss: true }",
+            "Resolve { discard: NodeId(1) }",
+            "Connect",
+            "down"
+        ]
+    );
+}
+
+#[test]
+fn failures_carry_exit_codes_and_commands() {
+    let served = served();
+    let client = &served.client;
+    let (refused, message) = code(client.command("r0", "promote", &PromoteBody::default()));
+    assert!(refused == 17 && message.contains("lockstep create-md r0 --source"), "{refused} {message}");
+    let (refused, message) = code(client.command("r0", "demote", &DemoteBody::default()));
+    assert!(refused == 11 && message.contains("lockstep demote r0 --force"), "{refused} {message}");
+    let (failed, message) = code(client.command("r0", "up", &NoBody {}));
+    assert!(failed == 11 && message.contains("no metadata"), "{failed} {message}");
+    assert_eq!(code(client.command("r0", "resolve", &ResolveBody { discard: "gamma".to_owned() })).0, 2);
+    assert_eq!(code(client.command("r0", "resolve", &NoBody {})).0, 2);
+    assert_eq!(code(client.command("r0", "promote", &serde_json::json!({"force": true}))).0, 2);
+    assert_eq!(code(client.command("r0", "explode", &NoBody {})).0, 1);
+    assert_eq!(code(client.command("../r0", "promote", &NoBody {})).0, 2);
+    let (unknown, message) = code(client.command("r9", "connect", &NoBody {}));
+    assert!(unknown == 1 && message.contains("no resource r9 on alpha; it has: r0"), "{message}");
+    // An engine that drops the question is reported, not waited for.
+    assert_eq!(code(client.command("r0", "disconnect", &NoBody {})).0, 4);
+    let large = serde_json::json!({ "discard": "x".repeat(100_000) });
+    assert!(client.command("r0", "resolve", &large).is_err());
+}
+
+#[test]
+fn status_of_all_and_of_one() {
+    let served = served();
+    let all = served.client.status(None).unwrap();
+    assert_eq!((all.node.as_str(), all.resources.len(), all.schema), ("alpha", 1, 1));
+    assert_eq!(served.client.status(Some("r0")).unwrap().resources[0].error.as_deref(), Some("broken"));
+    assert_eq!(served.client.status(Some("r1")).unwrap_err().code, 1);
+}
+
+#[test]
+fn absent_daemon_is_3_for_questions_and_4_for_commands() {
+    let client = Client::new(PathBuf::from("/nowhere/control.sock")).unwrap();
+    assert_eq!(client.status(None).unwrap_err().code, 3);
+    assert_eq!(code(client.command("r0", "promote", &PromoteBody::default())).0, 4);
+}
+
+#[test]
+fn socket_is_private_and_only_a_stale_one_is_replaced() {
+    let served = served();
+    let metadata = std::fs::symlink_metadata(&served.socket).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+    let refused = bind(&served.socket).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::AddrInUse);
+    let dir = tempfile::tempdir().unwrap();
+    let stale = dir.path().join("stale.sock");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    bind(&stale).unwrap();
+    assert!(std::fs::symlink_metadata(&stale).unwrap().file_type().is_socket());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert!(bind(&file).is_err());
+    assert_eq!(read(&file), "precious");
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}

@@ -1,0 +1,219 @@
+//! From the configuration file and the options to what the engine and the control API are told. No effects but
+//! reading files and resolving names.
+
+use crate::cli::Global;
+use crate::config::{Config, HostPort, NbdListener, NodeEntry, ResourceEntry, TimingEntry};
+use crate::failure::Failure;
+use crate::secret;
+use crate::status::Place;
+use lockstep_bitmap::NodeId;
+use lockstep_core::Timing;
+use lockstep_engine::{EngineConfig, Limits, Listener, PeerAddress, ResourceConfig};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+const NBD_SOCKET_MODE: u32 = 0o660;
+const SPIN_US: u32 = 50;
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+const STOP_WAIT: Duration = Duration::from_secs(20);
+
+/// Everything a daemon needs.
+pub(crate) struct Settings {
+    /// For the engine.
+    pub(crate) engine: EngineConfig,
+    /// For the control API.
+    pub(crate) place: Place,
+    /// Name of the cluster.
+    pub(crate) cluster: String,
+}
+
+impl Settings {
+    /// Read the configuration and the secret.
+    pub(crate) fn load(global: &Global) -> Result<Self, Failure> {
+        let config = Config::load(&global.config)?;
+        let node = this_node(global, &config)?;
+        let secret = secret::load(&config.secret_file)?;
+        Self::new(&config, node, secret, &global.state_dir)
+    }
+
+    fn new(config: &Config, node: u8, secret: [u8; 32], state_dir: &Path) -> Result<Self, Failure> {
+        let own = &config.nodes[usize::from(node)];
+        let resources =
+            config.resources.iter().map(|resource| resource_config(config, resource, node, state_dir));
+        let engine = EngineConfig {
+            cluster: config.cluster.clone(),
+            secret,
+            node: NodeId(node),
+            node_name: own.name.clone(),
+            listen: resolve("address", own, &own.address)?,
+            nbd_listeners: own
+                .nbd
+                .iter()
+                .map(|listener| nbd_listener(own, listener))
+                .collect::<Result<_, _>>()?,
+            resources: resources.collect::<Result<_, _>>()?,
+            limits: Limits::default(),
+            spin_us: SPIN_US,
+            hold_greeting: config.hold_greeting,
+            lock_wait: LOCK_WAIT,
+            stop_wait: STOP_WAIT,
+        };
+        let place = Place {
+            names: config.nodes.iter().map(|node| node.name.clone()).collect(),
+            node,
+            addresses: config.nodes.iter().map(|node| node.address.to_string()).collect(),
+            uris: config.nodes.iter().map(uri_patterns).collect(),
+        };
+        Ok(Settings { engine, place, cluster: config.cluster.clone() })
+    }
+}
+
+/// The id of this node: `--node`, else what `uname -n` says.
+pub(crate) fn this_node(global: &Global, config: &Config) -> Result<u8, Failure> {
+    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let (name, origin) = match &global.node {
+        Some(name) => (name.clone(), "--node"),
+        None => (machine, "uname -n"),
+    };
+    config.node_id(&name).ok_or_else(|| {
+        Failure::config(format!(
+            "{}: no [node.{name}] (the name by {origin}); the configuration has: {}. Name this node with --node",
+            config.file.display(),
+            config.node_names()
+        ))
+    })
+}
+
+fn resource_config(
+    config: &Config,
+    resource: &ResourceEntry,
+    node: u8,
+    state_dir: &Path,
+) -> Result<ResourceConfig, Failure> {
+    let peer = (0_u8..).zip(&config.nodes).find(|(id, _)| *id != node);
+    let peer = peer.map(|(id, entry)| {
+        let address = resolve("address", entry, &entry.address)?;
+        Ok::<_, Failure>(PeerAddress { node: NodeId(id), name: entry.name.clone(), address })
+    });
+    Ok(ResourceConfig {
+        name: resource.name.clone(),
+        disk: resource.disk_path(node).to_owned(),
+        meta: resource.meta_path(node, state_dir),
+        peer: peer.transpose()?,
+        max_hot_regions: resource.max_hot_regions,
+        buffer_bytes: resource.buffer_memory_bytes,
+        timing: timing(&resource.timing),
+    })
+}
+
+fn timing(entry: &TimingEntry) -> Timing {
+    Timing {
+        timeout: entry.timeout,
+        heartbeat: entry.heartbeat,
+        io_timeout: entry.io_timeout,
+        epoch: entry.epoch,
+        ..Timing::default()
+    }
+}
+
+fn nbd_listener(node: &NodeEntry, listener: &NbdListener) -> Result<Listener, Failure> {
+    Ok(match listener {
+        NbdListener::Unix(path) => Listener::Unix { path: path.clone(), mode: NBD_SOCKET_MODE },
+        NbdListener::Tcp(address) => Listener::Tcp(resolve("nbd", node, address)?),
+    })
+}
+
+fn resolve(key: &str, node: &NodeEntry, address: &HostPort) -> Result<SocketAddr, Failure> {
+    address
+        .resolve()
+        .map_err(|error| Failure::config(format!("[node.{}] {key} {address}: {error}", node.name)))
+}
+
+/// Addresses of a node's listeners for NBD clients, with `{}` for the export's name.
+fn uri_patterns(node: &NodeEntry) -> Vec<String> {
+    node.nbd
+        .iter()
+        .map(|listener| match listener {
+            NbdListener::Unix(path) => {
+                format!("nbd+unix:///{{}}?socket={}", percent_encoded(&path.to_string_lossy()))
+            }
+            NbdListener::Tcp(address) if address.is_wildcard() => {
+                let host = node.address.host.clone();
+                format!("nbd://{}/{{}}", HostPort { host, port: address.port })
+            }
+            NbdListener::Tcp(address) => format!("nbd://{address}/{{}}"),
+        })
+        .collect()
+}
+
+/// For the query of a URI.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                encoded.push(char::from(byte));
+            }
+            // Writing to a String cannot fail.
+            _ => drop(write!(encoded, "%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        let text = r#"
+cluster = "c1"
+secret-file = "/s"
+[node.alpha]
+address = "127.0.0.1:7800"
+nbd = ["unix:/run/lock step/nbd.sock", "0.0.0.0:10809", "[::1]:10810"]
+tls = "off"
+[node.beta]
+address = "127.0.0.2:7801"
+[[resource]]
+name = "r0"
+disk.alpha = "/a"
+disk.beta = "/b"
+timeout = "3s"
+"#;
+        Config::parse(Path::new("/x.toml"), text).unwrap()
+    }
+
+    #[test]
+    fn engine_of_each_node() {
+        let settings = Settings::new(&config(), 1, [7; 32], Path::new("/state")).unwrap();
+        let engine = &settings.engine;
+        assert_eq!((engine.node, engine.node_name.as_str()), (NodeId(1), "beta"));
+        assert_eq!(engine.listen.to_string(), "127.0.0.2:7801");
+        let r0 = &engine.resources[0];
+        assert_eq!((r0.disk.as_path(), r0.meta.as_path()), (Path::new("/b"), Path::new("/state/r0.0.meta")));
+        let peer = r0.peer.as_ref().unwrap();
+        assert_eq!((peer.node, peer.name.as_str(), peer.address.port()), (NodeId(0), "alpha", 7800));
+        assert_eq!(r0.timing.timeout, Duration::from_secs(3));
+        assert_eq!(
+            Settings::new(&config(), 0, [7; 32], Path::new("/")).unwrap().engine.resources[0].disk,
+            Path::new("/a")
+        );
+    }
+
+    #[test]
+    fn uris_can_be_used_by_clients() {
+        let settings = Settings::new(&config(), 0, [7; 32], Path::new("/state")).unwrap();
+        assert_eq!(
+            settings.place.uris[0],
+            [
+                "nbd+unix:///{}?socket=/run/lock%20step/nbd.sock",
+                "nbd://127.0.0.1:10809/{}",
+                "nbd://[::1]:10810/{}"
+            ]
+        );
+        assert_eq!(settings.place.uris[1], ["nbd+unix:///{}?socket=/run/lockstep/nbd.sock"]);
+    }
+}

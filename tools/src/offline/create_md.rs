@@ -1,0 +1,201 @@
+//! `create-md`: makes the metadata file of a resource on this node, and the data file where the configuration asks.
+//!
+//! Invariants: nothing that a daemon or a mount holds is touched; existing metadata and recognisable content are only
+//! given up when the operator typed so; the data itself is never written. No generation made here can be held by
+//! another node: `--source` makes a random one, anything else makes none.
+
+use super::signature::recognise;
+use crate::cli::{CreateMd, Global};
+use crate::config::{Config, ResourceEntry};
+use crate::daemon::this_node;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::secret::random;
+use crate::status::SCHEMA;
+use crate::text;
+use lockstep_bitmap::{
+    Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity,
+    NodeId, Origin, PeerCopy, PeerRecord,
+};
+use lockstep_engine::{AttachError, DeviceFacts, create_metadata, device_facts};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde_json::json;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+const BLOCK_SHIFT: u8 = 12;
+
+/// Execute it.
+pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Result<(), Failure> {
+    let config = Config::load(&global.config)?;
+    let node = this_node(global, &config)?;
+    let resource = config.resource(&args.resource).ok_or_else(|| {
+        Failure::config(format!("{}: no resource \"{}\"", config.file.display(), args.resource))
+    })?;
+    if args.clean {
+        // CLEAN: record the declaration in the superblock as soon as its format has a place for it.
+        return Err(Failure::refused(
+            "--clean is not possible in this version; leave it out: equal blocks are not sent",
+        ));
+    }
+    let meta = resource.meta_path(node, &global.state_dir);
+    if meta.exists() && !args.overwrite {
+        return Err(exists(&meta));
+    }
+    let disk = resource.disk_path(node);
+    let created = create_data_file(resource, disk)?;
+    let held = hold(disk)?;
+    check_content(&held, disk, args)?;
+    let facts = device_facts(disk).map_err(|error| named(disk, &error))?;
+    check_size(resource, disk, &facts)?;
+    if let Some(dir) = meta.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| named(dir, &error))?;
+    }
+    let params = params(&config, resource, node, &facts, args.source)?;
+    create_metadata(&meta, params, args.overwrite).map_err(|error| match error {
+        AttachError::Exists(path) => exists(&path),
+        AttachError::InUse(_) => Failure::refused(format!("{error}; first: lockstep down {}", resource.name)),
+        error => Failure::generic(error.to_string()),
+    })?;
+    let size = text::bytes(facts.size_bytes);
+    let file = if created { format!("created {} and ", disk.display()) } else { String::new() };
+    let next = if args.source {
+        "this copy is UpToDate and will be sent to the peer"
+    } else {
+        "this copy waits for the first sync from the peer"
+    };
+    let doc = json!({
+        "schema": SCHEMA, "resource": resource.name, "metadata": meta, "disk": disk, "size_bytes": facts.size_bytes,
+        "source": args.source,
+    });
+    output.done(&doc, &format!("{}: {file}wrote {} for {size}; {next}", resource.name, meta.display()))
+}
+
+/// Creates the (sparse) data file if there is none and the configuration has its size.
+fn create_data_file(resource: &ResourceEntry, disk: &Path) -> Result<bool, Failure> {
+    if disk.exists() {
+        return Ok(false);
+    }
+    let Some(size_bytes) = resource.size_bytes else {
+        return Err(Failure::config(format!(
+            "there is no disk at {}; for a file that create-md shall create give its size in the configuration",
+            disk.display()
+        )));
+    };
+    // A name below /dev that is missing is a missing device, not a file to be made in memory.
+    if disk.starts_with("/dev") && !disk.starts_with("/dev/shm") {
+        return Err(Failure::config(format!("there is no device {}", disk.display())));
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(disk);
+    let made = file.and_then(|file| {
+        file.set_len(size_bytes)?;
+        file.sync_all()
+    });
+    made.map_err(|error| named(disk, &error))?;
+    Ok(true)
+}
+
+/// Opens the disk so that nobody else can use it meanwhile, as the daemon does.
+fn hold(disk: &Path) -> Result<File, Failure> {
+    let in_use = || {
+        Failure::refused(format!(
+            "{} is in use: a daemon, a mount or another program holds it",
+            disk.display()
+        ))
+    };
+    let is_block =
+        std::fs::metadata(disk).map_err(|error| named(disk, &error))?.file_type().is_block_device();
+    let exclusive = if is_block { OFlags::EXCL } else { OFlags::empty() };
+    let file = rustix::fs::open(disk, OFlags::RDWR | OFlags::CLOEXEC | exclusive, Mode::empty());
+    let file = match file {
+        Err(rustix::io::Errno::BUSY) => return Err(in_use()),
+        file => File::from(file.map_err(|error| named(disk, &error.into()))?),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(in_use()),
+        locked => locked.map(|()| file).map_err(|error| named(disk, &error.into())),
+    }
+}
+
+fn check_content(file: &File, disk: &Path, args: &CreateMd) -> Result<(), Failure> {
+    if args.source || args.overwrite {
+        return Ok(());
+    }
+    match recognise(file).map_err(|error| named(disk, &error))? {
+        None => Ok(()),
+        Some(what) => Err(Failure::refused(format!(
+            "{} holds {what}, and the first sync from the peer would overwrite it. To keep and send it: lockstep \
+             create-md {1} --source. To give it up: lockstep create-md {1} --overwrite",
+            disk.display(),
+            args.resource
+        ))),
+    }
+}
+
+fn check_size(resource: &ResourceEntry, disk: &Path, facts: &DeviceFacts) -> Result<(), Failure> {
+    match resource.size_bytes {
+        Some(size_bytes) if size_bytes != facts.size_bytes && !facts.is_block => Err(Failure::config(
+            format!("{} has {} bytes, the configuration says {size_bytes}", disk.display(), facts.size_bytes),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn params(
+    config: &Config,
+    resource: &ResourceEntry,
+    node: u8,
+    facts: &DeviceFacts,
+    source: bool,
+) -> Result<CreateParams, Failure> {
+    let region_shift = DEFAULT_REGION_SHIFT;
+    let geometry = Geometry::new(facts.size_bytes, BLOCK_SHIFT, region_shift)
+        .map_err(|error| Failure::config(format!("{}: {error}", resource.disk_path(node).display())))?;
+    let mut log = GenerationLog::new();
+    if source {
+        let first = Generation {
+            id: GenerationId(u128::from_le_bytes(random()?)),
+            ordinal: 1,
+            parent: None,
+            node: NodeId(node),
+            began_unix_ms: text::unix_ms_now(),
+            origin: Origin::Created,
+        };
+        log.push(first, &[]);
+    }
+    // The source knows that nobody else has its generation, and owes the peer every block.
+    let (base, copy) =
+        if source { (Base::NoGeneration, PeerCopy::NoGeneration) } else { (Base::Unset, PeerCopy::MayHold) };
+    let peer = |(id, _)| PeerRecord {
+        node: NodeId(id),
+        base,
+        copy,
+        session_offered: 0,
+        session_used: 0,
+        may_be_primary: false,
+        slot_epoch: 1,
+        slot_filled: source,
+    };
+    let identity = Identity {
+        resource: resource.name.clone(),
+        volume: 0,
+        node: NodeId(node),
+        node_name: config.nodes[usize::from(node)].name.clone(),
+        device: facts.identity,
+    };
+    let peers = (0_u8..).zip(&config.nodes).filter(|(id, _)| *id != node).map(peer).collect();
+    Ok(CreateParams { file_id: u64::from_le_bytes(random()?), identity, geometry, log, peers })
+}
+
+fn exists(meta: &Path) -> Failure {
+    Failure::refused(format!(
+        "metadata exists in {}; to give up what it records, and to have this copy filled again: --overwrite",
+        meta.display()
+    ))
+}
+
+fn named(path: &Path, error: &io::Error) -> Failure {
+    Failure::generic(format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,139 @@
+//! Refusals in words: the rule that refused, what could be lost, and the whole command to type next, with the names
+//! of this cluster in place of node numbers. Pure.
+
+use crate::text::clock;
+use lockstep_bitmap::NodeId;
+use lockstep_core::{Refusal, Role};
+
+/// The message for a refused command. `names` are the node names by id.
+pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]) -> String {
+    let name = |node: &NodeId| node_name(names, *node);
+    match refusal {
+        Refusal::Busy => "another role change or a handshake is under way; try again".to_owned(),
+        Refusal::PeerIsPrimary(node) => format!(
+            "{0} is Primary, and only one node can be; demote it first, there: lockstep demote {resource}",
+            name(node)
+        ),
+        Refusal::PeerWon(node) => {
+            format!(
+                "{} asked to be promoted at the same moment and won; only one node can be Primary",
+                name(node)
+            )
+        }
+        Refusal::LinkLost => format!(
+            "the connection was lost before the peer agreed, and nothing changed. If the peer is certainly down: \
+             lockstep promote {resource} --peer-is-down"
+        ),
+        Refusal::MayBeStale { disk, since_ms } => format!(
+            "this copy is {disk} and the peer has been out of contact for {}: it may be Primary, and may have \
+             acknowledged writes that are missing here. Wait for it, or, if it is certainly down (what it acknowledged \
+             alone is given up): lockstep promote {resource} --peer-is-down",
+            clock(since_ms / 1000)
+        ),
+        Refusal::DataLoss { disk, unclean } => {
+            let lost = if *unclean {
+                "stopped uncleanly: writes that were acknowledged and not flushed may be missing here"
+            } else {
+                "is behind: acknowledged writes are missing here"
+            };
+            format!(
+                "this copy is {disk} and {lost}. Bring the other node back, or, to take this copy as it is: lockstep \
+                 promote {resource} --accept-data-loss"
+            )
+        }
+        Refusal::NoData => format!(
+            "this copy was never synchronised and holds no data. Connect the node that has the data, or, if what this \
+             disk holds is the data: lockstep down {resource}; lockstep create-md {resource} --source --overwrite; \
+             lockstep up {resource}"
+        ),
+        Refusal::PeerAnswers { peer, disk } => format!(
+            "{} answers and its copy is {disk}: a flag that asserts the opposite is refused. Type lockstep promote \
+             {resource} without it, or lockstep disconnect {resource} first",
+            name(peer)
+        ),
+        Refusal::SplitBrain => format!(
+            "split brain: both copies were written since they parted. Name the one whose changes are given up: \
+             lockstep resolve {resource} --discard {}",
+            names.join("|")
+        ),
+        Refusal::InUse { clients } => format!(
+            "{clients} client{} attached to the export (lockstep status {resource} lists them). Detach, or close them \
+             by: lockstep demote {resource} --force",
+            if *clients == 1 { " is" } else { "s are" }
+        ),
+        Refusal::DiskFailed => format!(
+            "the local disk failed; the log has the error. Replace it, then: lockstep down {resource}; lockstep \
+             create-md {resource} --overwrite; lockstep up {resource}"
+        ),
+        Refusal::NothingToResolve => "there is no split brain to resolve".to_owned(),
+        Refusal::LoserIsPrimary(node) => format!(
+            "{0} is Primary, and its changes would be discarded under its clients; demote it first, there: lockstep \
+             demote {resource}",
+            name(node)
+        ),
+        Refusal::UnknownNode(node) => {
+            format!("{} does not hold {resource}; its nodes are {}", name(node), names.join(", "))
+        }
+        Refusal::Leaving => {
+            format!("{resource} is down on this node, or on its way; type: lockstep up {resource}")
+        }
+        Refusal::WrongRole(Role::Primary) => {
+            format!("not possible while this node is Primary; first: lockstep demote {resource}")
+        }
+        Refusal::WrongRole(Role::Secondary) => {
+            format!("not possible while this node is Secondary; first: lockstep promote {resource}")
+        }
+    }
+}
+
+/// The name of a node, or its number if it has none.
+pub(crate) fn node_name(names: &[String], node: NodeId) -> String {
+    names.get(usize::from(node.0)).cloned().unwrap_or_else(|| format!("node {}", node.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_core::DiskState;
+
+    fn render(refusal: Refusal) -> String {
+        render_refusal(&refusal, "r0", &["alpha".to_owned(), "beta".to_owned()])
+    }
+
+    #[test]
+    fn messages_have_names_and_whole_commands() {
+        let beta = NodeId(1);
+        for (refusal, words) in [
+            (Refusal::PeerIsPrimary(beta), &["beta is Primary", "lockstep demote r0"][..]),
+            (Refusal::PeerWon(beta), &["beta asked"]),
+            (Refusal::LinkLost, &["lockstep promote r0 --peer-is-down"]),
+            (
+                Refusal::MayBeStale { disk: DiskState::Consistent, since_ms: 65_000 },
+                &["Consistent", "1:05", "lockstep promote r0 --peer-is-down"],
+            ),
+            (
+                Refusal::DataLoss { disk: DiskState::Consistent, unclean: true },
+                &["uncleanly", "lockstep promote r0 --accept-data-loss"],
+            ),
+            (Refusal::DataLoss { disk: DiskState::Outdated, unclean: false }, &["Outdated", "is behind"]),
+            (Refusal::NoData, &["lockstep create-md r0 --source"]),
+            (
+                Refusal::PeerAnswers { peer: beta, disk: DiskState::UpToDate },
+                &["beta answers", "UpToDate", "lockstep disconnect r0"],
+            ),
+            (Refusal::SplitBrain, &["lockstep resolve r0 --discard alpha|beta"]),
+            (Refusal::InUse { clients: 1 }, &["1 client is attached", "lockstep demote r0 --force"]),
+            (Refusal::InUse { clients: 2 }, &["2 clients are attached"]),
+            (Refusal::LoserIsPrimary(beta), &["beta is Primary", "lockstep demote r0"]),
+            (Refusal::UnknownNode(NodeId(7)), &["node 7", "alpha, beta"]),
+            (Refusal::Leaving, &["lockstep up r0"]),
+            (Refusal::WrongRole(Role::Primary), &["lockstep demote r0"]),
+        ] {
+            let text = render(refusal);
+            for word in words {
+                assert!(text.contains(word), "{text}: lacks {word}");
+            }
+            assert!(!text.contains("  "), "{text}");
+        }
+    }
+}

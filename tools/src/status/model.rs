@@ -1,0 +1,181 @@
+//! The JSON document of `status`, schema 1.
+//!
+//! Rules of the schema: fields are added, never renamed or removed; bytes are integers; times are RFC 3339 in UTC;
+//! states are the words that the log uses; what is not known is null.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the schema of every JSON answer.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// Answer of `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StatusDoc {
+    /// [`SCHEMA`].
+    pub(crate) schema: u32,
+    /// Version of the daemon.
+    pub(crate) version: String,
+    /// Name of the cluster.
+    pub(crate) cluster: String,
+    /// The node that answers.
+    pub(crate) node: String,
+    /// Resources in the order of the configuration.
+    pub(crate) resources: Vec<ResourceDoc>,
+}
+
+/// One resource as this node sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ResourceDoc {
+    /// Its name.
+    pub(crate) name: String,
+    /// The node that answers.
+    pub(crate) node: String,
+    /// False after `down`: the fields of the running state have no meaning then.
+    pub(crate) up: bool,
+    /// Why the disk is not attached, if it should be.
+    pub(crate) error: Option<String>,
+    /// `Primary` or `Secondary`.
+    pub(crate) role: String,
+    /// State of this node's copy.
+    pub(crate) disk: String,
+    /// Current generation.
+    pub(crate) generation: Option<GenerationDoc>,
+    /// Raised at each promotion.
+    pub(crate) term: u64,
+    /// Both copies are UpToDate and mirrored.
+    pub(crate) protected: bool,
+    /// Why it is not protected; null if it is.
+    pub(crate) not_protected_reason: Option<String>,
+    /// Client I/O is held because no UpToDate copy can be reached.
+    pub(crate) suspended: bool,
+    /// The copy stopped uncleanly, and no verdict has settled that yet.
+    pub(crate) unclean: bool,
+    /// A role change is under way.
+    pub(crate) changing_role: bool,
+    /// Size of the volume.
+    pub(crate) size_bytes: u64,
+    /// Clients of the export.
+    pub(crate) clients: Vec<ClientDoc>,
+    /// Requests not yet answered.
+    pub(crate) requests: u32,
+    /// Writes answered and not yet durable on both copies.
+    pub(crate) undurable_writes: u32,
+    /// Hot regions of the activity map.
+    pub(crate) hot_regions: u32,
+    /// Their bound.
+    pub(crate) hot_regions_max: u32,
+    /// Bytes of one region.
+    pub(crate) region_bytes: u64,
+    /// Where clients of this node connect, one address per listener.
+    pub(crate) uris: Vec<String>,
+    /// Device or file of this node.
+    pub(crate) disk_path: String,
+    /// How it is used, in words.
+    pub(crate) disk_mode: Option<String>,
+    /// Metadata file of this node.
+    pub(crate) meta_path: String,
+    /// Payload memory.
+    pub(crate) memory: MemoryDoc,
+    /// Why the core wakes next, for debugging.
+    pub(crate) next_deadline: Option<String>,
+    /// The peers.
+    pub(crate) peers: Vec<PeerDoc>,
+}
+
+/// A generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct GenerationDoc {
+    /// 32 hexadecimal digits.
+    pub(crate) id: String,
+    /// Number for people.
+    pub(crate) ordinal: u64,
+    /// When it began.
+    pub(crate) began: String,
+    /// The node on which it began.
+    pub(crate) node: String,
+}
+
+/// A client of the export.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ClientDoc {
+    /// Address, or socket path and process.
+    pub(crate) address: String,
+    /// Since when.
+    pub(crate) since: String,
+}
+
+/// Payload memory of a resource.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(crate) struct MemoryDoc {
+    /// Reserved at start.
+    pub(crate) reserved_bytes: u64,
+    /// Buffers in use.
+    pub(crate) slots_in_use: u32,
+    /// Buffers in all.
+    pub(crate) slots: u32,
+}
+
+/// A peer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PeerDoc {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its node id.
+    pub(crate) id: u8,
+    /// Its replication address.
+    pub(crate) address: String,
+    /// `StandAlone`, `Connecting`, `Negotiating`, `Connected`.
+    pub(crate) connection: String,
+    /// What the link is used for.
+    pub(crate) replication: String,
+    /// Its role, while connected.
+    pub(crate) role: Option<String>,
+    /// Its disk state, as far as known.
+    pub(crate) disk: Option<String>,
+    /// Bytes marked dirty toward it.
+    pub(crate) out_of_sync_bytes: u64,
+    /// Since when the connection is up or away.
+    pub(crate) since: String,
+    /// Why the last link ended, or could not be made.
+    pub(crate) link_error: Option<String>,
+    /// A resync that runs.
+    pub(crate) resync: Option<ResyncDoc>,
+    /// Bytes copied by resync in this daemon's life.
+    pub(crate) resynced_bytes_total: u64,
+    /// Where histories parted.
+    pub(crate) split_brain: Option<SplitBrainDoc>,
+    /// Where clients of that node connect, by the configuration.
+    pub(crate) uris: Vec<String>,
+}
+
+/// A resync.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ResyncDoc {
+    /// Name of the source.
+    pub(crate) source: String,
+    /// Name of the target.
+    pub(crate) target: String,
+    /// Bytes done.
+    pub(crate) done_bytes: u64,
+    /// Bytes that were dirty at its begin.
+    pub(crate) total_bytes: u64,
+    /// Bytes per second.
+    pub(crate) rate: u64,
+    /// Seconds left at that rate, if it moves.
+    pub(crate) eta_s: Option<u64>,
+    /// Since when it runs.
+    pub(crate) since: String,
+}
+
+/// Two histories.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SplitBrainDoc {
+    /// Since when this node has been writing alone.
+    pub(crate) since: Option<String>,
+    /// What it wrote since, rounded out to blocks.
+    pub(crate) bytes: u64,
+    /// Since when the peer has.
+    pub(crate) peer_since: Option<String>,
+    /// What the peer wrote.
+    pub(crate) peer_bytes: Option<u64>,
+}

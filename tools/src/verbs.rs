@@ -1,0 +1,161 @@
+//! The verbs that the daemon executes; this side asks, waits and says what came of it.
+
+use crate::cli::{Global, StatusArgs, Verb, Wait, WaitFor};
+use crate::control::{Client, DemoteBody, DoneDoc, NoBody, PromoteBody, ResolveBody};
+use crate::failure::{Failure, NOT_RUNNING, TIMEOUT, UNREACHABLE};
+use crate::output::Output;
+use crate::status::{ResourceDoc, StatusDoc, render};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J\x1b[3J";
+
+/// Execute a verb of the control API.
+pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), Failure> {
+    let client = Client::new(global.socket.clone())?;
+    let say = |done: DoneDoc| output.done(&done, &done.message);
+    match verb {
+        Verb::Status(args) => status(&client, args, output),
+        Verb::Wait(args) => wait(&client, args, output),
+        Verb::Uri(args) => uri(&client, &args.resource, output),
+        Verb::Up(args) => say(client.command(&args.resource, "up", &NoBody {})?),
+        Verb::Down(args) => say(client.command(&args.resource, "down", &NoBody {})?),
+        Verb::Connect(args) => say(client.command(&args.resource, "connect", &NoBody {})?),
+        Verb::Disconnect(args) => say(client.command(&args.resource, "disconnect", &NoBody {})?),
+        Verb::Promote(args) => {
+            let options =
+                PromoteBody { peer_is_down: args.peer_is_down, accept_data_loss: args.accept_data_loss };
+            say(client.command(&args.resource, "promote", &options)?)
+        }
+        Verb::Demote(args) => {
+            say(client.command(&args.resource, "demote", &DemoteBody { force: args.force })?)
+        }
+        Verb::Resolve(args) => {
+            let options = ResolveBody { discard: args.discard.clone() };
+            say(client.command(&args.resource, "resolve", &options)?)
+        }
+        Verb::Daemon
+        | Verb::Config(_)
+        | Verb::CreateMd(_)
+        | Verb::DumpMd(_)
+        | Verb::Compare(_)
+        | Verb::Demo(_)
+        | Verb::Version => unreachable!("main executes these without a daemon"),
+    }
+}
+
+fn status(client: &Client, args: &StatusArgs, output: &Output) -> Result<(), Failure> {
+    loop {
+        let status = client.status(args.resource.as_deref());
+        let status = match status {
+            // Whoever watches wants to see the daemon come back.
+            Err(failure) if args.watch && failure.code == NOT_RUNNING => {
+                output.message(&failure.message);
+                std::thread::sleep(WATCH_INTERVAL);
+                continue;
+            }
+            status => status?,
+        };
+        let clear = if args.watch && output.on_terminal() { CLEAR_SCREEN } else { "" };
+        output.data(&status, || format!("{clear}{}", render(&status)))?;
+        if !args.watch {
+            return Ok(());
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+fn wait(client: &Client, args: &Wait, output: &Output) -> Result<(), Failure> {
+    let deadline = Instant::now() + args.timeout;
+    loop {
+        let seen = match client.status(Some(&args.resource)) {
+            Ok(status) => match only_resource(&status)? {
+                resource if reached(resource, args.state) => return output.done(&status, ""),
+                resource => Ok(describe(resource)),
+            },
+            // A daemon that is being started is waited for as well.
+            Err(failure) if failure.code == NOT_RUNNING => Err(failure),
+            Err(failure) => return Err(failure),
+        };
+        if Instant::now() >= deadline {
+            return Err(match seen {
+                Ok(state) => {
+                    let state_name = format!("{:?}", args.state).to_lowercase();
+                    let resource = &args.resource;
+                    Failure::new(
+                        TIMEOUT,
+                        format!("{resource} is not {state_name} after {:?}: {state}", args.timeout),
+                    )
+                }
+                Err(failure) => Failure::new(UNREACHABLE, failure.message),
+            });
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+fn reached(resource: &ResourceDoc, state: WaitFor) -> bool {
+    resource.up
+        && match state {
+            WaitFor::Connected => {
+                !resource.peers.is_empty() && resource.peers.iter().all(|peer| peer.connection == "Connected")
+            }
+            WaitFor::Uptodate => resource.disk == "UpToDate",
+            WaitFor::Primary => resource.role == "Primary" && !resource.changing_role,
+            WaitFor::Secondary => resource.role == "Secondary" && !resource.changing_role,
+            WaitFor::Synced => {
+                let synced = |peer: &crate::status::PeerDoc| {
+                    peer.connection == "Connected"
+                        && peer.replication == "Established"
+                        && peer.disk.as_deref() == Some("UpToDate")
+                };
+                resource.disk == "UpToDate" && !resource.peers.is_empty() && resource.peers.iter().all(synced)
+            }
+        }
+}
+
+fn describe(resource: &ResourceDoc) -> String {
+    let peer = resource.peers.first().map_or(String::new(), |peer| {
+        format!(", {} {} {}", peer.name, peer.connection, peer.disk.as_deref().unwrap_or("unknown"))
+    });
+    format!("{} {} {}{peer}", resource.node, resource.role, resource.disk)
+}
+
+#[derive(Serialize)]
+struct UriDoc<'a> {
+    schema: u32,
+    node: &'a str,
+    uri: &'a str,
+}
+
+fn uri(client: &Client, resource: &str, output: &Output) -> Result<(), Failure> {
+    let status = client.status(Some(resource))?;
+    let resource = only_resource(&status)?;
+    let primary_peer = resource.peers.iter().find(|peer| peer.role.as_deref() == Some("Primary"));
+    let (node, uri) = match (resource.role.as_str(), primary_peer) {
+        ("Primary", _) => (&resource.node, resource.uris.first()),
+        (_, Some(peer)) => {
+            let reachable = peer.uris.iter().find(|uri| uri.starts_with("nbd://"));
+            if reachable.is_none() {
+                output.message(&format!(
+                    "{0} is Primary and listens on a unix socket only: the address is of use on {0} alone",
+                    peer.name
+                ));
+            }
+            (&peer.name, reachable.or(peer.uris.first()))
+        }
+        _ => {
+            let message =
+                format!("no node is known to be Primary of {0}; type: lockstep promote {0}", resource.name);
+            return Err(Failure::generic(message));
+        }
+    };
+    let uri = uri.ok_or_else(|| Failure::generic(format!("{node} has no NBD listener")))?;
+    output.data(&UriDoc { schema: crate::status::SCHEMA, node, uri }, || format!("{uri}\n"))
+}
+
+fn only_resource(status: &StatusDoc) -> Result<&ResourceDoc, Failure> {
+    status.resources.first().ok_or_else(|| Failure::generic("the daemon's answer has no resource"))
+}
