@@ -24,6 +24,9 @@ enum Pending {
     LinkDown(LinkId),
 }
 
+/// A frame on its way: link, header, control body, payload.
+type Sent = (LinkId, Frame, Vec<u8>, Option<Vec<u8>>);
+
 struct Host {
     node: Node,
     data: Vec<u8>,
@@ -31,7 +34,7 @@ struct Host {
     slots: BTreeMap<u32, Vec<u8>>,
     next_slot: u32,
     inbox: VecDeque<Pending>,
-    outbox: Vec<(LinkId, Frame, Vec<u8>, Option<Vec<u8>>)>,
+    outbox: Vec<Sent>,
     closing: Vec<LinkId>,
     dialing: bool,
     replies: Vec<(ReqId, Result<(), IoError>)>,

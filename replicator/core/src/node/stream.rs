@@ -85,19 +85,26 @@ impl Node {
     }
 
     fn after_region(&mut self, id: u32) {
-        let Some(task) = self.tasks.get(id).copied() else { return };
-        match task.slot {
-            Some(slot) if self.needs_fill(&task) => {
-                if let Some(task) = self.tasks.get_mut(id) {
-                    task.stage = Stage::Fill;
-                }
-                let op = self.new_op(OpKind::Fill(id));
-                let granule_bytes = self.granule_bytes();
-                let (offset, len) = (task.offset(), task.len());
-                self.act(Action::DiskFill { op, slot, offset, len, granule_bytes });
-            }
-            _ => self.take_room(id),
+        if !self.fill_edges(id) {
+            self.take_room(id);
         }
+    }
+
+    /// Reads the edge blocks that the payload covers partially. False: there are none, or they were read.
+    fn fill_edges(&mut self, id: u32) -> bool {
+        let granule_bytes = self.granule_bytes();
+        let Some(task) = self.tasks.get(id).copied() else { return false };
+        let Some(slot) = task.slot.filter(|_| task.filled_bytes < granule_bytes && self.needs_fill(&task))
+        else {
+            return false;
+        };
+        if let Some(task) = self.tasks.get_mut(id) {
+            (task.stage, task.filled_bytes) = (Stage::Fill, granule_bytes);
+        }
+        let op = self.new_op(OpKind::Fill(id));
+        let (offset, len) = (task.offset(), task.len());
+        self.act(Action::DiskFill { op, slot, offset, len, granule_bytes });
+        true
     }
 
     pub(super) fn take_room(&mut self, id: u32) {
@@ -123,6 +130,10 @@ impl Node {
             if let Some(entry) = self.tasks.get_mut(id) {
                 entry.stage = Stage::Suspended;
             }
+            return;
+        }
+        // A peer with larger blocks may have come since the edges were looked at.
+        if self.fill_edges(id) {
             return;
         }
         let Some(region) = task.region else { return };

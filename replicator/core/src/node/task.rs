@@ -55,6 +55,8 @@ pub(super) struct Task {
     pub(super) range: ByteRange,
     pub(super) slot: Option<SlotId>,
     pub(super) stage: Stage,
+    /// Block size in bytes to which the slot's edges were completed (0: not at all).
+    pub(super) filled_bytes: u32,
     pub(super) region: Option<RegionIndex>,
     pub(super) pos: Option<Position>,
     pub(super) local_pending: bool,
@@ -71,6 +73,7 @@ impl Task {
             range,
             slot,
             stage: Stage::Gate,
+            filled_bytes: 0,
             region: None,
             pos: None,
             local_pending: false,
