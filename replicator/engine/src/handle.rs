@@ -5,10 +5,11 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use lockstep_core::{Command, Done, Refusal};
+use rustix::event::EventfdFlags;
 
 use crate::attach::{self, Attached};
 use crate::config::EngineConfig;
@@ -50,12 +51,13 @@ impl Engine {
     /// why in its report.
     pub fn start(config: EngineConfig) -> Result<EngineHandle, StartError> {
         let config = Arc::new(config);
-        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK)
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = rustix::event::eventfd(0, flags)
             .map_err(|error| StartError::System { what: "eventfd", error: error.into() })?;
         let wake = Arc::new(wake);
         let (sender, receiver) = channel();
         let thread = spawn(Arc::clone(&config), receiver, Arc::clone(&wake))?;
-        Ok(EngineHandle { config, sender: Mutex::new(sender), wake, thread: Some(thread) })
+        Ok(EngineHandle { config, queue: Queue { sender, wake }, thread: Some(thread) })
     }
 }
 
@@ -93,9 +95,23 @@ fn spawn(
 /// A running engine. Dropping it stops the engine as [`EngineHandle::stop`] does.
 pub struct EngineHandle {
     config: Arc<EngineConfig>,
-    sender: Mutex<Sender<Message>>,
-    wake: Arc<OwnedFd>,
+    queue: Queue,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The way to the shard.
+#[derive(Clone)]
+struct Queue {
+    sender: Sender<Message>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Queue {
+    /// A shard that is gone drops the message and with it the callback, which the caller sees.
+    fn send(&self, message: Message) {
+        let _ = self.sender.send(message);
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
 }
 
 impl EngineHandle {
@@ -112,30 +128,47 @@ impl EngineHandle {
     /// Gives a command to a resource. One that is down answers [`Refusal::Leaving`].
     pub fn command(&self, resource: &str, command: Command, reply: CommandReply) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
-        self.send(Message::Command(index, command, reply));
+        self.queue.send(Message::Command(index, command, reply));
         Ok(())
     }
 
     /// Asks for a report.
     pub fn status(&self, resource: &str, reply: StatusReply) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
-        self.send(Message::Status(index, reply));
+        self.queue.send(Message::Status(index, reply));
         Ok(())
     }
 
-    /// Brings a resource up that is down, or tries again to attach the disk of one that runs without. Blocks while the
-    /// disks are opened (bounded by `lock_wait`): call it from a thread that may. `Done::Already`: nothing was to be done.
+    /// Brings a resource up that is down, or tries again to attach the disk of one that runs without. The disks are
+    /// opened on a thread of their own. `Done::Already`: nothing was to be done.
     pub fn up(&self, resource: &str, reply: UpReply) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
-        let attached = attach::attach(&self.config, index);
-        self.send(Message::Up(index, Box::new(attached), reply));
+        let (config, queue) = (Arc::clone(&self.config), self.queue.clone());
+        let attach = move || {
+            let (answer, has_disk) = channel();
+            let question = move |report: ResourceReport| {
+                let _ = answer.send(report.disk_mode.is_some());
+            };
+            queue.send(Message::Status(index, Box::new(question)));
+            match has_disk.recv() {
+                // Its own lock would be in the way.
+                Ok(true) => reply(Ok(Done::Already)),
+                Ok(false) => {
+                    let attached = attach::attach(&config, index);
+                    queue.send(Message::Up(index, Box::new(attached), reply));
+                }
+                Err(_) => reply(Err("the daemon is stopping".into())),
+            }
+        };
+        // Only an exhausted system cannot start a thread; the callback is dropped then, which the caller sees.
+        let _ = std::thread::Builder::new().name("lockstep-attach".into()).spawn(attach);
         Ok(())
     }
 
     /// Leaves the resource cleanly and closes its disks.
     pub fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
-        self.send(Message::Down(index, reply));
+        self.queue.send(Message::Down(index, reply));
         Ok(())
     }
 
@@ -145,7 +178,7 @@ impl EngineHandle {
     }
 
     fn shut_down(&mut self) {
-        self.send(Message::Stop);
+        self.queue.send(Message::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -154,14 +187,6 @@ impl EngineHandle {
     fn index(&self, resource: &str) -> Result<usize, UnknownResource> {
         let found = self.config.resources.iter().position(|r| r.name == resource);
         found.ok_or_else(|| UnknownResource(resource.into()))
-    }
-
-    fn send(&self, message: Message) {
-        // A poisoned lock only means that another sender panicked; the queue is intact. A shard that is gone drops the
-        // message and with it the callback, which the caller sees.
-        let sender = self.sender.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let _ = sender.send(message);
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 }
 

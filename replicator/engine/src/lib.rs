@@ -1,19 +1,33 @@
+//! The shell around the core: the only code of Lockstep that talks to the kernel.
+//!
+//! One thread owns one ring and every resource on it; no lock is taken on the data path. The thread turns completions
+//! into events, feeds them to the cores, and executes the actions that come back. Invariants: every operation submitted
+//! completes exactly once; a buffer is kept until the kernel is done with it; every table has a bound, and whoever
+//! fills it waits while everyone else goes on. No decision about replication is made here.
+//!
+//! `unsafe` lives in `ring` and `slots` only, each block with its proof.
 #![deny(unsafe_code)]
-#![allow(dead_code, unused_imports, missing_docs, unreachable_pub)]
+
 mod attach;
 mod config;
 mod disk;
 mod error;
+mod handle;
+mod link;
 mod meta;
+mod nbd;
 mod report;
 mod ring;
+mod shard;
 mod slab;
 mod slots;
+mod stream;
 mod system;
 mod token;
-mod link;
+
 pub use config::{EngineConfig, Limits, Listener, PeerAddress, ResourceConfig};
 pub use disk::{DeviceFacts, device_facts};
 pub use error::{AttachError, StartError};
+pub use handle::{CommandReply, Engine, EngineHandle, StatusReply, UnknownResource, UpReply};
 pub use meta::{create_metadata, read_metadata};
 pub use report::{ClientInfo, MemoryReport, ResourceReport};

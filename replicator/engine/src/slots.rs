@@ -84,6 +84,8 @@ struct Slot {
     large: bool,
     /// Owners; 0 is free.
     references: u32,
+    /// One of the references is the core's.
+    with_core: bool,
     /// Operations of the kernel that read it.
     kernel_reads: u32,
     /// Operations of the kernel that write it.
@@ -106,6 +108,7 @@ pub(crate) struct Arena {
     pools: Vec<Pool>,
     zeroes: SlotId,
     in_use: u32,
+    frees: u64,
 }
 
 impl Arena {
@@ -134,7 +137,7 @@ impl Arena {
         }
         assert_eq!(start, bytes, "the slots do not fill the arena");
         let base = map(bytes)?;
-        Ok(Self { base, bytes, slots, pools, zeroes: SlotId(0), in_use: 0 })
+        Ok(Self { base, bytes, slots, pools, zeroes: SlotId(0), in_use: 0, frees: 0 })
     }
 
     /// Takes a slot that can hold `len` bytes of the volume from `offset` on, with one reference.
@@ -168,8 +171,33 @@ impl Arena {
         }
         assert!(slot.kernel_reads + slot.kernel_writes == 0, "slot {id} is with the kernel and has no owner");
         self.in_use -= 1;
+        self.frees += 1;
         let pool = &mut self.pools[usize::from(slot.pool.0)];
         if slot.large { pool.large.push(id) } else { pool.small.push(id) }
+    }
+
+    /// One reference becomes the core's.
+    pub(crate) fn give_to_core(&mut self, id: SlotId) {
+        let slot = &mut self.slots[id.0 as usize];
+        assert!(slot.references > 0 && !slot.with_core, "slot {id} is free or the core's already");
+        slot.with_core = true;
+    }
+
+    /// The core gave its reference back: it is the caller's.
+    pub(crate) fn take_from_core(&mut self, id: SlotId) {
+        let slot = &mut self.slots[id.0 as usize];
+        assert!(slot.with_core, "slot {id} is not the core's");
+        slot.with_core = false;
+    }
+
+    /// Releases every slot of these pools that the core has; it is gone.
+    pub(crate) fn reclaim_from_core(&mut self, pools: &[PoolId]) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].with_core && pools.contains(&self.slots[index].pool) {
+                self.slots[index].with_core = false;
+                self.release(SlotId(index as u32));
+            }
+        }
     }
 
     /// `len` zero bytes; the slot is nobody's and is never changed.
@@ -237,15 +265,20 @@ impl Arena {
     }
 
     /// Slots that are not free.
+    #[cfg(test)]
     pub(crate) fn in_use(&self) -> u32 {
         self.in_use
     }
 
-    /// Slots of a pool that are free, and all of it.
-    pub(crate) fn pool_usage(&self, pool: PoolId) -> (u32, u32) {
+    /// How often a slot became free: who waits for one looks again when this has changed.
+    pub(crate) fn frees(&self) -> u64 {
+        self.frees
+    }
+
+    /// Free slots of a pool.
+    pub(crate) fn free_in(&self, pool: PoolId) -> u32 {
         let free = &self.pools[usize::from(pool.0)];
-        let all = self.slots.iter().filter(|slot| slot.pool == pool).count();
-        ((free.small.len() + free.large.len()) as u32, all as u32)
+        (free.small.len() + free.large.len()) as u32
     }
 
     fn check(&self, span: Span) -> &Slot {
@@ -266,7 +299,7 @@ impl Arena {
 
 impl Slot {
     fn new(start: usize, pool: PoolId, large: bool) -> Self {
-        Self { start, pool, large, references: 0, kernel_reads: 0, kernel_writes: 0 }
+        Self { start, pool, large, references: 0, with_core: false, kernel_reads: 0, kernel_writes: 0 }
     }
 }
 

@@ -32,7 +32,7 @@ use spin::Spin;
 pub(crate) struct Completion<T> {
     /// What the caller gave with it.
     pub(crate) token: T,
-    /// Bytes or descriptor, as the operation defines.
+    /// Bytes, as the operation defines.
     pub(crate) result: io::Result<u32>,
     /// The operation, with its buffers.
     pub(crate) op: Op,
@@ -148,7 +148,7 @@ impl<T: Copy> Ring<T> {
         let Some((token, mut op)) = self.in_flight.remove(index) else {
             unreachable!("a completion for operation {index}, which is not in flight")
         };
-        op.finish(arena);
+        op.finish(arena, entry.result());
         let result = u32::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
         Some(Completion { token, result, op })
     }

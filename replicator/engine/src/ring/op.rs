@@ -3,7 +3,9 @@
 //! An operation owns its descriptor and its memory (or names a span of the arena); the ring keeps it until the
 //! completion and then gives it back, so that buffers are never dropped or moved under the kernel.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 
 use io_uring::{opcode, squeue, types};
@@ -32,8 +34,8 @@ pub(crate) enum Op {
     Receive(Box<Incoming>),
     /// Send to a socket.
     Send(Box<Outgoing>),
-    /// Take a connection from a listener; the completion carries the new descriptor.
-    Accept { fd: Fd },
+    /// Take a connection from a listener; the completion puts it into `accepted`.
+    Accept { fd: Fd, accepted: Option<OwnedFd> },
     /// Connect a socket.
     Connect { fd: Fd, address: Box<SocketAddress> },
     /// Wait until a descriptor is readable.
@@ -93,7 +95,7 @@ impl Op {
             Op::Allocate { fd, mode, offset, len } => {
                 opcode::Fallocate::new(raw(fd), *len).offset(*offset).mode(*mode).build()
             }
-            Op::Accept { fd } => {
+            Op::Accept { fd, .. } => {
                 let accept = opcode::Accept::new(raw(fd), std::ptr::null_mut(), std::ptr::null_mut());
                 accept.flags(libc::SOCK_CLOEXEC).build()
             }
@@ -107,9 +109,16 @@ impl Op {
         }
     }
 
-    /// The kernel is done with it.
-    pub(super) fn finish(&mut self, arena: &mut Arena) {
+    /// The kernel is done with it, with this result.
+    pub(super) fn finish(&mut self, arena: &mut Arena, result: i32) {
         self.for_each_span(|span, writes| arena.kernel_done(span, writes));
+        if let Op::Accept { accepted, .. } = self
+            && result >= 0
+        {
+            // SAFETY: a successful accept gives a new descriptor that nobody else knows; this completion is handled
+            // once, and the descriptor is not used in any other way.
+            *accepted = Some(unsafe { OwnedFd::from_raw_fd(result) });
+        }
     }
 }
 

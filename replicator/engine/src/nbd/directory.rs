@@ -1,0 +1,118 @@
+//! The exports of this node, as they are at the moment a client asks.
+
+use lockstep_core::{ExportState, Role};
+use lockstep_nbd::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
+
+use super::REQUEST_BYTES_MAX;
+
+/// One resource as clients may see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Export {
+    pub(crate) name: String,
+    /// `None`: the resource is down.
+    pub(crate) state: Option<(ExportState, Role)>,
+    pub(crate) size_bytes: u64,
+    /// Name of the peer, for advice.
+    pub(crate) peer: Option<String>,
+}
+
+/// All resources.
+pub(crate) struct Directory {
+    pub(crate) exports: Vec<Export>,
+    pub(crate) node_name: String,
+    /// Whether a client may be kept waiting for a role change: it has not waited too long, and not too many do.
+    pub(crate) may_hold: bool,
+}
+
+impl ExportDirectory for Directory {
+    fn list(&self) -> Vec<String> {
+        self.exports.iter().map(|export| export.name.clone()).collect()
+    }
+
+    fn find(&self, name: &str) -> Lookup {
+        let export = match (name, &self.exports[..]) {
+            ("", [only]) => Some(only),
+            _ => self.exports.iter().find(|export| export.name == name),
+        };
+        let Some(export) = export else { return Lookup::Unknown };
+        match export.state {
+            Some((ExportState::Open, _)) if export.size_bytes > 0 => Lookup::Found(self.info(export)),
+            Some((ExportState::Hold, _)) if self.may_hold => Lookup::NotReady,
+            _ => Lookup::Refused { reason: self.reason(export) },
+        }
+    }
+}
+
+impl Directory {
+    fn info(&self, export: &Export) -> ExportInfo {
+        ExportInfo {
+            name: export.name.clone(),
+            description: format!("{} on {}", export.name, self.node_name),
+            size_bytes: export.size_bytes,
+            read_only: false,
+            block: BlockSizes { min: 1, preferred: 4096, max: REQUEST_BYTES_MAX },
+            rotational: false,
+            multi_conn: true,
+        }
+    }
+
+    fn reason(&self, export: &Export) -> String {
+        let (name, node) = (&export.name, &self.node_name);
+        match export.state {
+            None => format!("{name} is down on {node}; bring it up: lockstep up {name}"),
+            Some((ExportState::Hold, _)) => format!("{name} is changing its role on {node}; try again"),
+            Some((ExportState::Open, _)) => format!("{name} has no size yet on {node}; try again"),
+            Some((ExportState::Closed, role)) => {
+                let peer = export.peer.as_deref();
+                let elsewhere = peer.map(|peer| format!(", or connect to {peer}")).unwrap_or_default();
+                format!("{name} is {role} on {node}; promote it: lockstep promote {name}{elsewhere}")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(states: &[Option<(ExportState, Role)>]) -> Directory {
+        let export = |(index, state): (usize, &Option<_>)| Export {
+            name: format!("r{index}"),
+            state: *state,
+            size_bytes: 1 << 20,
+            peer: Some("beta".into()),
+        };
+        Directory {
+            exports: states.iter().enumerate().map(export).collect(),
+            node_name: "alpha".into(),
+            may_hold: true,
+        }
+    }
+
+    const OPEN: Option<(ExportState, Role)> = Some((ExportState::Open, Role::Primary));
+    const CLOSED: Option<(ExportState, Role)> = Some((ExportState::Closed, Role::Secondary));
+
+    #[test]
+    fn the_empty_name_means_the_only_export() {
+        assert!(matches!(directory(&[OPEN]).find(""), Lookup::Found(info) if info.name == "r0"));
+        assert_eq!(directory(&[OPEN, OPEN]).find(""), Lookup::Unknown);
+        assert!(matches!(directory(&[CLOSED, OPEN]).find("r1"), Lookup::Found(_)));
+        assert_eq!(directory(&[OPEN]).find("r9"), Lookup::Unknown);
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_what_to_type() {
+        let Lookup::Refused { reason } = directory(&[CLOSED]).find("r0") else { panic!() };
+        assert_eq!(reason, "r0 is Secondary on alpha; promote it: lockstep promote r0, or connect to beta");
+        let Lookup::Refused { reason } = directory(&[None]).find("r0") else { panic!() };
+        assert!(reason.contains("lockstep up r0"), "{reason}");
+    }
+
+    #[test]
+    fn a_role_change_holds_the_client_while_there_is_room() {
+        let mut directory = directory(&[Some((ExportState::Hold, Role::Secondary))]);
+        assert_eq!(directory.find("r0"), Lookup::NotReady);
+        directory.may_hold = false;
+        assert!(matches!(directory.find("r0"), Lookup::Refused { .. }));
+    }
+}

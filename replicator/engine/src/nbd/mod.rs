@@ -1,0 +1,234 @@
+//! A connection to an NBD client, and the table of requests under way.
+//!
+//! Here is what concerns one connection; what a request means is the core's part. A client that exceeds a bound is not
+//! read further until it is below it again. Whatever a client does, its requests in the core are answered before its
+//! entry goes.
+
+mod directory;
+
+use std::time::SystemTime;
+
+use lockstep_core::{Instant, PIECE_BYTES_MAX, SlotId};
+use lockstep_nbd::{Negotiation, RequestParser};
+
+pub(crate) use directory::{Directory, Export};
+
+use crate::ring::Fd;
+use crate::slots::{Arena, PoolId, Span};
+use crate::stream::{Inbox, Outbox};
+
+/// Receive buffer: many requests per receive.
+pub(crate) const BUFFER_BYTES: usize = 128 * 1024;
+/// Largest read or write offered.
+pub(crate) const REQUEST_BYTES_MAX: u32 = 32 << 20;
+
+/// Where a connection stands.
+pub(crate) enum Phase {
+    /// Options are negotiated.
+    Handshake(Box<Negotiation>),
+    /// A role change is under way: the export's answer waits since then.
+    Held(Box<Negotiation>),
+    /// Requests are served.
+    Serving(Box<Serving>),
+    /// Nothing is read any more; what is under way is answered.
+    Draining,
+    /// Shut down; waits for its last operations and requests.
+    Dead,
+}
+
+/// A client in the transmission phase.
+pub(crate) struct Serving {
+    pub(crate) resource: u16,
+    pub(crate) parser: RequestParser,
+    pub(crate) structured: bool,
+    /// A write whose payload is arriving.
+    pub(crate) write: Option<Writing>,
+    /// Bytes of payload to be thrown away.
+    pub(crate) skip: u64,
+}
+
+/// A write whose payload is arriving.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writing {
+    /// `None`: it was answered before all its bytes came; the rest is thrown away.
+    pub(crate) request: Option<u32>,
+    /// First byte not yet in a complete piece.
+    pub(crate) offset: u64,
+    /// Bytes from there on.
+    pub(crate) left: u64,
+    pub(crate) piece: Option<Piece>,
+}
+
+/// A part of a payload, on its way into a slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) payload: Span,
+    pub(crate) got: u32,
+}
+
+/// Bytes from `offset` to the end of its piece, at most `left`.
+pub(crate) fn piece_bytes(offset: u64, left: u64) -> u32 {
+    left.min(PIECE_BYTES_MAX - offset % PIECE_BYTES_MAX) as u32
+}
+
+/// One connection.
+pub(crate) struct Client {
+    pub(crate) fd: Fd,
+    pub(crate) address: String,
+    pub(crate) since: SystemTime,
+    pub(crate) phase: Phase,
+    /// When patience ends, in every phase but `Serving`.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) inbox: Inbox,
+    pub(crate) outbox: Outbox,
+    /// Operations in the ring.
+    pub(crate) ops: u32,
+    /// Requests in the core.
+    pub(crate) requests: u32,
+    /// Requests admitted whose answer was not sent, and their bytes.
+    pub(crate) unsent: u32,
+    pub(crate) unsent_bytes: u64,
+    /// Not read until a slot is free.
+    pub(crate) starved: bool,
+    /// It is going: nothing more is taken from it. With a receive in flight, its phase changes when that has ended.
+    pub(crate) is_ending: bool,
+    /// It is going at once: answers are of no use any more.
+    pub(crate) is_gone: bool,
+    /// In the list of those with something to send.
+    pub(crate) is_listed: bool,
+}
+
+impl Client {
+    /// A connection that has received nothing.
+    pub(crate) fn new(fd: Fd, address: String, negotiation: Negotiation, deadline: Instant) -> Self {
+        Self {
+            address,
+            since: SystemTime::now(),
+            phase: Phase::Handshake(Box::new(negotiation)),
+            deadline: Some(deadline),
+            inbox: Inbox::new(fd.clone(), BUFFER_BYTES),
+            outbox: Outbox::new(fd.clone()),
+            ops: 0,
+            requests: 0,
+            unsent: 0,
+            unsent_bytes: 0,
+            starved: false,
+            is_ending: false,
+            is_gone: false,
+            is_listed: false,
+            fd,
+        }
+    }
+
+    /// The resource whose export it opened, while it is served.
+    pub(crate) fn served_resource(&self) -> Option<u16> {
+        match &self.phase {
+            Phase::Serving(serving) if !self.is_ending => Some(serving.resource),
+            _ => None,
+        }
+    }
+
+    /// Where the next bytes of a payload go.
+    pub(crate) fn payload_rest(&self) -> Option<Span> {
+        let Phase::Serving(serving) = &self.phase else { return None };
+        let piece = serving.write.as_ref()?.piece.as_ref()?;
+        Some(piece.payload.skip(piece.got))
+    }
+
+    /// Ends the reading: drops a half-received payload. Returns the write that will never be complete. Not while a
+    /// receive is in flight into the payload's slot.
+    pub(crate) fn stop_reading(&mut self, arena: &mut Arena, next: Phase) -> Option<u32> {
+        self.starved = false;
+        let Phase::Serving(serving) = std::mem::replace(&mut self.phase, next) else { return None };
+        let write = serving.write?;
+        if let Some(piece) = write.piece {
+            arena.release(piece.payload.slot);
+        }
+        write.request
+    }
+}
+
+/// A request in the core.
+pub(crate) struct Request {
+    pub(crate) client: u32,
+    pub(crate) request: lockstep_nbd::Request,
+    pub(crate) structured: bool,
+    /// Slots of a read, one per piece.
+    pub(crate) slots: Vec<SlotId>,
+}
+
+impl Request {
+    /// Slot of the piece that holds this byte, and the first byte it holds.
+    pub(crate) fn slot_at(&self, offset: u64) -> Option<(SlotId, u64)> {
+        let first_piece = self.request.offset / PIECE_BYTES_MAX;
+        let piece = offset / PIECE_BYTES_MAX;
+        let index = usize::try_from(piece.checked_sub(first_piece)?).ok()?;
+        Some((*self.slots.get(index)?, self.request.offset.max(piece * PIECE_BYTES_MAX)))
+    }
+
+    /// The parts of its range, with their slots.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = Span> {
+        let (mut offset, mut left) = (self.request.offset, u64::from(self.request.length));
+        self.slots.iter().map(move |slot| {
+            let len = piece_bytes(offset, left);
+            let span = Span::of_volume(*slot, offset, len);
+            offset += u64::from(len);
+            left -= u64::from(len);
+            span
+        })
+    }
+}
+
+/// Takes slots for all pieces of a range, or none. They are appended to `slots`, which is empty.
+pub(crate) fn take_all(arena: &mut Arena, pool: PoolId, offset: u64, len: u32, slots: &mut Vec<SlotId>) -> bool {
+    let (mut offset, mut left) = (offset, u64::from(len));
+    while left > 0 {
+        let len = piece_bytes(offset, left);
+        let Some(slot) = arena.take(pool, offset, len) else {
+            slots.drain(..).for_each(|slot| arena.release(slot));
+            return false;
+        };
+        slots.push(slot);
+        offset += u64::from(len);
+        left -= u64::from(len);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slots::PoolSize;
+
+    fn read(offset: u64, length: u32) -> Request {
+        let command = lockstep_nbd::Command::Read;
+        let request =
+            lockstep_nbd::Request { command, fua: false, no_hole: false, df: false, cookie: 1, offset, length };
+        Request { client: 0, request, structured: false, slots: Vec::new() }
+    }
+
+    #[test]
+    fn a_range_is_cut_at_pieces_and_every_byte_finds_its_slot() {
+        let mut arena = Arena::new(&[PoolSize { small: 1, large: 3 }]).unwrap();
+        let (offset, length) = (PIECE_BYTES_MAX - 10, PIECE_BYTES_MAX as u32 + 20);
+        let mut request = read(offset, length);
+        assert!(take_all(&mut arena, PoolId(0), offset, length, &mut request.slots));
+        let spans: Vec<Span> = request.spans().collect();
+        assert_eq!(spans.iter().map(|span| span.len).collect::<Vec<_>>(), [10, 131_072, 10]);
+        assert_eq!(spans[0].start, 4086);
+        assert_eq!(request.slot_at(offset), Some((request.slots[0], offset)));
+        assert_eq!(request.slot_at(PIECE_BYTES_MAX), Some((request.slots[1], PIECE_BYTES_MAX)));
+        assert_eq!(request.slot_at(2 * PIECE_BYTES_MAX + 3), Some((request.slots[2], 2 * PIECE_BYTES_MAX)));
+        assert_eq!((request.slot_at(3 * PIECE_BYTES_MAX), request.slot_at(0)), (None, None));
+    }
+
+    #[test]
+    fn a_range_that_does_not_fit_takes_nothing() {
+        let mut arena = Arena::new(&[PoolSize { small: 0, large: 2 }]).unwrap();
+        let mut slots = Vec::new();
+        assert!(!take_all(&mut arena, PoolId(0), 0, 3 * PIECE_BYTES_MAX as u32, &mut slots));
+        assert!(slots.is_empty());
+        assert_eq!(arena.in_use(), 0);
+        assert!(take_all(&mut arena, PoolId(0), 0, 2 * PIECE_BYTES_MAX as u32, &mut slots));
+    }
+}

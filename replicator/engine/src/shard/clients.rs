@@ -1,0 +1,324 @@
+//! Connections of NBD clients: the handshake, waiting for a role change, and the end.
+//!
+//! A client ends in one of two ways. Drained: nothing more is read, what is under way is answered, then it is closed
+//! (it said goodbye, or the export closed). Hung up: the socket is shut down at once, answers are dropped. Its entry
+//! goes when the kernel and the core are done with it.
+
+use std::time::Duration;
+
+use lockstep_core::{Event, Instant, ReqId};
+use lockstep_nbd::{Limits, Negotiation, RequestParser, Step, Transmission};
+
+use super::Shard;
+use super::resource::Resource;
+use crate::config::ResourceConfig;
+use crate::nbd::{Client, Directory, Export, Phase, Serving};
+use crate::ring::{Completion, Fd, Op};
+use crate::token::Token;
+
+/// How long a client that goes may take to read its answers.
+const DRAIN: Duration = Duration::from_secs(2);
+
+impl Shard {
+    /// A connection came in on an NBD listener.
+    pub(super) fn client_accepted(&mut self, fd: Fd, address: String) {
+        let waiting = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Handshake(_))).count();
+        if waiting >= self.config.limits.handshakes_max {
+            tracing::debug!("too many unfinished NBD handshakes; dropping {address}");
+            return;
+        }
+        let _ = rustix::net::sockopt::set_tcp_nodelay(&*fd, true);
+        let deadline = self.clock.now() + self.config.limits.handshake_timeout;
+        let negotiation = Negotiation::new(Limits::default());
+        let mut client = Client::new(fd, address, negotiation, deadline);
+        if let Some(message) = client.outbox.message(false) {
+            message.push_head(&Negotiation::greeting());
+        }
+        let index = self.clients.insert(client);
+        self.list_talking(index);
+        self.receive_from(index);
+        self.want_sweep();
+    }
+
+    fn receive_from(&mut self, index: u32) {
+        let Self { io: Some(io), clients, .. } = self else { return };
+        let Some(client) = clients.get_mut(index) else { return };
+        if !client.inbox.is_receiving() {
+            client.inbox.receive(io, Token::ClientReceived(index), None);
+            client.ops += 1;
+        }
+    }
+
+    pub(super) fn client_received(&mut self, index: u32, completion: Completion<Token>) {
+        let (Some(client), Op::Receive(incoming)) = (self.clients.get_mut(index), completion.op) else { return };
+        client.ops -= 1;
+        let bytes = *completion.result.as_ref().unwrap_or(&0);
+        let in_payload = client.inbox.received(incoming, bytes);
+        if let Phase::Serving(serving) = &mut client.phase
+            && let Some(piece) = serving.write.as_mut().and_then(|write| write.piece.as_mut())
+        {
+            piece.got += in_payload;
+        }
+        if client.is_ending {
+            return self.stop_reading(index);
+        }
+        if bytes == 0 {
+            return self.hang_up(index);
+        }
+        match client.phase {
+            Phase::Handshake(_) => self.negotiate(index),
+            Phase::Serving(_) => self.serve(index),
+            Phase::Held(_) | Phase::Draining | Phase::Dead => {}
+        }
+    }
+
+    fn directory(&self, may_hold: bool) -> Directory {
+        let export = |(resource, config): (&Resource, &ResourceConfig)| Export {
+            name: resource.name.clone(),
+            state: resource.node.as_ref().map(|node| (node.export(), node.status().role)),
+            size_bytes: resource.node.as_ref().and_then(|node| node.geometry()).map_or(0, |g| g.size_bytes()),
+            peer: config.peer.as_ref().map(|peer| peer.name.clone()),
+        };
+        let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();
+        Directory { exports, node_name: self.config.node_name.clone(), may_hold }
+    }
+
+    /// Goes on with a handshake.
+    fn negotiate(&mut self, index: u32) {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        let was_held = matches!(client.phase, Phase::Held(_));
+        let (Phase::Handshake(mut negotiation) | Phase::Held(mut negotiation)) =
+            std::mem::replace(&mut client.phase, Phase::Draining)
+        else {
+            return;
+        };
+        let in_time = !was_held || client.deadline.is_some_and(|deadline| self.clock.now() < deadline);
+        let held = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Held(_))).count();
+        let directory = self.directory(in_time && held < self.config.limits.held_max);
+        let hold_until = self.clock.now() + self.config.hold_greeting;
+        let Some(client) = self.clients.get_mut(index) else { return };
+        let mut answer = Vec::new();
+        let step = loop {
+            match negotiation.receive(client.inbox.data()) {
+                Ok(taken) => client.inbox.consume(taken),
+                Err(error) => {
+                    tracing::debug!("NBD handshake of {}: {error}", client.address);
+                    break Step::Close;
+                }
+            }
+            let before = answer.len();
+            match negotiation.poll(&directory, &mut answer) {
+                Step::NeedMore if answer.len() > before => {}
+                step => break step,
+            }
+        };
+        if let Some(message) = client.outbox.message(false).filter(|_| !answer.is_empty()) {
+            message.push_head(&answer);
+        }
+        match step {
+            Step::NeedMore => {
+                client.phase = Phase::Handshake(negotiation);
+                self.receive_from(index);
+            }
+            Step::Hold { .. } => {
+                if !was_held {
+                    client.deadline = Some(hold_until);
+                }
+                client.phase = Phase::Held(negotiation);
+                self.want_sweep();
+            }
+            Step::Transmission(agreed) => self.begin_transmission(index, agreed),
+            Step::Close => self.drain(index),
+        }
+        self.list_talking(index);
+    }
+
+    fn begin_transmission(&mut self, index: u32, agreed: Transmission) {
+        let serving = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Serving(_))).count();
+        let resource = self.resources.iter().position(|resource| resource.name == agreed.export.name);
+        let (Some(resource), Some(client)) = (resource, self.clients.get_mut(index)) else { return };
+        if serving >= self.config.limits.clients_max {
+            tracing::warn!("{} clients are connected, no more are served; closing {}", serving, client.address);
+            return self.drain(index);
+        }
+        let parser = RequestParser::new(&agreed.export, agreed.structured);
+        let resource = resource as u16;
+        let structured = agreed.structured;
+        client.phase = Phase::Serving(Box::new(Serving { resource, parser, structured, write: None, skip: 0 }));
+        client.deadline = None;
+        tracing::info!("{}: client {} connected", agreed.export.name, client.address);
+        self.count_clients(usize::from(resource));
+        self.serve(index);
+    }
+
+    /// Tells the core how many clients its export has, if that changed.
+    fn count_clients(&mut self, resource: usize) {
+        let serves = |client: &Client| client.served_resource() == Some(resource as u16);
+        let open = self.clients.iter().filter(|(_, client)| serves(client)).count() as u32;
+        let entry = &mut self.resources[resource];
+        if entry.clients != open {
+            entry.clients = open;
+            entry.events.push_back(Event::Clients { open });
+        }
+    }
+
+    /// Looks again at clients that wait for an export.
+    pub(super) fn retry_held(&mut self) {
+        for index in 0..self.clients.bound() {
+            if self.clients.get(index).is_some_and(|client| matches!(client.phase, Phase::Held(_))) {
+                self.negotiate(index);
+            }
+        }
+    }
+
+    pub(super) fn feed_starved_clients(&mut self) {
+        for index in 0..self.clients.bound() {
+            if self.clients.get(index).is_some_and(|client| client.starved) {
+                self.serve(index);
+            }
+        }
+    }
+
+    /// Nothing more is taken from a client; it is closed when its requests are answered.
+    pub(super) fn drain(&mut self, index: u32) {
+        let deadline = self.clock.now() + DRAIN;
+        let Some(client) = self.clients.get_mut(index) else { return };
+        if std::mem::replace(&mut client.is_ending, true) {
+            return;
+        }
+        client.deadline = Some(deadline);
+        self.want_sweep();
+        self.end_reading(index, rustix::net::Shutdown::Read);
+    }
+
+    /// Closes a client at once.
+    pub(super) fn hang_up(&mut self, index: u32) {
+        let Self { io: Some(io), clients, .. } = self else { return };
+        let Some(client) = clients.get_mut(index) else { return };
+        if std::mem::replace(&mut client.is_gone, true) {
+            return;
+        }
+        client.is_ending = true;
+        client.deadline = None;
+        client.outbox.close(io.arena());
+        self.end_reading(index, rustix::net::Shutdown::Both);
+    }
+
+    fn end_reading(&mut self, index: u32, how: rustix::net::Shutdown) {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        let resource = match &client.phase {
+            Phase::Serving(serving) => Some(usize::from(serving.resource)),
+            _ => None,
+        };
+        // A receive in flight ends with this.
+        let _ = rustix::net::shutdown(&*client.fd, how);
+        if !client.inbox.is_receiving() {
+            self.stop_reading(index);
+        }
+        if let Some(resource) = resource {
+            self.count_clients(resource);
+        }
+    }
+
+    /// No receive is in flight any more: a write whose bytes will not come is abandoned.
+    fn stop_reading(&mut self, index: u32) {
+        let Self { io: Some(io), clients, resources, .. } = self else { return };
+        let Some(client) = clients.get_mut(index) else { return };
+        let resource = match &client.phase {
+            Phase::Serving(serving) => Some(usize::from(serving.resource)),
+            _ => None,
+        };
+        let next = if client.is_gone { Phase::Dead } else { Phase::Draining };
+        let abandoned = client.stop_reading(io.arena(), next);
+        if let (Some(resource), Some(request)) = (resource, abandoned) {
+            resources[resource].events.push_back(Event::Abandoned { req: ReqId(request) });
+        }
+        self.check_ending(index);
+    }
+
+    /// Closes a drained client, forgets one that is gone.
+    pub(super) fn check_ending(&mut self, index: u32) {
+        let Some(client) = self.clients.get(index) else { return };
+        let is_idle = client.requests == 0 && client.outbox.is_empty();
+        match client.phase {
+            Phase::Draining if is_idle && client.is_ending => self.hang_up(index),
+            Phase::Dead if client.requests == 0 && client.ops == 0 => {
+                self.clients.remove(index);
+            }
+            _ => {}
+        }
+    }
+
+    /// The export closed: every client of the resource goes.
+    pub(super) fn close_clients(&mut self, resource: usize) {
+        for index in 0..self.clients.bound() {
+            let Some(client) = self.clients.get(index) else { continue };
+            if client.served_resource() == Some(resource as u16) {
+                tracing::info!("{}: closing client {}", self.resources[resource].name, client.address);
+                self.drain(index);
+            }
+        }
+    }
+
+    pub(super) fn list_talking(&mut self, index: u32) {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        if !std::mem::replace(&mut client.is_listed, true) {
+            self.talking.push(index);
+        }
+    }
+
+    /// Sends what is queued for clients.
+    pub(super) fn kick_clients(&mut self) {
+        while let Some(index) = self.talking.pop() {
+            let Self { io: Some(io), clients, .. } = self else { return };
+            let Some(client) = clients.get_mut(index) else { continue };
+            client.is_listed = false;
+            if client.outbox.kick(io, Token::ClientSent(index)) {
+                client.ops += 1;
+            } else {
+                self.check_ending(index);
+            }
+        }
+    }
+
+    pub(super) fn client_sent(&mut self, index: u32, completion: Completion<Token>) {
+        let Self { io: Some(io), clients, .. } = self else { return };
+        let (Some(client), Op::Send(message)) = (clients.get_mut(index), completion.op) else { return };
+        client.ops -= 1;
+        match client.outbox.sent(io.arena(), message, completion.result) {
+            Ok(sent) => {
+                client.unsent -= sent.replies;
+                client.unsent_bytes -= sent.reply_bytes;
+                let was_starved = client.starved;
+                if client.outbox.is_empty() {
+                    self.check_ending(index);
+                } else {
+                    self.list_talking(index);
+                }
+                if was_starved {
+                    self.serve(index);
+                }
+            }
+            Err(_) => {
+                self.hang_up(index);
+                self.check_ending(index);
+            }
+        }
+    }
+
+    pub(super) fn sweep_clients(&mut self, now: Instant) {
+        for index in 0..self.clients.bound() {
+            let Some(client) = self.clients.get(index) else { continue };
+            match (&client.phase, client.deadline) {
+                (_, None) => {}
+                // Looks again too: the reason for waiting may be gone.
+                (Phase::Held(_), Some(_)) => {
+                    self.negotiate(index);
+                    self.want_sweep();
+                }
+                (_, Some(deadline)) if deadline <= now => self.hang_up(index),
+                (_, Some(_)) => self.want_sweep(),
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! What the control plane asks: commands, reports, up, down, stop.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use lockstep_core::{Command, Done, Event, Instant, Node, NodeConfig, PeerConfig, Refusal, Role};
+
+use super::resource::{Pools, Stage};
+use super::{Shard, listen};
+use crate::attach::Attached;
+use crate::error::AttachError;
+use crate::handle::{CommandReply, Message, UpReply};
+use crate::report::{ClientInfo, MemoryReport, ResourceReport};
+use crate::system;
+
+/// Writes (pieces) of one resource in flight.
+const WRITES_MAX: usize = 1024;
+/// Writes that were answered and are not durable on both copies yet.
+const UNDURABLE_MAX: usize = 8192;
+/// Resync pieces in flight.
+const RESYNC_WINDOW: usize = 32;
+
+impl Shard {
+    pub(super) fn control(&mut self, message: Message) {
+        match message {
+            Message::Command(resource, command, reply) => self.command(resource, command, reply),
+            Message::Status(resource, reply) => reply(self.report(resource)),
+            Message::Up(resource, attached, reply) => self.up(resource, attached, reply),
+            Message::Down(resource, reply) => self.down(resource, Some(reply)),
+            Message::Stop => {
+                self.stopping = Some(self.clock.now());
+                (0..self.resources.len()).for_each(|resource| self.down(resource, None));
+                self.want_sweep();
+            }
+        }
+    }
+
+    fn command(&mut self, resource: usize, command: Command, reply: CommandReply) {
+        if command == Command::Leave {
+            return self.down(resource, Some(reply));
+        }
+        if !matches!(self.resources[resource].stage, Stage::Up) {
+            return reply(Err(Refusal::Leaving));
+        }
+        let id = self.resources[resource].add_command(reply);
+        self.feed(resource, Event::Command { id, command });
+    }
+
+    /// Runs a resource with its disk, or Diskless if that cannot be attached.
+    pub(super) fn bring_up(&mut self, resource: usize, attached: Result<Attached, AttachError>) {
+        let config = &self.config.resources[resource];
+        let entry = &mut self.resources[resource];
+        entry.error = None;
+        let store = match attached {
+            Ok(attached) => {
+                entry.storage.disk = Some(attached.disk.into());
+                entry.storage.meta = Some((Rc::new(attached.meta), attached.meta_in_memory));
+                Some(attached.store)
+            }
+            Err(error) => {
+                tracing::error!("{}: runs without disk: {error}", entry.name);
+                entry.error = Some(error.to_string());
+                None
+            }
+        };
+        let disk = entry.storage.disk.as_ref();
+        let seed = system::random::<32>().unwrap_or_else(|error| {
+            // The boot id and the run id still make it unique.
+            tracing::error!("reading /dev/urandom: {error}");
+            *blake3::hash(&self.local.run_id.to_le_bytes()).as_bytes()
+        });
+        let word = |nth: usize| seed[nth * 8..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        let node = Node::new(
+            NodeConfig {
+                node: self.config.node,
+                peer: config.peer.as_ref().map(|peer| PeerConfig { node: peer.node }),
+                run_id: self.local.run_id,
+                boot_id: self.local.boot_id,
+                seed: [word(0), word(1), word(2), word(3)],
+                granule_bytes: disk.map_or(512, |disk| disk.granule_bytes),
+                survives_process_death: disk.is_some_and(|disk| disk.survives_process_death()),
+                writes_max: WRITES_MAX,
+                undurable_max: UNDURABLE_MAX,
+                resync_window: RESYNC_WINDOW,
+                timing: config.timing,
+            },
+            store,
+        );
+        entry.node = Some(node);
+        entry.stage = Stage::Up;
+        entry.clients = 0;
+        entry.link_error = None;
+        entry.events.clear();
+        self.feed(resource, Event::Start { unix_ms: system::unix_ms() });
+    }
+
+    fn up(&mut self, resource: usize, attached: Box<Result<Attached, AttachError>>, reply: UpReply) {
+        let entry = &self.resources[resource];
+        if self.stopping.is_some() {
+            return reply(Err("the daemon is stopping".into()));
+        }
+        let has_disk = entry.storage.disk.is_some();
+        match (&entry.stage, &entry.node) {
+            (Stage::Up, _) if has_disk => reply(Ok(Done::Already)),
+            (Stage::Up, Some(node)) if node.status().role == Role::Primary => {
+                let name = &entry.name;
+                reply(Err(format!("{name} is Primary without a disk of its own; lockstep demote {name} first")));
+            }
+            (Stage::Up, _) if attached.is_err() => {
+                let error = attached.err().map(|error| error.to_string());
+                self.resources[resource].error.clone_from(&error);
+                reply(Err(error.unwrap_or_default()));
+            }
+            (Stage::Down, _) => self.start_again(resource, *attached, reply),
+            (Stage::Up | Stage::Leaving { .. } | Stage::Closing { .. }, _) => {
+                self.resources[resource].restart = Some((attached, reply));
+                self.down(resource, None);
+            }
+        }
+    }
+
+    fn start_again(&mut self, resource: usize, attached: Result<Attached, AttachError>, reply: UpReply) {
+        let error = attached.as_ref().err().map(|error| error.to_string());
+        self.bring_up(resource, attached);
+        reply(error.map_or(Ok(Done::Changed), Err));
+    }
+
+    fn down(&mut self, resource: usize, reply: Option<CommandReply>) {
+        let now = self.clock.now();
+        let entry = &mut self.resources[resource];
+        if let Stage::Down = entry.stage {
+            return reply.into_iter().for_each(|reply| reply(Ok(Done::Already)));
+        }
+        entry.down_replies.extend(reply);
+        if !matches!(entry.stage, Stage::Up) {
+            return;
+        }
+        entry.stage = Stage::Leaving { since: now };
+        self.ask_to_leave(resource);
+        self.want_sweep();
+    }
+
+    fn ask_to_leave(&mut self, resource: usize) {
+        let Some(id) = self.resources[resource].leave_command() else { return };
+        self.feed(resource, Event::Command { id, command: Command::Leave });
+    }
+
+    pub(super) fn sweep_downs(&mut self, now: Instant) {
+        for resource in 0..self.resources.len() {
+            match self.resources[resource].stage {
+                Stage::Leaving { since } => {
+                    self.want_sweep();
+                    if now.since(since) >= self.config.stop_wait {
+                        tracing::warn!("{}: could not leave cleanly in time", self.resources[resource].name);
+                        self.left(resource, Ok(Done::LeftAsIs));
+                    } else if self.resources[resource].leaving.is_none() {
+                        // Refused while something else is under way: ask again.
+                        self.ask_to_leave(resource);
+                    }
+                }
+                Stage::Closing { .. } => self.want_sweep(),
+                Stage::Up | Stage::Down => {}
+            }
+        }
+    }
+
+    /// Completes the downs whose last operations have ended.
+    pub(super) fn finish_downs(&mut self) {
+        for resource in 0..self.resources.len() {
+            if matches!(self.resources[resource].stage, Stage::Closing { .. }) {
+                self.finish_down(resource);
+            }
+        }
+    }
+
+    fn finish_down(&mut self, resource: usize) {
+        if self.resources[resource].node.is_some() {
+            self.close_clients(resource);
+            if !self.resources[resource].storage.is_idle() {
+                return;
+            }
+            self.drop_links(resource);
+            self.drop_node(resource);
+        }
+        let is_busy = self.has_links(resource) || !self.resources[resource].storage.is_idle();
+        if is_busy {
+            return;
+        }
+        let entry = &mut self.resources[resource];
+        entry.storage.disk = None;
+        entry.storage.meta = None;
+        let Stage::Closing { result } = std::mem::replace(&mut entry.stage, Stage::Down) else { return };
+        tracing::info!("{}: down", entry.name);
+        for reply in std::mem::take(&mut entry.down_replies) {
+            reply(result);
+        }
+        if let Some((attached, reply)) = entry.restart.take() {
+            self.start_again(resource, *attached, reply);
+        }
+    }
+
+    /// The core goes; what it had not answered is answered with an error, what it held is free again.
+    fn drop_node(&mut self, resource: usize) {
+        let entry = &mut self.resources[resource];
+        entry.node = None;
+        entry.events.clear();
+        let commands = std::mem::take(&mut entry.commands);
+        let open: Vec<u32> = entry.requests.iter().map(|(id, _)| id).collect();
+        let pools: Pools = entry.pools;
+        for id in open {
+            self.reply(resource, id, Err(lockstep_core::IoError::Shutdown));
+        }
+        self.io().arena().reclaim_from_core(&pools.all());
+        commands.into_iter().for_each(|(_, reply)| reply(Err(Refusal::Leaving)));
+    }
+
+    /// Everything is down, or the time for that is over.
+    pub(super) fn has_stopped(&self) -> bool {
+        let Some(since) = self.stopping else { return false };
+        let all_down = self.resources.iter().all(|resource| matches!(resource.stage, Stage::Down));
+        let grace = self.config.stop_wait + Duration::from_secs(2);
+        all_down || self.clock.now().since(since) >= grace
+    }
+
+    fn report(&mut self, resource: usize) -> ResourceReport {
+        let config = &self.config.resources[resource];
+        let clients = self.clients.iter().map(|(_, client)| client);
+        let clients = clients.filter(|client| client.served_resource() == Some(resource as u16));
+        let info = |client: &crate::nbd::Client| ClientInfo {
+            addr: client.address.clone(),
+            export: config.name.clone(),
+            since: client.since,
+        };
+        let clients = clients.map(info).collect();
+        let entry = &self.resources[resource];
+        let pools = entry.pools.all();
+        let nbd_uris = self.config.nbd_listeners.iter().map(|l| listen::uri(l, &config.name)).collect();
+        let Some(io) = &mut self.io else { unreachable!("the ring goes when the thread ends") };
+        let free: u32 = pools.iter().map(|pool| io.arena().free_in(*pool)).sum();
+        ResourceReport {
+            name: config.name.clone(),
+            status: entry.node.as_ref().map(|node| node.status()),
+            error: entry.error.clone(),
+            clients,
+            disk: config.disk.clone(),
+            disk_mode: entry.storage.disk.as_ref().map(|disk| disk.describe()),
+            meta: config.meta.clone(),
+            nbd_uris,
+            peer: config.peer.as_ref().map(|peer| (peer.name.clone(), peer.address.to_string())),
+            memory: MemoryReport {
+                reserved_bytes: entry.reserved_bytes,
+                slots_in_use: entry.slots - free,
+                slots: entry.slots,
+            },
+            link_error: entry.link_error.clone(),
+        }
+    }
+}

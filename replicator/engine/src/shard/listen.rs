@@ -1,0 +1,128 @@
+//! Listening sockets: one for peers, any number for NBD clients.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::Shard;
+use crate::config::{EngineConfig, Listener};
+use crate::error::StartError;
+use crate::ring::{Completion, Fd, Op};
+use crate::token::Token;
+
+/// One listening socket.
+pub(super) struct Socket {
+    fd: Fd,
+    /// For NBD clients; otherwise it is the replication port.
+    is_nbd: bool,
+    /// Of a unix socket.
+    path: Option<PathBuf>,
+    /// Accepting failed; tried again at the next sweep.
+    is_paused: bool,
+}
+
+/// Opens the replication port and all NBD listeners.
+pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError> {
+    let mut sockets = Vec::new();
+    if config.resources.iter().any(|resource| resource.peer.is_some()) {
+        let address = config.listen;
+        let listener = TcpListener::bind(address).map_err(|error| StartError::Listen { address, error })?;
+        sockets.push(Socket { fd: Rc::new(listener.into()), is_nbd: false, path: None, is_paused: false });
+    }
+    for listener in &config.nbd_listeners {
+        let failed = |error| StartError::ListenNbd { listener: describe(listener), error };
+        let (fd, path): (OwnedFd, _) = match listener {
+            Listener::Tcp(address) => (TcpListener::bind(address).map_err(failed)?.into(), None),
+            Listener::Unix { path, mode } => (bind_unix(path, *mode).map_err(failed)?.into(), Some(path.clone())),
+        };
+        sockets.push(Socket { fd: Rc::new(fd), is_nbd: true, path, is_paused: false });
+    }
+    Ok(sockets)
+}
+
+/// Removes the names of unix sockets.
+pub(super) fn remove(sockets: &[Socket]) {
+    for path in sockets.iter().filter_map(|socket| socket.path.as_ref()) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn describe(listener: &Listener) -> String {
+    match listener {
+        Listener::Tcp(address) => address.to_string(),
+        Listener::Unix { path, .. } => path.display().to_string(),
+    }
+}
+
+/// A socket at this path that nobody listens on is left from a predecessor and is replaced.
+fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    if fs::symlink_metadata(path).is_ok() {
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            _ => return Err(io::ErrorKind::AddrInUse.into()),
+        }
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+/// The URI of an export on a listener.
+pub(super) fn uri(listener: &Listener, export: &str) -> String {
+    match listener {
+        Listener::Tcp(address) => format!("nbd://{address}/{export}"),
+        Listener::Unix { path, .. } => format!("nbd+unix:///{export}?socket={}", path.display()),
+    }
+}
+
+impl Shard {
+    /// Starts accepting on every socket.
+    pub(super) fn listen(&mut self) {
+        (0..self.sockets.len()).for_each(|index| self.accept_on(index));
+    }
+
+    fn accept_on(&mut self, index: usize) {
+        let fd = Rc::clone(&self.sockets[index].fd);
+        self.sockets[index].is_paused = false;
+        self.io().push(Token::Accept(index as u16), Op::Accept { fd, accepted: None });
+    }
+
+    pub(super) fn accepted(&mut self, index: u16, completion: Completion<Token>) {
+        let socket = usize::from(index);
+        if let Err(error) = &completion.result {
+            tracing::warn!("accepting a connection: {error}");
+            self.sockets[socket].is_paused = true;
+            return self.want_sweep();
+        }
+        let Op::Accept { accepted: Some(fd), .. } = completion.op else { return };
+        let fd = Rc::new(fd);
+        self.accept_on(socket);
+        if self.stopping.is_some() {
+            return;
+        }
+        let address = rustix::net::getpeername(&*fd).ok().flatten();
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok());
+        match (self.sockets[socket].is_nbd, address) {
+            (false, address) => self.peer_accepted(fd, address.map_or("unknown".into(), |a| a.to_string())),
+            (true, Some(address)) => self.client_accepted(fd, address.to_string()),
+            (true, None) => {
+                let pid = rustix::net::sockopt::socket_peercred(&*fd).map(|cred| cred.pid.as_raw_nonzero());
+                let address = pid.map_or("unix".into(), |pid| format!("unix, process {pid}"));
+                self.client_accepted(fd, address);
+            }
+        }
+    }
+
+    pub(super) fn sweep_listeners(&mut self) {
+        for index in 0..self.sockets.len() {
+            if self.sockets[index].is_paused {
+                self.accept_on(index);
+            }
+        }
+    }
+}

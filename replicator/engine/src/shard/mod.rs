@@ -1,0 +1,259 @@
+//! The loop of a shard: one thread, one ring, all resources.
+//!
+//! A turn: completions become events for the cores; their actions are executed as they come; what goes to peers is
+//! submitted before anything is written in this thread; then local writes, then answers to clients; then one wait.
+//! Cores are never called while their actions are being executed: events that arise meanwhile are queued.
+
+mod actions;
+mod clients;
+mod control;
+mod links;
+mod listen;
+mod requests;
+mod resource;
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use lockstep_core::{Event, Instant};
+
+use crate::attach;
+use crate::config::EngineConfig;
+use crate::error::StartError;
+use crate::handle::Message;
+use crate::link::{Link, Local};
+use crate::nbd::Client;
+use crate::ring::{Completion, Fd, Op, Ring};
+use crate::slab::Slab;
+use crate::slots::{Arena, PoolSize};
+use crate::system::{self, Clock};
+use crate::token::{Io, Token};
+use listen::Socket;
+use resource::{Pools, Resource};
+
+/// How often connections with a time limit are looked at.
+const SWEEP: Duration = Duration::from_millis(100);
+
+/// All that a shard's thread owns.
+pub(crate) struct Shard {
+    config: Arc<EngineConfig>,
+    local: Local,
+    clock: Clock,
+    /// `None` only when the thread ends.
+    io: Option<Io>,
+    resources: Vec<Resource>,
+    sockets: Vec<Socket>,
+    links: Slab<Link>,
+    next_link: u32,
+    clients: Slab<Client>,
+    /// Clients with something to send.
+    talking: Vec<u32>,
+    /// When to look at time limits, if there are any.
+    sweep_at: Option<Instant>,
+    /// An export's state changed: look again at clients that wait for it.
+    exports_changed: bool,
+    /// `Arena::frees` when starved connections were last looked at.
+    frees_seen: u64,
+    inbox: Receiver<Message>,
+    wake: Fd,
+    stopping: Option<Instant>,
+    /// For frames' bodies and handshakes.
+    scratch: Vec<u8>,
+}
+
+impl Shard {
+    /// Opens listeners and disks on the thread that will run it.
+    pub(crate) fn new(
+        config: Arc<EngineConfig>,
+        inbox: Receiver<Message>,
+        wake: Arc<OwnedFd>,
+    ) -> Result<Self, StartError> {
+        let system = |what| move |error| StartError::System { what, error };
+        let run_id = u128::from_le_bytes(system::random().map_err(system("reading /dev/urandom"))?);
+        let boot_id = system::boot_id().map_err(system("reading the boot id"))?;
+        if u16::try_from(config.resources.len() * usize::from(Pools::COUNT)).is_err() {
+            return Err(StartError::Config("too many resources".into()));
+        }
+        let local = Local {
+            cluster: config.cluster.clone(),
+            secret: config.secret,
+            node: config.node,
+            node_name: config.node_name.clone(),
+            run_id,
+            boot_id,
+        };
+        let sizes: Vec<PoolSize> = config.resources.iter().flat_map(|r| Pools::sizes(r.buffer_bytes)).collect();
+        let bytes: u64 = sizes.iter().map(|size| size.bytes() as u64).sum();
+        let arena = Arena::new(&sizes).map_err(|error| StartError::Memory { bytes, error })?;
+        let io = Ring::new(arena, config.spin_us)?;
+        let sockets = listen::open_all(&config)?;
+        let wake = wake.try_clone().map_err(system("duplicating the eventfd"))?;
+        let resources = (0..).zip(&config.resources).map(|(index, r)| Resource::new(index, r)).collect();
+        tracing::info!(
+            "{} MiB of buffers for {} resources, {}",
+            bytes >> 20,
+            config.resources.len(),
+            if io.is_registered() { "registered with the kernel" } else { "not registered" }
+        );
+        let mut shard = Self {
+            local,
+            clock: Clock::new(),
+            io: Some(io),
+            resources,
+            sockets,
+            links: Slab::with_capacity(64),
+            next_link: 1,
+            clients: Slab::with_capacity(config.limits.clients_max),
+            talking: Vec::with_capacity(config.limits.clients_max),
+            sweep_at: None,
+            exports_changed: false,
+            frees_seen: 0,
+            inbox,
+            wake: Rc::new(wake),
+            stopping: None,
+            scratch: Vec::new(),
+            config,
+        };
+        for index in 0..shard.resources.len() {
+            let attached = attach::attach(&shard.config, index);
+            shard.bring_up(index, attached);
+        }
+        shard.listen();
+        Ok(shard)
+    }
+
+    /// Runs until told to stop.
+    pub(crate) fn run(&mut self) {
+        let wake = Op::Readable { fd: Rc::clone(&self.wake) };
+        self.io().push(Token::Wake, wake);
+        while !self.has_stopped() {
+            while let Some(completion) = self.io().reap() {
+                self.complete(completion);
+            }
+            self.keep_time();
+            self.settle();
+            let timeout = self.timeout();
+            self.io().wait(timeout);
+        }
+        if let Some(io) = self.io.take() {
+            io.close(Token::Close);
+        }
+        listen::remove(&self.sockets);
+    }
+
+    fn io(&mut self) -> &mut Io {
+        match &mut self.io {
+            Some(io) => io,
+            None => unreachable!("the ring goes when the thread ends"),
+        }
+    }
+
+    fn complete(&mut self, completion: Completion<Token>) {
+        match completion.token {
+            Token::Storage { resource, job } => {
+                let Self { io: Some(io), resources, .. } = self else { return };
+                resources[usize::from(resource)].storage.completed(io, job, completion);
+                self.drain_storage(usize::from(resource));
+            }
+            Token::ClientReceived(index) => self.client_received(index, completion),
+            Token::ClientSent(index) => self.client_sent(index, completion),
+            Token::LinkReceived(index) => self.link_received(index, completion),
+            Token::LinkSent(index) => self.link_sent(index, completion),
+            Token::LinkConnected(index) => self.link_connected(index, completion.result),
+            Token::Accept(index) => self.accepted(index, completion),
+            Token::Wake => {
+                let mut count = [0; 8];
+                let _ = rustix::io::read(&*self.wake, &mut count);
+                self.io().push(Token::Wake, completion.op);
+                while let Ok(message) = self.inbox.try_recv() {
+                    self.control(message);
+                }
+            }
+            Token::Close => {}
+        }
+    }
+
+    /// Gives the core what its disks have completed, and what arose meanwhile.
+    fn drain_storage(&mut self, resource: usize) {
+        loop {
+            let entry = &mut self.resources[resource];
+            let Some(event) = entry.storage.next_finished().or_else(|| entry.events.pop_front()) else { return };
+            if let Event::DiskDone { slot: Some(slot), .. } = event {
+                self.io().arena().give_to_core(slot);
+            }
+            self.feed(resource, event);
+        }
+    }
+
+    /// Brings everything to rest that can move without the kernel: peers first, then local I/O in this thread, then
+    /// clients.
+    fn settle(&mut self) {
+        loop {
+            (0..self.resources.len()).for_each(|resource| self.drain_storage(resource));
+            if self.exports_changed {
+                self.exports_changed = false;
+                self.retry_held();
+            }
+            let frees = self.io().arena().frees();
+            if frees != self.frees_seen {
+                self.frees_seen = frees;
+                self.feed_starved();
+            }
+            self.kick_links();
+            let Self { io: Some(io), resources, .. } = self else { return };
+            if resources.iter().any(|resource| resource.storage.has_inline()) {
+                // Peers work while this thread writes.
+                io.submit();
+                resources.iter_mut().for_each(|resource| resource.storage.run_inline(io));
+                continue;
+            }
+            self.kick_clients();
+            self.finish_downs();
+            let moving = self.exports_changed
+                || self.resources.iter().any(|resource| !resource.events.is_empty() || resource.storage.has_inline());
+            if !moving && self.io().arena().frees() == self.frees_seen {
+                return;
+            }
+        }
+    }
+
+    fn feed_starved(&mut self) {
+        let Self { io: Some(io), resources, .. } = self else { return };
+        resources.iter_mut().for_each(|resource| resource.storage.feed_starved(io));
+        self.feed_starved_links();
+        self.feed_starved_clients();
+    }
+
+    fn keep_time(&mut self) {
+        let now = self.clock.now();
+        for index in 0..self.resources.len() {
+            let deadline = self.resources[index].node.as_ref().and_then(|node| node.next_deadline());
+            if deadline.is_some_and(|deadline| deadline.at <= now) {
+                self.feed(index, Event::Tick { unix_ms: system::unix_ms() });
+            }
+        }
+        if self.sweep_at.is_some_and(|at| at <= now) {
+            self.sweep_at = None;
+            self.sweep_links(now);
+            self.sweep_clients(now);
+            self.sweep_listeners();
+            self.sweep_downs(now);
+        }
+    }
+
+    /// Something has a time limit.
+    fn want_sweep(&mut self) {
+        if self.sweep_at.is_none() {
+            self.sweep_at = Some(self.clock.now() + SWEEP);
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let deadlines = self.resources.iter().filter_map(|resource| Some(resource.node.as_ref()?.next_deadline()?.at));
+        let next = deadlines.chain(self.sweep_at).min()?;
+        Some(next.since(self.clock.now()))
+    }
+}

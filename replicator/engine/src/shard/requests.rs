@@ -1,0 +1,258 @@
+//! The transmission phase: requests in, events to the core, answers out.
+//!
+//! A request is admitted when its bounds and slots allow; until then its header stays unread. A write's payload goes to
+//! the core piece by piece, as it arrives.
+
+use lockstep_core::{Event, IoError, ReqId, RequestKind};
+use lockstep_nbd::{Command, NbdError, Parsed, reply};
+
+use super::Shard;
+use crate::nbd::{Phase, Piece, Request, Writing, piece_bytes, take_all};
+use crate::slots::Span;
+use crate::token::Token;
+
+/// What to do after a look at the received bytes.
+enum Next {
+    /// Look again.
+    Again,
+    /// Receive.
+    Receive,
+    /// Wait until something is freed, or the connection is going.
+    Wait,
+    /// The client broke the protocol.
+    HangUp,
+}
+
+impl Shard {
+    /// Takes requests from what a client has sent, until there are no more or it must wait.
+    pub(super) fn serve(&mut self, index: u32) {
+        loop {
+            match self.serve_next(index) {
+                Next::Again => {}
+                Next::Wait => return,
+                Next::HangUp => return self.hang_up(index),
+                Next::Receive => {
+                    let Self { io: Some(io), clients, .. } = self else { return };
+                    let Some(client) = clients.get_mut(index) else { return };
+                    if !client.inbox.is_receiving() {
+                        let rest = client.payload_rest();
+                        client.inbox.receive(io, Token::ClientReceived(index), rest);
+                        client.ops += 1;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn serve_next(&mut self, index: u32) -> Next {
+        let Some(client) = self.clients.get_mut(index) else { return Next::Wait };
+        if client.is_ending || client.inbox.is_receiving() {
+            return Next::Wait;
+        }
+        client.starved = false;
+        let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
+        if serving.skip > 0 {
+            let skipped = serving.skip.min(client.inbox.data().len() as u64);
+            client.inbox.consume(skipped as usize);
+            serving.skip -= skipped;
+            return if serving.skip == 0 { Next::Again } else { Next::Receive };
+        }
+        if serving.write.is_some() {
+            return self.take_payload(index);
+        }
+        match serving.parser.next(client.inbox.data()) {
+            Parsed::NeedMore => Next::Receive,
+            Parsed::Request { consumed, request } => self.admit(index, consumed, request),
+            Parsed::Invalid { consumed, payload_to_skip, reply, .. } => {
+                serving.skip = payload_to_skip;
+                client.inbox.consume(consumed);
+                client.unsent += 1;
+                self.answer(index, reply.as_bytes(), 0);
+                Next::Again
+            }
+            Parsed::Fatal(error) => {
+                tracing::warn!("client {} breaks the protocol: {error}", client.address);
+                Next::HangUp
+            }
+        }
+    }
+
+    fn admit(&mut self, index: u32, consumed: usize, request: lockstep_nbd::Request) -> Next {
+        let limits = &self.config.limits;
+        let Self { io: Some(io), clients, resources, .. } = self else { return Next::Wait };
+        let Some(client) = clients.get_mut(index) else { return Next::Wait };
+        let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
+        let resource = usize::from(serving.resource);
+        let bytes = match request.command {
+            Command::Read | Command::Write => u64::from(request.length),
+            _ => 0,
+        };
+        let too_many = client.unsent >= limits.client_requests_max;
+        if too_many || (client.unsent > 0 && client.unsent_bytes + bytes > limits.client_bytes_max) {
+            client.starved = true;
+            return Next::Wait;
+        }
+        let kind = match request.command {
+            Command::Read => RequestKind::Read,
+            Command::Write => RequestKind::Write,
+            Command::Trim => RequestKind::Trim,
+            Command::WriteZeroes => RequestKind::Zero { no_hole: request.no_hole },
+            Command::Flush => RequestKind::Flush,
+            Command::Disconnect => {
+                client.inbox.consume(consumed);
+                self.drain(index);
+                return Next::Wait;
+            }
+            Command::Cache => {
+                client.inbox.consume(consumed);
+                client.unsent += 1;
+                let header = reply::request_reply(serving.structured, &request, Ok(()), "");
+                self.answer(index, header.as_bytes(), 0);
+                return Next::Again;
+            }
+        };
+        let entry = &mut resources[resource];
+        let mut slots = entry.spare_lists.pop().unwrap_or_default();
+        if kind == RequestKind::Read
+            && !take_all(io.arena(), entry.pools.read, request.offset, request.length, &mut slots)
+        {
+            entry.spare_lists.push(slots);
+            client.starved = true;
+            return Next::Wait;
+        }
+        client.inbox.consume(consumed);
+        client.requests += 1;
+        client.unsent += 1;
+        client.unsent_bytes += bytes;
+        let id = entry.requests.insert(Request { client: index, request, structured: serving.structured, slots });
+        if kind == RequestKind::Write {
+            let (offset, left) = (request.offset, u64::from(request.length));
+            serving.write = Some(Writing { request: Some(id), offset, left, piece: None });
+        }
+        let (offset, len) = (request.offset, u64::from(request.length));
+        let fua = request.fua && request.command.modifies();
+        self.feed(resource, Event::Request { req: ReqId(id), kind, offset, len, fua });
+        Next::Again
+    }
+
+    /// Goes on with the payload of a write.
+    fn take_payload(&mut self, index: u32) -> Next {
+        let Self { io: Some(io), clients, resources, .. } = self else { return Next::Wait };
+        let Some(client) = clients.get_mut(index) else { return Next::Wait };
+        let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
+        let resource = usize::from(serving.resource);
+        let Some(write) = &mut serving.write else { return Next::Again };
+        let Some(request) = write.request else {
+            // Answered before its bytes came.
+            let mut got = 0;
+            if let Some(piece) = write.piece {
+                io.arena().release(piece.payload.slot);
+                got = u64::from(piece.got);
+            }
+            serving.skip = write.left - got;
+            serving.write = None;
+            return Next::Again;
+        };
+        let piece = match &mut write.piece {
+            Some(piece) => piece,
+            empty => {
+                let len = piece_bytes(write.offset, write.left);
+                let Some(slot) = io.arena().take(resources[resource].pools.write, write.offset, len) else {
+                    client.starved = true;
+                    return Next::Wait;
+                };
+                empty.insert(Piece { payload: Span::of_volume(slot, write.offset, len), got: 0 })
+            }
+        };
+        let data = client.inbox.data();
+        let available = data.len().min((piece.payload.len - piece.got) as usize);
+        if available > 0 {
+            let target = piece.payload.skip(piece.got).first(available as u32);
+            io.arena().bytes_mut(target).copy_from_slice(&data[..available]);
+            client.inbox.consume(available);
+            piece.got += available as u32;
+        }
+        if piece.got < piece.payload.len {
+            return Next::Receive;
+        }
+        let (offset, len, slot) = (write.offset, piece.payload.len, piece.payload.slot);
+        write.offset += u64::from(len);
+        write.left -= u64::from(len);
+        write.piece = None;
+        if write.left == 0 {
+            serving.write = None;
+        }
+        io.arena().give_to_core(slot);
+        self.feed(resource, Event::Payload { req: ReqId(request), offset, len, slot });
+        Next::Again
+    }
+
+    /// The core answers a request.
+    pub(super) fn reply(&mut self, resource: usize, id: u32, result: Result<(), IoError>) {
+        let Self { io: Some(io), clients, resources, .. } = self else { return };
+        let entry = &mut resources[resource];
+        let Some(mut request) = entry.requests.remove(id) else {
+            unreachable!("request {id} was answered twice")
+        };
+        let Some(client) = clients.get_mut(request.client) else { unreachable!("a client went before its requests") };
+        client.requests -= 1;
+        if let Phase::Serving(serving) = &mut client.phase
+            && let Some(write) = &mut serving.write
+            && write.request == Some(id)
+        {
+            write.request = None;
+        }
+        let asked = &request.request;
+        let is_read = asked.command == Command::Read;
+        let bytes = if is_read || asked.command == Command::Write { u64::from(asked.length) } else { 0 };
+        let header = match result {
+            Ok(()) if is_read => reply::read_reply(request.structured, asked.cookie, asked.offset, asked.length),
+            Ok(()) => reply::request_reply(request.structured, asked, Ok(()), ""),
+            Err(error) => reply::request_reply(request.structured, asked, Err(wire_error(error)), words(error)),
+        };
+        let sends_data = is_read && result.is_ok();
+        if let Some(message) = client.outbox.message(false) {
+            message.push_head(header.as_bytes());
+            // Freed when the header is out: a little early where the data follows in further messages.
+            message.replies += 1;
+            message.reply_bytes += bytes;
+        }
+        for span in request.spans() {
+            match client.outbox.message(false) {
+                Some(message) if sends_data => message.push_payload(span),
+                _ => io.arena().release(span.slot),
+            }
+        }
+        request.slots.clear();
+        entry.spare_lists.push(request.slots);
+        self.list_talking(request.client);
+    }
+
+    /// Queues an answer that the core was not asked for.
+    fn answer(&mut self, index: u32, header: &[u8], bytes: u64) {
+        let Some(client) = self.clients.get_mut(index) else { return };
+        if let Some(message) = client.outbox.message(false) {
+            message.push_head(header);
+            message.replies += 1;
+            message.reply_bytes += bytes;
+        }
+        self.list_talking(index);
+    }
+}
+
+fn wire_error(error: IoError) -> NbdError {
+    match error {
+        IoError::Io => NbdError::Io,
+        IoError::NoSpace => NbdError::NoSpace,
+        IoError::Shutdown => NbdError::Shutdown,
+    }
+}
+
+fn words(error: IoError) -> &'static str {
+    match error {
+        IoError::Io => "no copy could do it",
+        IoError::NoSpace => "no space left under a copy",
+        IoError::Shutdown => "the export is closed",
+    }
+}

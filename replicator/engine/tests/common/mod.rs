@@ -1,0 +1,299 @@
+//! Two engines in one process over loopback, and a small blocking NBD client.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use lockstep_bitmap::{
+    Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity, NodeId,
+    Origin, PeerCopy, PeerRecord,
+};
+use lockstep_core::{Command, ConnectionState, DiskState, Done, Refusal, ReplicationState, Status};
+use lockstep_engine::{
+    Engine, EngineConfig, EngineHandle, Limits, Listener, PeerAddress, ResourceConfig, ResourceReport,
+    create_metadata, device_facts,
+};
+use lockstep_nbd::client::{Handshake, Reply, next_reply};
+use lockstep_nbd::{Command as Nbd, NbdError, Request};
+
+pub const SIZE_BYTES: u64 = 16 << 20;
+const NAMES: [&str; 2] = ["alpha", "beta"];
+
+/// Folders, ports and configurations of a pair.
+pub struct Pair {
+    _folder: tempfile::TempDir,
+    pub root: PathBuf,
+    ports: [SocketAddr; 2],
+    pub secrets: [[u8; 32]; 2],
+}
+
+impl Pair {
+    /// Below `base`, with disks full of zeroes; alpha's copy is the source.
+    pub fn new(base: &str) -> Self {
+        let folder = tempfile::tempdir_in(base).unwrap();
+        let root = folder.path().to_owned();
+        let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let pair = Self { _folder: folder, root, ports: [port(), port()], secrets: [[7; 32]; 2] };
+        for node in 0..2 {
+            std::fs::create_dir(pair.root.join(NAMES[node])).unwrap();
+            std::fs::File::create(pair.disk(node)).unwrap().set_len(SIZE_BYTES).unwrap();
+            create_metadata(&pair.meta(node), pair.params(node, node == 0), false).unwrap();
+        }
+        pair
+    }
+
+    pub fn disk(&self, node: usize) -> PathBuf {
+        self.root.join(NAMES[node]).join("disk")
+    }
+
+    pub fn meta(&self, node: usize) -> PathBuf {
+        self.root.join(NAMES[node]).join("meta")
+    }
+
+    pub fn socket(&self, node: usize) -> PathBuf {
+        self.root.join(NAMES[node]).join("nbd.sock")
+    }
+
+    pub fn params(&self, node: usize, is_source: bool) -> CreateParams {
+        let geometry = Geometry::new(SIZE_BYTES, 12, DEFAULT_REGION_SHIFT).unwrap();
+        let created = Generation {
+            id: GenerationId(42),
+            ordinal: 1,
+            parent: None,
+            node: NodeId(node as u8),
+            began_unix_ms: 1,
+            origin: Origin::Created,
+        };
+        let log = if is_source { vec![created] } else { Vec::new() };
+        let peer = PeerRecord {
+            node: NodeId(1 - node as u8),
+            base: if is_source { Base::NoGeneration } else { Base::Unset },
+            copy: if is_source { PeerCopy::NoGeneration } else { PeerCopy::MayHold },
+            session_offered: 0,
+            session_used: 0,
+            may_be_primary: false,
+            slot_epoch: 1,
+            slot_filled: is_source,
+        };
+        CreateParams {
+            file_id: 1 + node as u64,
+            identity: Identity {
+                resource: "r0".into(),
+                volume: 0,
+                node: NodeId(node as u8),
+                node_name: NAMES[node].into(),
+                device: device_facts(&self.disk(node)).unwrap().identity,
+            },
+            geometry,
+            log: GenerationLog::from_entries(log).unwrap(),
+            peers: vec![peer],
+        }
+    }
+
+    pub fn config(&self, node: usize) -> EngineConfig {
+        let peer = 1 - node;
+        EngineConfig {
+            cluster: "c1".into(),
+            secret: self.secrets[node],
+            node: NodeId(node as u8),
+            node_name: NAMES[node].into(),
+            listen: self.ports[node],
+            nbd_listeners: vec![Listener::Unix { path: self.socket(node), mode: 0o600 }],
+            resources: vec![ResourceConfig {
+                name: "r0".into(),
+                disk: self.disk(node),
+                meta: self.meta(node),
+                peer: Some(PeerAddress {
+                    node: NodeId(peer as u8),
+                    name: NAMES[peer].into(),
+                    address: self.ports[peer],
+                }),
+                max_hot_regions: 64,
+                buffer_bytes: Limits::BUFFER_BYTES_MIN,
+                timing: Default::default(),
+            }],
+            limits: Limits::default(),
+            spin_us: 50,
+            hold_greeting: Duration::from_secs(10),
+            lock_wait: Duration::from_secs(5),
+            stop_wait: Duration::from_secs(5),
+        }
+    }
+
+    pub fn start(&self, node: usize) -> EngineHandle {
+        Engine::start(self.config(node)).unwrap()
+    }
+
+    pub fn connect(&self, node: usize) -> Client {
+        Client::connect(&self.socket(node), "r0", true).unwrap()
+    }
+}
+
+pub fn report(engine: &EngineHandle) -> ResourceReport {
+    let (sender, receiver) = channel();
+    engine.status("r0", Box::new(move |report| sender.send(report).unwrap())).unwrap();
+    receiver.recv_timeout(Duration::from_secs(10)).unwrap()
+}
+
+pub fn status(engine: &EngineHandle) -> Status {
+    report(engine).status.unwrap()
+}
+
+pub fn command(engine: &EngineHandle, command: Command) -> Result<Done, Refusal> {
+    let (sender, receiver) = channel();
+    engine.command("r0", command, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+    receiver.recv_timeout(Duration::from_secs(30)).unwrap()
+}
+
+pub fn promote(engine: &EngineHandle) {
+    let plain = Command::Promote { peer_is_down: false, accept_data_loss: false };
+    assert_eq!(command(engine, plain), Ok(Done::Changed));
+}
+
+pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_secs(30), "not so in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Both copies are UpToDate and mirrored.
+pub fn wait_protected(engine: &EngineHandle) {
+    wait_for("protected", || {
+        let status = status(engine);
+        let peer = &status.peers[0];
+        status.disk == DiskState::UpToDate
+            && peer.disk == Some(DiskState::UpToDate)
+            && peer.connection == ConnectionState::Connected
+            && peer.replication == ReplicationState::Established
+    });
+}
+
+pub fn assert_equal(one: &Path, two: &Path) {
+    let (one, two) = (std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
+    assert_eq!(one.len(), two.len());
+    let differs = one.iter().zip(&two).position(|(a, b)| a != b);
+    assert_eq!(differs, None, "the copies differ");
+}
+
+/// A blocking client with one request in flight, or as many as the caller begins.
+pub struct Client {
+    stream: UnixStream,
+    received: Vec<u8>,
+    pub size_bytes: u64,
+    next_cookie: u64,
+}
+
+impl Client {
+    pub fn connect(path: &Path, export: &str, structured: bool) -> Result<Self, String> {
+        let mut stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut handshake = Handshake::new(export, structured);
+        let mut received = Vec::new();
+        loop {
+            stream.write_all(&handshake.take_output()).map_err(|error| error.to_string())?;
+            if let Some(offer) = handshake.connected() {
+                let size_bytes = offer.size_bytes;
+                return Ok(Self { stream, received, size_bytes, next_cookie: 1 });
+            }
+            read_more(&mut stream, &mut received)?;
+            let taken = handshake.receive(&received).map_err(|error| error.to_string())?;
+            received.drain(..taken);
+        }
+    }
+
+    /// Sends a request; returns its cookie.
+    pub fn begin(&mut self, command: Nbd, fua: bool, offset: u64, length: u32, payload: &[u8]) -> u64 {
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        let request = Request { command, fua, no_hole: false, df: false, cookie, offset, length };
+        self.stream.write_all(&request.encode()).unwrap();
+        self.stream.write_all(payload).unwrap();
+        cookie
+    }
+
+    /// Waits for the next answer that is not to a read.
+    pub fn answer(&mut self) -> (u64, Option<NbdError>) {
+        loop {
+            match next_reply(&self.received) {
+                Reply::NeedMore => read_more(&mut self.stream, &mut self.received).unwrap(),
+                Reply::Simple { consumed, cookie, error } => {
+                    self.received.drain(..consumed);
+                    return (cookie, error);
+                }
+                Reply::Failed { consumed, cookie, error, .. } => {
+                    self.received.drain(..consumed);
+                    return (cookie, Some(error));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn call(&mut self, command: Nbd, fua: bool, offset: u64, length: u32, payload: &[u8]) -> Option<NbdError> {
+        let cookie = self.begin(command, fua, offset, length, payload);
+        let (answered, error) = self.answer();
+        assert_eq!(answered, cookie);
+        error
+    }
+
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) {
+        assert_eq!(self.call(Nbd::Write, false, offset, bytes.len() as u32, bytes), None);
+    }
+
+    pub fn write_fua(&mut self, offset: u64, bytes: &[u8]) {
+        assert_eq!(self.call(Nbd::Write, true, offset, bytes.len() as u32, bytes), None);
+    }
+
+    pub fn zero(&mut self, command: Nbd, offset: u64, length: u32) {
+        assert_eq!(self.call(command, false, offset, length, &[]), None);
+    }
+
+    pub fn flush(&mut self) {
+        assert_eq!(self.call(Nbd::Flush, false, 0, 0, &[]), None);
+    }
+
+    pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
+        self.begin(Nbd::Read, false, offset, length, &[]);
+        loop {
+            match next_reply(&self.received) {
+                Reply::NeedMore => read_more(&mut self.stream, &mut self.received).unwrap(),
+                Reply::Data { consumed, .. } | Reply::Simple { consumed, error: None, .. } => {
+                    let end = consumed + length as usize;
+                    while self.received.len() < end {
+                        read_more(&mut self.stream, &mut self.received).unwrap();
+                    }
+                    return self.received.drain(..end).skip(consumed).collect();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Whether the server has closed the connection.
+    pub fn is_closed(&mut self) -> bool {
+        read_more(&mut self.stream, &mut self.received).is_err()
+    }
+
+    pub fn disconnect(mut self) {
+        self.begin(Nbd::Disconnect, false, 0, 0, &[]);
+        assert!(self.is_closed());
+    }
+}
+
+fn read_more(stream: &mut UnixStream, received: &mut Vec<u8>) -> Result<(), String> {
+    let mut buffer = vec![0; 64 << 10];
+    match stream.read(&mut buffer) {
+        Ok(0) => Err("closed".into()),
+        Ok(count) => {
+            received.extend_from_slice(&buffer[..count]);
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}

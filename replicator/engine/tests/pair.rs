@@ -1,0 +1,160 @@
+//! Two engines mirror what a client writes.
+
+mod common;
+
+use common::{Client, Pair, assert_equal, command, promote, report, status, wait_for, wait_protected};
+use lockstep_core::{Command, ConnectionState, DiskState, Done, Refusal, Role};
+use lockstep_nbd::Command as Nbd;
+
+fn pattern(seed: u32, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// Everything a client can ask, aligned and not, small and large.
+fn exercise(client: &mut Client) {
+    let ranges = [(0, 512), (4096, 4096), (1000, 77), (131_000, 5000), (1 << 20, 3 << 20), (5_000_001, 1_000_003)];
+    for (seed, (offset, bytes)) in (1..).zip(ranges) {
+        let data = pattern(seed, bytes);
+        if seed % 2 == 0 { client.write_fua(offset, &data) } else { client.write(offset, &data) }
+        assert_eq!(client.read(offset, bytes as u32), data);
+    }
+    client.zero(Nbd::Trim, 1 << 20, 300_000);
+    client.zero(Nbd::WriteZeroes, 2_000_001, 99_999);
+    assert!(client.read(1 << 20, 300_000).iter().all(|byte| *byte == 0));
+    assert!(client.read(2_000_001, 99_999).iter().all(|byte| *byte == 0));
+    assert!(client.read(2_000_000, 1) != [0] || client.read(2_100_000, 1) != [0]);
+    client.zero(Nbd::Cache, 0, 4096);
+    client.flush();
+}
+
+fn mirror(base: &str) {
+    let pair = Pair::new(base);
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    promote(&alpha);
+    let mut client = pair.connect(0);
+    assert_eq!(client.size_bytes, common::SIZE_BYTES);
+    exercise(&mut client);
+    wait_protected(&alpha);
+    exercise(&mut client);
+    assert_eq!(report(&alpha).clients.len(), 1);
+    client.disconnect();
+    wait_for("no client", || status(&alpha).clients == 0);
+    assert_eq!(report(&alpha).memory.slots_in_use, 0);
+    wait_for("beta at rest", || report(&beta).memory.slots_in_use == 0);
+    assert_eq!(command(&alpha, Command::Demote { force: false }), Ok(Done::Changed));
+    assert_equal(&pair.disk(0), &pair.disk(1));
+    beta.stop();
+    alpha.stop();
+}
+
+#[test]
+fn what_is_written_is_on_both_copies_in_memory() {
+    mirror("/dev/shm");
+}
+
+#[test]
+fn what_is_written_is_on_both_copies_on_a_file_system() {
+    mirror(env!("CARGO_TARGET_TMPDIR"));
+}
+
+#[test]
+fn a_planned_move_needs_no_flag() {
+    let pair = Pair::new("/dev/shm");
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    promote(&alpha);
+    wait_protected(&alpha);
+    let mut client = pair.connect(0);
+    client.write(0, &pattern(1, 100_000));
+    let in_use = command(&alpha, Command::Demote { force: false });
+    assert_eq!(in_use, Err(Refusal::InUse { clients: 1 }));
+    assert_eq!(command(&alpha, Command::Demote { force: true }), Ok(Done::Changed));
+    assert!(client.is_closed());
+    promote(&beta);
+    assert_eq!(status(&alpha).role, Role::Secondary);
+    let refused = Client::connect(&pair.socket(0), "r0", true).err().unwrap();
+    assert!(refused.contains("promote r0"), "{refused}");
+    let mut client = pair.connect(1);
+    assert_eq!(client.read(0, 100_000), pattern(1, 100_000));
+    client.write(50_000, &pattern(2, 100_000));
+    client.disconnect();
+    assert_equal(&pair.disk(0), &pair.disk(1));
+}
+
+#[test]
+fn a_peer_that_was_away_is_brought_up_to_date() {
+    let pair = Pair::new("/dev/shm");
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    promote(&alpha);
+    wait_protected(&alpha);
+    let mut client = pair.connect(0);
+    client.write(0, &pattern(1, 1 << 20));
+    beta.stop();
+    wait_for("alone", || status(&alpha).peers[0].connection == ConnectionState::Connecting);
+    client.write(500_000, &pattern(2, 1 << 20));
+    client.write(9_000_000, &pattern(3, 12_345));
+    let beta = pair.start(1);
+    wait_protected(&alpha);
+    client.write(12_000_000, &pattern(4, 4096));
+    client.disconnect();
+    wait_for("beta at rest", || report(&beta).memory.slots_in_use == 0);
+    assert_equal(&pair.disk(0), &pair.disk(1));
+}
+
+#[test]
+fn down_and_up_again_while_the_peer_serves() {
+    let pair = Pair::new("/dev/shm");
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    promote(&alpha);
+    wait_protected(&alpha);
+    let (sender, done) = std::sync::mpsc::channel();
+    let reply = sender.clone();
+    beta.down("r0", Box::new(move |result| reply.send(result.map_err(|refusal| refusal.to_string())).unwrap())).unwrap();
+    assert_eq!(done.recv().unwrap(), Ok(Done::LeftAsOutdated));
+    assert!(report(&beta).status.is_none());
+    let reply = sender.clone();
+    beta.down("r0", Box::new(move |result| reply.send(result.map_err(|refusal| refusal.to_string())).unwrap())).unwrap();
+    assert_eq!(done.recv().unwrap(), Ok(Done::Already));
+    pair.connect(0).write(0, &pattern(9, 8192));
+    for expected in [Done::Changed, Done::Already] {
+        let reply = sender.clone();
+        beta.up("r0", Box::new(move |result| reply.send(result).unwrap())).unwrap();
+        assert_eq!(done.recv().unwrap(), Ok(expected));
+    }
+    wait_protected(&alpha);
+    assert_equal(&pair.disk(0), &pair.disk(1));
+}
+
+#[test]
+fn another_secret_is_no_peer() {
+    let mut pair = Pair::new("/dev/shm");
+    pair.secrets[1] = [8; 32];
+    let (alpha, _beta) = (pair.start(0), pair.start(1));
+    wait_for("a reason", || report(&alpha).link_error.is_some_and(|why| why.contains("secret")));
+    assert_eq!(status(&alpha).peers[0].connection, ConnectionState::Connecting);
+}
+
+#[test]
+fn without_metadata_a_resource_runs_diskless_and_says_what_to_type() {
+    let pair = Pair::new("/dev/shm");
+    std::fs::remove_file(pair.meta(0)).unwrap();
+    let alpha = pair.start(0);
+    let report = report(&alpha);
+    assert!(report.error.unwrap().contains("lockstep create-md r0"));
+    assert_eq!(report.status.unwrap().disk, DiskState::Diskless);
+}
+
+#[test]
+fn a_second_daemon_gets_neither_port_nor_disk() {
+    let pair = Pair::new("/dev/shm");
+    let _alpha = pair.start(0);
+    assert!(lockstep_engine::Engine::start(pair.config(0)).is_err());
+    let overwritten = lockstep_engine::create_metadata(&pair.meta(0), pair.params(0, true), true);
+    assert!(matches!(overwritten, Err(lockstep_engine::AttachError::InUse(_))), "{overwritten:?}");
+}
