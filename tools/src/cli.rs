@@ -16,15 +16,17 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the daemon does not run (status); 4 the daemon cannot be reached or \
-permission is missing; 10 configuration; 11 busy, in use or refused; 17 no UpToDate data; 20 a wait ran out of time.
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the daemon does not run (status); 4 the daemon cannot be \
+reached or permission is missing; 10 configuration; 11 busy, in use or refused; 17 no UpToDate data; 20 a \
+wait ran out of time.
 Data goes to stdout, messages to stderr.";
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Configuration file.
-    #[arg(long, global = true, env = "LOCKSTEP_CONFIG", value_name = "FILE", default_value = crate::config::DEFAULT_CONFIG)]
+    #[arg(long, global = true, env = "LOCKSTEP_CONFIG")]
+    #[arg(value_name = "FILE", default_value = crate::config::DEFAULT_CONFIG)]
     pub(crate) config: PathBuf,
     /// Name of this node, if it is not what `uname -n` says.
     #[arg(long, global = true, value_name = "NAME")]
@@ -33,7 +35,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "DIR", default_value = crate::config::DEFAULT_STATE_DIR)]
     pub(crate) state_dir: PathBuf,
     /// Control socket of the daemon.
-    #[arg(long, global = true, env = "LOCKSTEP_SOCKET", value_name = "PATH", default_value = crate::config::DEFAULT_SOCKET)]
+    #[arg(long, global = true, env = "LOCKSTEP_SOCKET")]
+    #[arg(value_name = "PATH", default_value = crate::config::DEFAULT_SOCKET)]
     pub(crate) socket: PathBuf,
     /// Answer in JSON with a stable schema.
     #[arg(long, global = true)]
@@ -55,7 +58,8 @@ pub(crate) enum Verb {
     /// Create the metadata of a resource on this node (offline).
     #[command(
         after_help = "Examples:\n  lockstep create-md r0 --source   # keep and send what the disk holds\n  \
-                            lockstep create-md r0            # on the other node: to be filled by the first sync"
+                            lockstep create-md r0            # on the other node: to be filled by the \
+                            first sync"
     )]
     CreateMd(CreateMd),
     /// Open the disk of a resource and connect to the peer.

@@ -1,16 +1,18 @@
 //! The configuration file: one TOML file, the same on all nodes, checked completely before anything starts.
 //!
-//! Invariants: a [`Config`] that exists is usable: names are safe as file names, exactly two nodes, ranges checked,
-//! no two resources share a disk or a metadata file. Unknown keys and wrong values are errors which name file, line,
-//! key and what is allowed. Node ids follow from the sorted names, so that both nodes compute the same ones.
-//! Nothing here opens a disk or a socket.
+//! Invariants: a [`Config`] that exists is usable: names are safe as file names, exactly two nodes, ranges
+//! checked, no two resources share a disk or a metadata file. Unknown keys and wrong values are errors which
+//! name file, line, key and what is allowed. Node ids follow from the sorted names, so that both nodes
+//! compute the same ones. Nothing here opens a disk or a socket.
 
+mod address;
 mod init;
 mod quantity;
 mod reader;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use address::HostPort;
 pub(crate) use init::{InitPlan, init};
 pub(crate) use quantity::parse_duration;
 
@@ -19,7 +21,6 @@ use quantity::{SizeRange, duration_between, size_between};
 use reader::{Document, Span, Table};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,57 +62,6 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
-
-/// A host (name or address) and a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HostPort {
-    /// Name or address, without brackets.
-    pub(crate) host: String,
-    /// TCP port.
-    pub(crate) port: u16,
-}
-
-impl HostPort {
-    /// `host:port`, `[v6]:port`, `v4:port`.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (host, port) = text.rsplit_once(':')?;
-        let port = port.parse().ok().filter(|&p| p != 0)?;
-        let host = match host.strip_prefix('[') {
-            Some(rest) => rest.strip_suffix(']')?,
-            None if host.contains(':') => return None,
-            None => host,
-        };
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '%' | '_');
-        (!host.is_empty() && host.chars().all(plain)).then(|| HostPort { host: host.to_owned(), port })
-    }
-
-    /// Can only this machine reach it?
-    pub(crate) fn is_loopback(&self) -> bool {
-        self.host == "localhost"
-            || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-    }
-
-    /// Does it stand for every address of the machine?
-    pub(crate) fn is_wildcard(&self) -> bool {
-        self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_unspecified())
-    }
-
-    /// The first address that the name has.
-    pub(crate) fn resolve(&self) -> std::io::Result<SocketAddr> {
-        let nothing = || std::io::Error::new(std::io::ErrorKind::NotFound, format!("{self} has no address"));
-        (self.host.as_str(), self.port).to_socket_addrs()?.next().ok_or_else(nothing)
-    }
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
 
 /// Where NBD clients are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,8 +223,8 @@ fn read_nodes(document: &Document<'_>, top: &mut Table<'_, '_>) -> Result<Vec<No
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     if nodes.len() != NODES {
         let message = format!(
-            "{} nodes are configured. This version keeps a volume on exactly two nodes: one [node.NAME] for this \
-             machine and one for its peer; the configuration refuses more than one peer",
+            "{} nodes are configured. This version keeps a volume on exactly two nodes: one [node.NAME] \
+             for this machine and one for its peer; the configuration refuses more than one peer",
             nodes.len()
         );
         return Err(document.error(span, message));
@@ -312,10 +262,10 @@ fn read_listeners(
             && !tls_off
         {
             let message = format!(
-                "{address} can be reached from other machines, and NBD without TLS has neither encryption nor \
-                 authentication: whoever reaches the port can read and overwrite the volume. If that network is \
-                 trusted, write tls = \"off\" into [node.{node}]; otherwise listen on \"unix:/PATH\" or \
-                 \"127.0.0.1:10809\""
+                "{address} can be reached from other machines, and NBD without TLS has neither encryption \
+                 nor authentication: whoever reaches the port can read and overwrite the volume. If that \
+                 network is trusted, write tls = \"off\" into [node.{node}]; otherwise listen on \
+                 \"unix:/PATH\" or \"127.0.0.1:10809\""
             );
             return Err(document.value_error("nbd", &message, span));
         }
@@ -440,8 +390,8 @@ fn read_timing(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<Tim
     };
     if timing.heartbeat * 2 > timing.timeout {
         let message = format!(
-            "must be at most half of timeout: a peer is dropped after {:?} of silence, and one lost heartbeat \
-             must not do that; now heartbeat = {:?}",
+            "must be at most half of timeout: a peer is dropped after {:?} of silence, and one lost \
+             heartbeat must not do that; now heartbeat = {:?}",
             timing.timeout, timing.heartbeat
         );
         let span = heartbeat_span.unwrap_or(0..0);
@@ -490,8 +440,8 @@ fn check_name(document: &Document<'_>, kind: &str, name: &str, span: Span) -> Re
         return Ok(());
     }
     let message = format!(
-        "\"{name}\" cannot be the name of a {kind}: 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' or '.', the \
-         first one a letter or a digit"
+        "\"{name}\" cannot be the name of a {kind}: 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' or \
+         '.', the first one a letter or a digit"
     );
     Err(document.error(span, message))
 }

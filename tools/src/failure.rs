@@ -1,4 +1,5 @@
-//! How a command ends when it does not succeed: an exit code that scripts can rely on, and a message for people.
+//! How a command ends when it does not succeed: an exit code that scripts can rely on, and a message for
+//! people.
 
 use crate::config::ConfigError;
 use std::fmt;

@@ -1,7 +1,8 @@
-//! Lockstep: block volumes kept in lockstep on two machines. The one binary: daemon, command line and offline tools.
+//! Lockstep: block volumes kept in lockstep on two machines. The one binary: daemon, command line and
+//! offline tools.
 //!
-//! Data goes to stdout, messages to stderr; each way of ending has its exit code (`failure`). A reader of stdout that
-//! goes away early (`lockstep status | head`) is success.
+//! Data goes to stdout, messages to stderr; each way of ending has its exit code (`failure`). A reader of
+//! stdout that goes away early (`lockstep status | head`) is success.
 #![forbid(unsafe_code)]
 
 mod cli;

@@ -1,5 +1,5 @@
-//! Refusals in words: the rule that refused, what could be lost, and the whole command to type next, with the names
-//! of this cluster in place of node numbers. Pure.
+//! Refusals in words: the rule that refused, what could be lost, and the whole command to type next, with
+//! the names of this cluster in place of node numbers. Pure.
 
 use crate::text::clock;
 use lockstep_bitmap::NodeId;
@@ -21,13 +21,13 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
             )
         }
         Refusal::LinkLost => format!(
-            "the connection was lost before the peer agreed, and nothing changed. If the peer is certainly down: \
-             lockstep promote {resource} --peer-is-down"
+            "the connection was lost before the peer agreed, and nothing changed. If the peer is \
+             certainly down: lockstep promote {resource} --peer-is-down"
         ),
         Refusal::MayBeStale { disk, since_ms } => format!(
-            "this copy is {disk} and the peer has been out of contact for {}: it may be Primary, and may have \
-             acknowledged writes that are missing here. Wait for it, or, if it is certainly down (what it acknowledged \
-             alone is given up): lockstep promote {resource} --peer-is-down",
+            "this copy is {disk} and the peer has been out of contact for {}: it may be Primary, and may \
+             have acknowledged writes that are missing here. Wait for it, or, if it is certainly down \
+             (what it acknowledged alone is given up): lockstep promote {resource} --peer-is-down",
             clock(since_ms / 1000)
         ),
         Refusal::DataLoss { disk, unclean } => {
@@ -37,38 +37,38 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
                 "is behind: acknowledged writes are missing here"
             };
             format!(
-                "this copy is {disk} and {lost}. Bring the other node back, or, to take this copy as it is: lockstep \
-                 promote {resource} --accept-data-loss"
+                "this copy is {disk} and {lost}. Bring the other node back, or, to take this copy as it \
+                 is: lockstep promote {resource} --accept-data-loss"
             )
         }
         Refusal::NoData => format!(
-            "this copy was never synchronised and holds no data. Connect the node that has the data, or, if what this \
-             disk holds is the data: lockstep down {resource}; lockstep create-md {resource} --source --overwrite; \
-             lockstep up {resource}"
+            "this copy was never synchronised and holds no data. Connect the node that has the data, or, \
+             if what this disk holds is the data: lockstep down {resource}; lockstep create-md {resource} \
+             --source --overwrite; lockstep up {resource}"
         ),
         Refusal::PeerAnswers { peer, disk } => format!(
-            "{} answers and its copy is {disk}: a flag that asserts the opposite is refused. Type lockstep promote \
-             {resource} without it, or lockstep disconnect {resource} first",
+            "{} answers and its copy is {disk}: a flag that asserts the opposite is refused. Type \
+             lockstep promote {resource} without it, or lockstep disconnect {resource} first",
             name(peer)
         ),
         Refusal::SplitBrain => format!(
-            "split brain: both copies were written since they parted. Name the one whose changes are given up: \
-             lockstep resolve {resource} --discard {}",
+            "split brain: both copies were written since they parted. Name the one whose changes are \
+             given up: lockstep resolve {resource} --discard {}",
             names.join("|")
         ),
         Refusal::InUse { clients } => format!(
-            "{clients} client{} attached to the export (lockstep status {resource} lists them). Detach, or close them \
-             by: lockstep demote {resource} --force",
+            "{clients} client{} attached to the export (lockstep status {resource} lists them). Detach, \
+             or close them by: lockstep demote {resource} --force",
             if *clients == 1 { " is" } else { "s are" }
         ),
         Refusal::DiskFailed => format!(
-            "the local disk failed; the log has the error. Replace it, then: lockstep down {resource}; lockstep \
-             create-md {resource} --overwrite; lockstep up {resource}"
+            "the local disk failed; the log has the error. Replace it, then: lockstep down {resource}; \
+             lockstep create-md {resource} --overwrite; lockstep up {resource}"
         ),
         Refusal::NothingToResolve => "there is no split brain to resolve".to_owned(),
         Refusal::LoserIsPrimary(node) => format!(
-            "{0} is Primary, and its changes would be discarded under its clients; demote it first, there: lockstep \
-             demote {resource}",
+            "{0} is Primary, and its changes would be discarded under its clients; demote it first, \
+             there: lockstep demote {resource}",
             name(node)
         ),
         Refusal::UnknownNode(node) => {

@@ -1,6 +1,8 @@
-//! The shared secret: a file that only its owner can read, from which the key of the mutual authentication is derived.
+//! The shared secret: a file that only its owner can read, from which the key of the mutual authentication
+//! is derived.
 //!
-//! Invariants: a secret that others can read, or that is too short to resist guessing, is refused, never warned about.
+//! Invariants: a secret that others can read, or that is too short to resist guessing, is refused, never
+//! warned about.
 
 use crate::failure::Failure;
 use std::io::Read;

@@ -44,7 +44,8 @@ pub(crate) fn unix_ms_now() -> u64 {
     since.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Year, month, day of a day counted from 1970-01-01. Walks years and months: called for people, not in loops.
+/// Year, month, day of a day counted from 1970-01-01. Walks years and months: called for people, not in
+/// loops.
 fn civil(mut days: u64) -> (u64, u64, u64) {
     let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;

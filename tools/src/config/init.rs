@@ -71,7 +71,8 @@ fn render(plan: &InitPlan, nodes: &[(String, HostPort)], secret_file: &Path) -> 
     let _ = writeln!(text, "cluster = {}", quoted(&format!("{}-cluster", plan.resource)));
     let _ = writeln!(text, "secret-file = {secret}    # mode 0600, the same on all nodes");
     for (name, address) in nodes {
-        let name = quoted(name);
+        // A name with a dot would be two keys.
+        let name = if name.contains('.') { quoted(name) } else { name.clone() };
         let _ = writeln!(text, "\n[node.{name}]\naddress = {}", quoted(&address.to_string()));
         let _ = writeln!(text, "nbd = [\"unix:{}\"]", super::DEFAULT_NBD_SOCKET);
     }
@@ -94,12 +95,12 @@ fn next_steps(plan: &InitPlan, nodes: &[(String, HostPort)], config: &Path, secr
     let (first, second) = (&nodes[0].0, &nodes[1].0);
     format!(
         "wrote {config} and {secret}. Next:\n\
-         \x20 1. copy both files to {second}, to the same place (the secret with mode 0600)\n\
-         \x20 2. on the node whose data is kept, say {first}:  lockstep create-md {r} --source\n\
-         \x20    on the other one:                       lockstep create-md {r}\n\
-         \x20 3. on both:                               lockstep daemon   (or: systemctl start lockstep)\n\
-         \x20 4. on {first}:                              lockstep promote {r}\n\
-         \x20 5. attach:                                nbd-client and others; lockstep uri {r} prints the address\n",
+         \x20 1. copy both files to {second}, to the same place, with the same modes\n\
+         \x20 2. on {first}, whose data is kept: lockstep create-md {r} --source\n\
+         \x20    on {second}: lockstep create-md {r}\n\
+         \x20 3. on both: lockstep daemon (or: systemctl start lockstep)\n\
+         \x20 4. on {first}: lockstep promote {r}\n\
+         \x20 5. attach a client: lockstep uri {r} prints the address\n",
         config = config.display(),
         secret = secret.display(),
     )

@@ -1,7 +1,7 @@
 //! Sizes and durations as people write them: "10GiB", "512 KiB", 4096; "6s", "500ms", "2min".
 //!
-//! Invariants: units are explicit, sizes are powers of 1024 (a unit like GB, which means two things, is refused), no
-//! value overflows silently.
+//! Invariants: units are explicit, sizes are powers of 1024 (a unit like GB, which means two things, is
+//! refused), no value overflows silently.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! A TOML document as tables that know their keys and their lines.
 //!
-//! Invariants: a table is only handed out after all its keys were checked against the allowed ones, so that a typing
-//! error is never ignored; each error carries the line of what it is about. TOML's own grammar is the `toml` crate's.
+//! Invariants: a table is only handed out after all its keys were checked against the allowed ones, so that
+//! a typing error is never ignored; each error carries the line of what it is about. TOML's own grammar is
+//! the `toml` crate's.
 
 use super::{ConfigError, SizeRange, duration_between, size_between};
 use std::collections::BTreeMap;
@@ -28,9 +29,10 @@ impl<'a> Document<'a> {
     /// The top table, with its keys checked.
     pub(crate) fn parse(&self, allowed: &'static [&'static str]) -> Result<Table<'a, '_>, ConfigError> {
         let table = DeTable::parse(self.text).map_err(|error| {
-            let hint = if ["duplicate key", "cannot extend value"].iter().any(|m| error.message().contains(m)) {
-                " (for a value that differs between nodes give one key per node and no common one: disk.alpha, \
-                 disk.beta)"
+            let twice = ["duplicate key", "cannot extend value"];
+            let hint = if twice.iter().any(|words| error.message().contains(words)) {
+                " (for a value that differs between nodes give one key per node and no common one: \
+                 disk.alpha, disk.beta)"
             } else {
                 ""
             };

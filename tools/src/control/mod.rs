@@ -1,8 +1,9 @@
-//! The control API: JSON over HTTP/1.1 on a unix socket; the daemon serves it, the command line is its client.
+//! The control API: JSON over HTTP/1.1 on a unix socket; the daemon serves it, the command line is its
+//! client.
 //!
-//! `GET /v1/version`, `GET /v1/status`, `GET /v1/resources/R`, `POST /v1/resources/R/VERB` with the verb's options as
-//! a JSON object. Every answer is an object; a failure is `{"error":{"code":17,"message":"..."}}`, whose code is the
-//! exit code of the command line.
+//! `GET /v1/version`, `GET /v1/status`, `GET /v1/resources/R`, `POST /v1/resources/R/VERB` with the verb's
+//! options as a JSON object. Every answer is an object; a failure is
+//! `{"error":{"code":17,"message":"..."}}`, whose code is the exit code of the command line.
 
 mod client;
 mod server;

@@ -1,8 +1,8 @@
 //! The daemon's side of the control API.
 //!
-//! Invariants: a request never blocks the engine, it waits for an answer on a oneshot channel with a time limit; a body
-//! has a small bound; unknown options are refused, since an option that is ignored may be the one that mattered.
-//! Tolerates an engine that is gone: the channel closes and the client is told.
+//! Invariants: a request never blocks the engine, it waits for an answer on a oneshot channel with a time
+//! limit; a body has a small bound; unknown options are refused, since an option that is ignored may be the
+//! one that mattered. Tolerates an engine that is gone: the channel closes and the client is told.
 
 use super::{DemoteBody, DoneDoc, ErrorBody, ErrorDoc, NoBody, PromoteBody, ResolveBody, VersionDoc};
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};

@@ -1,8 +1,10 @@
-//! The daemon: configuration in, engine and control socket up, and on a signal everything down again in order.
+//! The daemon: configuration in, engine and control socket up, and on a signal everything down again in
+//! order.
 //!
-//! Order of start: configuration and secret, control socket (which refuses a second daemon), engine, then "ready".
-//! Order of stop: no new commands, every resource leaves cleanly, socket removed. A resource that cannot attach its
-//! disk never stops the others; what stops the daemon from starting has an exit code and says what to do.
+//! Order of start: configuration and secret, control socket (which refuses a second daemon), engine, then
+//! "ready". Order of stop: no new commands, every resource leaves cleanly, socket removed. A resource that
+//! cannot attach its disk never stops the others; what stops the daemon from starting has an exit code and
+//! says what to do.
 
 mod notify;
 mod settings;
@@ -118,7 +120,8 @@ fn start_log() {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
-    // The journal has its own clock. A log that exists already belongs to whoever runs daemons in one process.
+    // The journal has its own clock. A log that exists already belongs to whoever runs daemons in one
+    // process.
     let _ = match std::env::var_os("JOURNAL_STREAM") {
         Some(_) => log.without_time().try_init(),
         None => log.try_init(),

@@ -1,5 +1,5 @@
-//! From the configuration file and the options to what the engine and the control API are told. No effects but
-//! reading files and resolving names.
+//! From the configuration file and the options to what the engine and the control API are told. No effects
+//! but reading files and resolving names.
 
 use crate::cli::Global;
 use crate::config::{Config, HostPort, NbdListener, NodeEntry, ResourceEntry, TimingEntry};
@@ -79,7 +79,8 @@ pub(crate) fn this_node(global: &Global, config: &Config) -> Result<u8, Failure>
     };
     config.node_id(&name).ok_or_else(|| {
         Failure::config(format!(
-            "{}: no [node.{name}] (the name by {origin}); the configuration has: {}. Name this node with --node",
+            "{}: no [node.{name}] (the name by {origin}); the configuration has: {}. Name this node with \
+            --node",
             config.file.display(),
             config.node_names()
         ))

@@ -1,7 +1,7 @@
 //! `compare`: reads two images or devices in parallel and lists what differs.
 //!
-//! Invariants: chunks are read ahead in any order and judged in ascending order, so that ranges come out merged and
-//! sorted; memory is bounded whatever the difference looks like. Reads only.
+//! Invariants: chunks are read ahead in any order and judged in ascending order, so that ranges come out
+//! merged and sorted; memory is bounded whatever the difference looks like. Reads only.
 
 use crate::cli::Compare;
 use crate::failure::{Failure, GENERIC};

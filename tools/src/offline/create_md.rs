@@ -1,8 +1,9 @@
-//! `create-md`: makes the metadata file of a resource on this node, and the data file where the configuration asks.
+//! `create-md`: makes the metadata file of a resource on this node, and the data file where the
+//! configuration asks.
 //!
-//! Invariants: nothing that a daemon or a mount holds is touched; existing metadata and recognisable content are only
-//! given up when the operator typed so; the data itself is never written. No generation made here can be held by
-//! another node: `--source` makes a random one, anything else makes none.
+//! Invariants: nothing that a daemon or a mount holds is touched; existing metadata and recognisable content
+//! are only given up when the operator typed so; the data itself is never written. No generation made here
+//! can be held by another node: `--source` makes a random one, anything else makes none.
 
 use super::signature::recognise;
 use crate::cli::{CreateMd, Global};
@@ -15,14 +16,14 @@ use crate::status::SCHEMA;
 use crate::text;
 use lockstep_bitmap::{
     Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity,
-    NodeId, Origin, PeerCopy, PeerRecord,
+    MetaPage, NodeId, Origin, PeerCopy, PeerRecord,
 };
-use lockstep_engine::{AttachError, DeviceFacts, create_metadata, device_facts};
+use lockstep_engine::{AttachError, DeviceFacts, create_metadata, device_facts, read_metadata};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde_json::json;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 const BLOCK_SHIFT: u8 = 12;
@@ -34,12 +35,6 @@ pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Re
     let resource = config.resource(&args.resource).ok_or_else(|| {
         Failure::config(format!("{}: no resource \"{}\"", config.file.display(), args.resource))
     })?;
-    if args.clean {
-        // CLEAN: record the declaration in the superblock as soon as its format has a place for it.
-        return Err(Failure::refused(
-            "--clean is not possible in this version; leave it out: equal blocks are not sent",
-        ));
-    }
     let meta = resource.meta_path(node, &global.state_dir);
     if meta.exists() && !args.overwrite {
         return Err(exists(&meta));
@@ -59,15 +54,24 @@ pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Re
         AttachError::InUse(_) => Failure::refused(format!("{error}; first: lockstep down {}", resource.name)),
         error => Failure::generic(error.to_string()),
     })?;
+    if args.clean {
+        declare_clean(&meta)?;
+    }
     let size = text::bytes(facts.size_bytes);
     let file = if created { format!("created {} and ", disk.display()) } else { String::new() };
     let next = if args.source {
         "this copy is UpToDate and will be sent to the peer"
+    } else if args.clean {
+        "declared equal to the peer's, which must be declared so as well"
     } else {
         "this copy waits for the first sync from the peer"
     };
     let doc = json!({
-        "schema": SCHEMA, "resource": resource.name, "metadata": meta, "disk": disk, "size_bytes": facts.size_bytes,
+        "schema": SCHEMA,
+        "resource": resource.name,
+        "metadata": meta,
+        "disk": disk,
+        "size_bytes": facts.size_bytes,
         "source": args.source,
     });
     output.done(&doc, &format!("{}: {file}wrote {} for {size}; {next}", resource.name, meta.display()))
@@ -80,7 +84,8 @@ fn create_data_file(resource: &ResourceEntry, disk: &Path) -> Result<bool, Failu
     }
     let Some(size_bytes) = resource.size_bytes else {
         return Err(Failure::config(format!(
-            "there is no disk at {}; for a file that create-md shall create give its size in the configuration",
+            "there is no disk at {}; for a file that create-md shall create give its size in the \
+            configuration",
             disk.display()
         )));
     };
@@ -120,14 +125,15 @@ fn hold(disk: &Path) -> Result<File, Failure> {
 }
 
 fn check_content(file: &File, disk: &Path, args: &CreateMd) -> Result<(), Failure> {
-    if args.source || args.overwrite {
+    // `--clean` keeps what both disks hold.
+    if args.source || args.overwrite || args.clean {
         return Ok(());
     }
     match recognise(file).map_err(|error| named(disk, &error))? {
         None => Ok(()),
         Some(what) => Err(Failure::refused(format!(
-            "{} holds {what}, and the first sync from the peer would overwrite it. To keep and send it: lockstep \
-             create-md {1} --source. To give it up: lockstep create-md {1} --overwrite",
+            "{} holds {what}, and the first sync from the peer would overwrite it. To keep and send it: \
+             lockstep create-md {1} --source. To give it up: lockstep create-md {1} --overwrite",
             disk.display(),
             args.resource
         ))),
@@ -189,6 +195,22 @@ fn params(
     Ok(CreateParams { file_id: u64::from_le_bytes(random()?), identity, geometry, log, peers })
 }
 
+/// Records that the operator says this disk equals the peer's. If this is cut short, the metadata is plain,
+/// and the first sync is not skipped.
+fn declare_clean(meta: &Path) -> Result<(), Failure> {
+    let (mut store, _) = read_metadata(meta).map_err(|error| Failure::generic(error.to_string()))?;
+    store.superblock.declared_clean = true;
+    let mut bytes = Vec::new();
+    let places = store.render(MetaPage::Superblock, &mut bytes);
+    let write = || {
+        let file = File::options().write(true).open(meta)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        places.iter().try_for_each(|offset| file.write_all_at(&bytes, offset))?;
+        file.sync_all()
+    };
+    write().map_err(|error: io::Error| named(meta, &error))
+}
+
 fn exists(meta: &Path) -> Failure {
     Failure::refused(format!(
         "metadata exists in {}; to give up what it records, and to have this copy filled again: --overwrite",
@@ -198,4 +220,99 @@ fn exists(meta: &Path) -> Failure {
 
 fn named(path: &Path, error: &io::Error) -> Failure {
     Failure::generic(format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use lockstep_bitmap::Superblock;
+
+    /// A directory with a configuration whose disk is a file of 8 MiB that `create-md` creates.
+    struct Site(tempfile::TempDir);
+
+    impl Site {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().display();
+            let text = format!(
+                "cluster = \"c\"\nsecret-file = \"{path}/secret\"\n[node.a]\naddress = \
+                 \"127.0.0.1:1\"\n[node.b]\n address = \"127.0.0.1:2\"\n[[resource]]\nname = \"r0\"\ndisk \
+                 = \"{path}/disk\"\nsize = \"8MiB\"\n"
+            );
+            std::fs::write(dir.path().join("lockstep.toml"), text).unwrap();
+            Site(dir)
+        }
+        fn create(&self, node: &str, flags: &[&str]) -> Result<(), Failure> {
+            let path = |name: &str| self.0.path().join(name).to_string_lossy().into_owned();
+            let (config, state) = (path("lockstep.toml"), path("state"));
+            let words = [
+                "lockstep",
+                "-q",
+                "--config",
+                &config,
+                "--state-dir",
+                &state,
+                "--node",
+                node,
+                "create-md",
+                "r0",
+            ];
+            let cli = crate::cli::Cli::parse_from(words.iter().chain(flags));
+            let crate::cli::Verb::CreateMd(args) = &cli.verb else { panic!("another verb") };
+            create_md(&cli.global, args, &Output::new(&cli.global))
+        }
+        fn superblock(&self) -> Superblock {
+            read_metadata(&self.0.path().join("state/r0.0.meta")).unwrap().0.superblock
+        }
+        fn disk(&self) -> File {
+            File::options().read(true).write(true).open(self.0.path().join("disk")).unwrap()
+        }
+    }
+
+    #[test]
+    fn plain_has_no_generation_and_source_a_random_one() {
+        let site = Site::new();
+        site.create("b", &[]).unwrap();
+        assert_eq!(site.disk().metadata().unwrap().len(), 8 << 20);
+        let plain = site.superblock();
+        assert!(plain.log.entries().is_empty() && !plain.declared_clean);
+        assert_eq!((plain.identity.node, plain.peers[0].node), (NodeId(1), NodeId(0)));
+        assert_eq!((plain.peers[0].copy, plain.peers[0].slot_filled), (PeerCopy::MayHold, false));
+        let refused = site.create("b", &["--source"]).unwrap_err();
+        assert!(refused.code == 11 && refused.message.contains("--overwrite"), "{refused}");
+        site.create("b", &["--source", "--overwrite"]).unwrap();
+        let first = site.superblock();
+        assert_eq!((first.peers[0].copy, first.peers[0].slot_filled), (PeerCopy::NoGeneration, true));
+        site.create("b", &["--source", "--overwrite"]).unwrap();
+        let second = site.superblock();
+        assert_ne!(first.log.current().unwrap().id, second.log.current().unwrap().id);
+        assert_ne!(first.file_id, second.file_id);
+    }
+
+    #[test]
+    fn clean_is_recorded() {
+        let site = Site::new();
+        site.create("a", &["--clean"]).unwrap();
+        let superblock = site.superblock();
+        assert!(superblock.declared_clean && superblock.log.entries().is_empty());
+    }
+
+    #[test]
+    fn content_and_users_of_the_disk_are_respected() {
+        let site = Site::new();
+        std::fs::write(site.0.path().join("disk"), vec![0; 8 << 20]).unwrap();
+        site.disk().write_all_at(&[0x53, 0xef], 1080).unwrap();
+        let refused = site.create("a", &[]).unwrap_err();
+        assert!(refused.code == 11 && refused.message.contains("ext4"), "{refused}");
+        assert!(!site.0.path().join("state").exists());
+        let user = site.disk();
+        rustix::fs::flock(&user, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let refused = site.create("a", &["--source"]).unwrap_err();
+        assert!(refused.code == 11 && refused.message.contains("in use"), "{refused}");
+        drop(user);
+        site.create("a", &["--source"]).unwrap();
+        site.disk().set_len(4 << 20).unwrap();
+        assert_eq!(site.create("a", &["--source", "--overwrite"]).unwrap_err().code, 10);
+    }
 }

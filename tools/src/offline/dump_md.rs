@@ -34,6 +34,7 @@ struct Dump {
     may_be_written: bool,
     unclean_in: Option<String>,
     was_primary: bool,
+    declared_clean: bool,
     hot_regions: u32,
     damaged_pages: u32,
     generations: Vec<GenerationDump>,
@@ -138,6 +139,7 @@ fn describe(path: &Path, held_by_daemon: bool, store: &Store, findings: &Finding
         may_be_written: superblock.may_be_written,
         unclean_in: superblock.unclean_in.map(hex),
         was_primary: superblock.was_primary,
+        declared_clean: superblock.declared_clean,
         hot_regions: findings.hot_regions,
         damaged_pages: findings.damaged_pages,
         generations: generations.collect(),
@@ -182,6 +184,7 @@ fn render(dump: &Dump) -> String {
         (dump.outdated, "outdated"),
         (dump.may_be_written, "may be written"),
         (dump.was_primary, "was Primary"),
+        (dump.declared_clean, "declared clean"),
     ];
     flags.extend(set.iter().filter(|(is_set, _)| *is_set).map(|(_, word)| (*word).to_owned()));
     flags.extend(dump.unclean_in.as_ref().map(|id| format!("unclean in {}", short(id))));

@@ -41,6 +41,12 @@ pub(crate) fn config_check(global: &Global, output: &Output) -> Result<(), Failu
         nodes.join(", "),
         resources.join(", ")
     );
-    let doc = json!({ "schema": SCHEMA, "ok": true, "cluster": config.cluster, "nodes": nodes, "resources": resources });
+    let doc = json!({
+        "schema": SCHEMA,
+        "ok": true,
+        "cluster": config.cluster,
+        "nodes": nodes,
+        "resources": resources,
+    });
     output.done(&doc, &text)
 }

@@ -1,7 +1,8 @@
-//! Recognises what a disk holds, so that `create-md` does not prepare data for overwriting that somebody wants.
+//! Recognises what a disk holds, so that `create-md` does not prepare data for overwriting that somebody
+//! wants.
 //!
-//! A small table of magic numbers at fixed places. Not complete: an unknown format is not recognised; the operator
-//! who types `create-md` without `--source` says that the disk may be filled from the peer.
+//! A small table of magic numbers at fixed places. Not complete: an unknown format is not recognised; the
+//! operator who types `create-md` without `--source` says that the disk may be filled from the peer.
 
 use std::fs::File;
 use std::io;

@@ -27,19 +27,20 @@ fn link_advice(resource: &ResourceDoc, peer: &PeerDoc) -> Option<String> {
             "choose whose changes are given up: lockstep resolve {name} --discard {own}|{other}"
         )),
         "Unrelated" => Some(format!(
-            "on the node whose disk may be overwritten: lockstep down {name}; lockstep create-md {name} --overwrite; \
-             lockstep up {name}"
+            "on the node whose disk may be overwritten: lockstep down {name}; lockstep create-md {name} \
+             --overwrite; lockstep up {name}"
         )),
         "TargetIsPrimary" => {
             let target = if resource.role == "Primary" { own } else { other };
             Some(format!("demote the target, on {target}: lockstep demote {name}"))
         }
         "NoSource" if resource.generation.is_none() => Some(format!(
-            "name the source, on the node whose disk is to be kept: lockstep down {name}; lockstep create-md {name} \
-             --source --overwrite; lockstep up {name}"
+            "name the source, on the node whose disk is to be kept: lockstep down {name}; lockstep \
+             create-md {name} --source --overwrite; lockstep up {name}"
         )),
         "NoSource" => Some(format!(
-            "name the source, on the node whose copy is to be kept: lockstep promote {name} --accept-data-loss"
+            "name the source, on the node whose copy is to be kept: lockstep promote {name} \
+            --accept-data-loss"
         )),
         _ if peer.connection == "StandAlone" => Some(format!("connect again: lockstep connect {name}")),
         _ => None,
@@ -59,8 +60,8 @@ fn role_advice(resource: &ResourceDoc, peer: &PeerDoc) -> Option<String> {
             Some(format!("no node is Primary; to serve clients here: lockstep promote {name}"))
         }
         "Consistent" if away && resource.unclean => Some(format!(
-            "wait for {other}; or, if it does not come back, to take this copy as it is: lockstep promote {name} \
-             --accept-data-loss"
+            "wait for {other}; or, if it does not come back, to take this copy as it is: lockstep promote \
+             {name} --accept-data-loss"
         )),
         "Consistent" if away => Some(format!(
             "wait for {other}; or, if it is certainly down: lockstep promote {name} --peer-is-down"

@@ -1,4 +1,5 @@
-//! What `status` shows: a stable JSON document, made by the daemon, and its layout for people, made by the client.
+//! What `status` shows: a stable JSON document, made by the daemon, and its layout for people, made by the
+//! client.
 
 mod advice;
 mod convert;

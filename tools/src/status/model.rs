@@ -1,7 +1,7 @@
 //! The JSON document of `status`, schema 1.
 //!
-//! Rules of the schema: fields are added, never renamed or removed; bytes are integers; times are RFC 3339 in UTC;
-//! states are the words that the log uses; what is not known is null.
+//! Rules of the schema: fields are added, never renamed or removed; bytes are integers; times are RFC 3339
+//! in UTC; states are the words that the log uses; what is not known is null.
 
 use serde::{Deserialize, Serialize};
 

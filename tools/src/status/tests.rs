@@ -92,6 +92,10 @@ fn text(report: &ResourceReport) -> String {
     render(&doc)
 }
 
+fn lines(lines: &[&str]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
 #[test]
 fn protected() {
     let mut report = report(Some(Status { protected: true, ..status(peer()) }));
@@ -101,9 +105,17 @@ fn protected() {
         .to_vec();
     assert_eq!(
         text(&report),
-        "r0  Primary on alpha   generation 7   PROTECTED\n  \
-           alpha (this node)  Primary    UpToDate       clients 2 (10.0.0.9:4, /s pid 12)   held I/O 0   11 GiB\n  \
-           beta               Secondary  UpToDate       Connected Established   since 2026-01-01 10:39:00 UTC\n"
+        lines(&[
+            "r0  Primary on alpha   generation 7   PROTECTED",
+            concat!(
+                "  alpha (this node)  Primary    UpToDate       clients 2 (10.0.0.9:4, /s pid 12)",
+                "   held I/O 0   11 GiB"
+            ),
+            concat!(
+                "  beta               Secondary  UpToDate       Connected Established",
+                "   since 2026-01-01 10:39:00 UTC"
+            ),
+        ])
     );
 }
 
@@ -125,11 +137,18 @@ fn resync() {
     };
     assert_eq!(
         text(&report(Some(status(peer.clone())))),
-        "r0  Primary on alpha   generation 7   NOT PROTECTED: beta is resynchronising\n  \
-           alpha (this node)  Primary    UpToDate       clients 0   held I/O 0   11 GiB\n  \
-           beta               Secondary  Inconsistent   Connected SyncSource   since 2026-01-01 10:39:00 UTC\n      \
-               resync alpha -> beta  [##########..........]  52.7 %   5.2 GiB of 11 GiB left   212 MiB/s   ETA 0:25   \
-               since 2026-01-01 10:39:30 UTC\n"
+        lines(&[
+            "r0  Primary on alpha   generation 7   NOT PROTECTED: beta is resynchronising",
+            "  alpha (this node)  Primary    UpToDate       clients 0   held I/O 0   11 GiB",
+            concat!(
+                "  beta               Secondary  Inconsistent   Connected SyncSource",
+                "   since 2026-01-01 10:39:00 UTC"
+            ),
+            concat!(
+                "      resync alpha -> beta  [##########..........]  52.7 %   5.2 GiB of 11 GiB left",
+                "   212 MiB/s   ETA 0:25   since 2026-01-01 10:39:30 UTC"
+            ),
+        ])
     );
     let target = PeerStatus { replication: ReplicationState::SyncTarget, ..peer };
     let text = text(&report(Some(status(target))));
@@ -149,13 +168,19 @@ fn split_brain() {
     };
     assert_eq!(
         text(&report(Some(status(peer)))),
-        "r0  Primary on alpha   generation 7   NOT PROTECTED: split brain with beta\n  \
-           alpha (this node)  Primary    UpToDate       clients 0   held I/O 0   11 GiB\n  \
-           beta               Primary    UpToDate       Connected SplitBrain   since 2026-01-01 10:39:00 UTC   \
-           out of sync 1.2 GiB\n      \
-               SPLIT BRAIN  alpha wrote 1.2 GiB since 2026-01-01 09:16:40 UTC, beta wrote 4 KiB since 2026-01-01 \
-               09:33:20 UTC\n      \
-               -> choose whose changes are given up: lockstep resolve r0 --discard alpha|beta\n"
+        lines(&[
+            "r0  Primary on alpha   generation 7   NOT PROTECTED: split brain with beta",
+            "  alpha (this node)  Primary    UpToDate       clients 0   held I/O 0   11 GiB",
+            concat!(
+                "  beta               Primary    UpToDate       Connected SplitBrain",
+                "   since 2026-01-01 10:39:00 UTC   out of sync 1.2 GiB"
+            ),
+            concat!(
+                "      SPLIT BRAIN  alpha wrote 1.2 GiB since 2026-01-01 09:16:40 UTC",
+                ", beta wrote 4 KiB since 2026-01-01 09:33:20 UTC"
+            ),
+            "      -> choose whose changes are given up: lockstep resolve r0 --discard alpha|beta",
+        ])
     );
 }
 
@@ -180,17 +205,21 @@ fn diskless_and_down_say_what_to_type() {
     broken.link_error = Some("connection refused".to_owned());
     assert_eq!(
         text(&broken),
-        "r0  no Primary   generation none   NOT PROTECTED: beta is away\n  \
-           alpha (this node)  Secondary  Diskless       clients 0   held I/O 0\n      \
-               there is no metadata at /m; create it: lockstep create-md r0\n  \
-           beta               -          -              Connecting   since 2026-01-01 10:39:00 UTC\n      \
-               connection refused\n"
+        lines(&[
+            "r0  no Primary   generation none   NOT PROTECTED: beta is away",
+            "  alpha (this node)  Secondary  Diskless       clients 0   held I/O 0",
+            "      there is no metadata at /m; create it: lockstep create-md r0",
+            "  beta               -          -              Connecting   since 2026-01-01 10:39:00 UTC",
+            "      connection refused",
+        ])
     );
     assert_eq!(
         text(&report(None)),
-        "r0  down on alpha   generation none   NOT PROTECTED: the resource is down on this node\n  \
-           alpha (this node)  down\n      \
-               -> bring it up: lockstep up r0\n"
+        lines(&[
+            "r0  down on alpha   generation none   NOT PROTECTED: the resource is down on this node",
+            "  alpha (this node)  down",
+            "      -> bring it up: lockstep up r0",
+        ])
     );
 }
 
