@@ -37,6 +37,10 @@ pub struct Plan {
     pub cluster: &'static str,
     /// The shared secret.
     pub secret: &'static str,
+    /// Beta's replication port, if another cluster's beta is to be dialled.
+    pub beta_port: Option<u16>,
+    /// Alpha dials beta itself, not the proxy: for measurements.
+    pub direct: bool,
 }
 
 impl Default for Plan {
@@ -49,6 +53,8 @@ impl Default for Plan {
             on_disk: false,
             cluster: "e2e",
             secret: "a secret of the end-to-end tests",
+            beta_port: None,
+            direct: false,
         }
     }
 }
@@ -62,6 +68,7 @@ pub struct Cluster {
     pub beta: Node,
     /// The wire.
     pub proxy: Proxy,
+    beta_port: u16,
     dir: TempDir,
 }
 
@@ -69,7 +76,7 @@ impl Cluster {
     /// Files only: no metadata, no daemon.
     pub fn new(plan: &Plan) -> Cluster {
         let dir = temp_dir(plan.on_disk);
-        let ports = [free_port(), free_port()];
+        let ports = [free_port(), plan.beta_port.unwrap_or_else(free_port)];
         let proxy = Proxy::start(free_port(), ports[1]);
         let secret = dir.path().join("secret");
         fs::write(&secret, plan.secret).expect("write the secret");
@@ -77,12 +84,13 @@ impl Cluster {
         let nodes = NODES.map(|name| {
             let own = dir.path().join(name);
             fs::create_dir(&own).expect("directory of a node");
-            let addresses = if name == NODES[0] { [ports[0], proxy.port()] } else { ports };
-            fs::write(own.join("lockstep.toml"), config(plan, dir.path(), addresses)).expect("write a config");
+            let addresses = if name == NODES[0] && !plan.direct { [ports[0], proxy.port()] } else { ports };
+            fs::write(own.join("lockstep.toml"), config(plan, dir.path(), addresses))
+                .expect("write a config");
             Node::new(name, &own)
         });
         let [alpha, beta] = nodes;
-        Cluster { alpha, beta, proxy, dir }
+        Cluster { alpha, beta, proxy, beta_port: ports[1], dir }
     }
 
     /// Running, connected, both copies UpToDate from the start without a first sync, nobody Primary.
@@ -106,6 +114,11 @@ impl Cluster {
     /// Both nodes.
     pub fn nodes(&mut self) -> [&mut Node; 2] {
         [&mut self.alpha, &mut self.beta]
+    }
+
+    /// The replication port of beta itself, behind the proxy.
+    pub fn beta_port(&self) -> u16 {
+        self.beta_port
     }
 
     /// A directory for the test's own files.

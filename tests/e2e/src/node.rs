@@ -101,7 +101,7 @@ impl Node {
 
     fn write_boot_id(&self) -> PathBuf {
         let mut rng = Rng::new(self.power_losses);
-        let hex = format!("{:016x}{:016x}", rng.next(), rng.next());
+        let hex = format!("{:016x}{:016x}", rng.draw(), rng.draw());
         let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
         let file = self.dir.join("boot-id");
         std::fs::write(&file, format!("{a}-{b}-{c}-{d}-{e}\n")).expect("write a boot id");
@@ -143,6 +143,15 @@ impl Node {
     /// kill -9.
     pub fn kill(&mut self) {
         self.daemon.take().expect("a daemon").kill();
+    }
+
+    /// kill -9, and a new daemon that starts while the old one is still dying.
+    #[track_caller]
+    pub fn kill_and_restart(&mut self) {
+        let mut old = self.daemon.take().expect("a daemon");
+        old.kill_without_waiting();
+        self.start();
+        old.kill();
     }
 
     /// kill -9, and the node comes back with another boot id. What the kernel had cached is not lost: this is what the

@@ -46,10 +46,15 @@ impl Process {
         self.child.try_wait().expect("wait for the child").is_none()
     }
 
-    /// SIGKILL, and waits until it is gone.
-    pub fn kill(&mut self) {
+    /// SIGKILL.
+    pub fn kill_without_waiting(&mut self) {
         // A child that ended before is no error here.
         drop(self.child.kill());
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.kill_without_waiting();
         self.child.wait().expect("wait for the child");
     }
 

@@ -1,4 +1,5 @@
-//! The wire from alpha to beta, with faults on demand: refuse, cut, stall, swallow one way, truncate, half-open.
+//! The wire from alpha to beta, with faults on demand: refuse, cut, stall, slow down, swallow one way, truncate,
+//! half-open.
 //!
 //! Alpha dials, so one listener in front of beta's replication port sees the whole traffic. Each connection has two
 //! pump threads, which look at the faults between two reads; no fault needs more than a poll's time to take hold.
@@ -43,6 +44,8 @@ struct Shared {
     modes: [AtomicU8; 2],
     /// Bytes that still pass before the connection is cut in the middle of something.
     limits: [AtomicI64; 2],
+    /// Bytes per second each way; 0 is as fast as it goes.
+    rate: AtomicU64,
     passed: [AtomicU64; 2],
     links: Mutex<Vec<Arc<Link>>>,
 }
@@ -74,6 +77,7 @@ impl Proxy {
             refusing: AtomicBool::new(false),
             modes: [const { AtomicU8::new(PASS) }; 2],
             limits: [const { AtomicI64::new(NO_LIMIT) }; 2],
+            rate: AtomicU64::new(0),
             passed: [const { AtomicU64::new(0) }; 2],
             links: Mutex::new(Vec::new()),
         });
@@ -117,6 +121,11 @@ impl Proxy {
         self.shared.limits[direction as usize].store(i64::from(bytes), SeqCst);
     }
 
+    /// Lets so many bytes per second pass each way.
+    pub fn slow_down(&self, bytes_per_s: u64) {
+        self.shared.rate.store(bytes_per_s, SeqCst);
+    }
+
     /// Closes beta's end only: alpha's end stays open, and what it sends vanishes. New connections are refused.
     pub fn half_open(&self) {
         self.shared.refusing.store(true, SeqCst);
@@ -132,6 +141,7 @@ impl Proxy {
         for limit in &self.shared.limits {
             limit.store(NO_LIMIT, SeqCst);
         }
+        self.shared.rate.store(0, SeqCst);
         for mode in &self.shared.modes {
             mode.store(PASS, SeqCst);
         }
@@ -216,6 +226,10 @@ fn pump(shared: &Shared, link: &Link, direction: Direction, mut from: TcpStream,
         }
         if shared.modes[way].load(SeqCst) == SWALLOW || link.half_open.load(SeqCst) {
             continue;
+        }
+        let rate = shared.rate.load(SeqCst);
+        if rate > 0 {
+            std::thread::sleep(Duration::from_secs_f64(count as f64 / rate as f64));
         }
         let room = shared.limits[way].fetch_sub(if limited(shared, way) { count as i64 } else { 0 }, SeqCst);
         let passing = count.min(usize::try_from(room.max(0)).unwrap_or(count));

@@ -78,6 +78,6 @@ fn build() -> PathBuf {
     command.args(["--message-format", "json"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     let report = run(&mut command).ok();
     let messages = report.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
-    executables.last().expect("cargo names the executable that it built")
+    let mut executables = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from));
+    executables.next_back().expect("cargo names the executable that it built")
 }

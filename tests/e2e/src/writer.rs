@@ -16,8 +16,8 @@ pub(crate) const BLOCK_BYTES: usize = 4096;
 /// Blocks next to each other that belong to one writer.
 const STRIPE_BLOCKS: u64 = 64;
 /// A writer works in so many stripes for a while, then moves on: like a file system, not like noise.
-const WINDOW_STRIPES: u64 = 16;
-const WINDOW_WRITES: u64 = 2000;
+const WINDOW_STRIPES: u64 = 8;
+const WINDOW_WRITES: u64 = 1000;
 const RUN_BLOCKS_MAX: u64 = 16;
 const RECONNECT: Duration = Duration::from_millis(10);
 /// Every so many sequence numbers the write is a zeroing instead.
@@ -120,8 +120,9 @@ impl Writer {
         }
         let (first_block, blocks) = loop {
             let (first, blocks) = self.choose();
-            let overlaps =
-                |other: &InFlight| first < other.first_block + other.blocks && other.first_block < first + blocks;
+            let overlaps = |other: &InFlight| {
+                first < other.first_block + other.blocks && other.first_block < first + blocks
+            };
             if !in_flight.values().any(overlaps) {
                 break (first, blocks);
             }
@@ -173,7 +174,11 @@ impl Writer {
         let seed = self.seed;
         let Some(promise) = self.promises.get_mut(&block) else {
             let zeroes = found.iter().all(|byte| *byte == 0);
-            return if zeroes { Ok(()) } else { Err(format!("block {block} was never written and is not zero")) };
+            return if zeroes {
+                Ok(())
+            } else {
+                Err(format!("block {block} was never written and is not zero"))
+            };
         };
         let mut possible = promise.maybe.iter().rev().copied().chain([promise.acked]);
         if let Some(sequence) = possible.find(|sequence| is_content(seed, block, *sequence, found)) {
@@ -203,7 +208,7 @@ fn content(seed: u64, block: u64, sequence: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&sequence.to_le_bytes());
     let mut rng = Rng::new(seed ^ block.rotate_left(32) ^ sequence.wrapping_mul(0x2545_f491_4f6c_dd1d));
     while out.len() < start + BLOCK_BYTES {
-        out.extend_from_slice(&rng.next().to_le_bytes());
+        out.extend_from_slice(&rng.draw().to_le_bytes());
     }
 }
 

@@ -1,0 +1,73 @@
+//! What Lockstep takes when it does nothing: processor time of a connected pair, and start-up and memory with 1 TiB.
+
+use lockstep_e2e::{Cluster, Node, Plan, RESOURCE};
+use serde_json::{Value, json};
+use std::fmt;
+use std::fs;
+use std::time::{Duration, Instant};
+
+const IDLE: Duration = Duration::from_secs(5);
+const LARGE_BYTES: u64 = 1 << 40;
+/// `USER_HZ`, which is 100 on every platform that this runs on.
+const TICKS_PER_S: f64 = 100.0;
+
+/// The figures.
+pub(crate) struct Footprint {
+    idle_cpu_percent: f64,
+    start_ms: f64,
+    rss_bytes: u64,
+}
+
+impl Footprint {
+    pub(crate) fn to_json(&self) -> Value {
+        json!({ "idle_cpu_percent": self.idle_cpu_percent, "start_1tib_ms": self.start_ms,
+                "rss_1tib_bytes": self.rss_bytes })
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "idle pair: {:.2} % of one processor, both daemons", self.idle_cpu_percent)?;
+        writeln!(f, "1 TiB volume: {:.0} ms until the daemon answers", self.start_ms)?;
+        write!(f, "1 TiB volume: {} MiB resident", self.rss_bytes >> 20)
+    }
+}
+
+pub(crate) fn measure() -> Footprint {
+    let idle_cpu_percent = idle_cpu_percent();
+    let mut cluster = Cluster::new(&Plan { size_bytes: LARGE_BYTES, ..Plan::default() });
+    cluster.alpha.lockstep(&["create-md", RESOURCE, "--source"]).ok();
+    let begin = Instant::now();
+    cluster.alpha.start();
+    let start_ms = begin.elapsed().as_secs_f64() * 1000.0;
+    Footprint { idle_cpu_percent, start_ms, rss_bytes: rss_bytes(&cluster.alpha) }
+}
+
+/// Nothing is awaited here: the passing of time itself is what is measured.
+fn idle_cpu_percent() -> f64 {
+    let cluster = Cluster::primary(&Plan { direct: true, timeout_ms: 6000, ..Plan::default() });
+    let used = || cpu_s(&cluster.alpha) + cpu_s(&cluster.beta);
+    let before = used();
+    std::thread::sleep(IDLE);
+    (used() - before) / IDLE.as_secs_f64() * 100.0
+}
+
+/// Seconds of processor time of a node's daemon, user and system.
+fn cpu_s(node: &Node) -> f64 {
+    let stat = proc(node, "stat");
+    // The name in parentheses may hold blanks; user and system time are the 14th and 15th fields of all.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("ticks")).sum();
+    ticks / TICKS_PER_S
+}
+
+fn rss_bytes(node: &Node) -> u64 {
+    let status = proc(node, "status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident size");
+    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
+    kib << 10
+}
+
+fn proc(node: &Node, file: &str) -> String {
+    fs::read_to_string(format!("/proc/{}/{file}", node.pid())).expect("read from /proc")
+}
