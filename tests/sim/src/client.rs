@@ -171,8 +171,10 @@ impl World {
         if result.is_ok() && request.client.is_some() && !request.payload.is_empty() {
             return self.fail("replies", format!("node {n}: write {req} answered before all of it arrived"));
         }
+        // The promise rested on the other machine alone, which lost power before its word arrived here.
+        let hollow = held == 1 << (1 - n) && self.failures.power[1 - n] > request.began;
         match (request.write, result, request.client) {
-            (Some(write), Ok(()), Some(_)) => ghost.acknowledge(write, seq, held),
+            (Some(write), Ok(()), Some(_)) if !hollow => ghost.acknowledge(write, seq, held),
             (Some(write), _, _) => ghost.give_up(write, seq),
             (None, Ok(()), Some(_)) if request.kind == RequestKind::Flush => {
                 ghost.flushed(request.began, held)

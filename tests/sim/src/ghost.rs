@@ -24,8 +24,8 @@ struct Version {
     /// Bit per node: the copies that hold it by promise.
     held: u8,
     dead_at: Seq,
-    /// The write that a read saw when this version was found overtaken.
-    overtaken_by: Option<u64>,
+    /// The write that a read saw when this version was found overtaken, when, and by which copies it was served.
+    overtaken_by: Option<(u64, Seq, u8)>,
 }
 
 /// The failures that a promotion has to reckon with.
@@ -211,22 +211,28 @@ impl Ghost {
         let write = own.write;
         for v in versions.iter_mut().filter(|v| v.write != write && v.end <= began) {
             v.dead_at = v.dead_at.min(now);
-            v.overtaken_by = v.overtaken_by.or(Some(write));
+            v.overtaken_by = v.overtaken_by.or(Some((write, now, held)));
         }
     }
 
     /// Node `node` was promoted: what the guarantees allow to be lost may be gone now. Says if anything may.
     pub(crate) fn promoted(&mut self, node: usize, force: Force, failures: Failures, now: Seq) -> bool {
+        for v in self.sectors.iter_mut().flatten() {
+            v.end = v.end.min(now);
+        }
+        self.reckon(node, force, failures, now)
+    }
+
+    /// What the failures so far may have destroyed becomes uncertain, and what it had killed lives again.
+    pub(crate) fn reckon(&mut self, node: usize, force: Force, failures: Failures, now: Seq) -> bool {
         let marks = self.marks;
         let mut any = false;
         for versions in &mut self.sectors {
             if versions.len() == 1 {
                 continue;
             }
-            let safe: Vec<bool> = versions
-                .iter()
-                .map(|v| v.certain && !v.may_be_lost(node, force, failures, marks))
-                .collect();
+            let safe: Vec<bool> =
+                versions.iter().map(|v| v.certain && !v.may_be_lost(node, force, failures, marks)).collect();
             let safe_start =
                 versions.iter().zip(&safe).filter(|(_, s)| **s).map(|(v, _)| v.start).max().unwrap_or(0);
             let safe_writes: Vec<u64> =
@@ -234,8 +240,11 @@ impl Ghost {
             for (v, safe) in versions.iter_mut().zip(safe) {
                 any |= v.certain && !safe;
                 v.certain = safe;
-                v.end = v.end.min(now);
-                let overtaken = v.overtaken_by.is_some_and(|w| safe_writes.contains(&w));
+                // What was read from the other copy alone says nothing about this one.
+                let overtaken = v.overtaken_by.is_some_and(|(write, at, held)| {
+                    let shared = force == Force::None || held & (1 << node) != 0 || at <= marks.mirrored;
+                    shared && safe_writes.contains(&write)
+                });
                 let dead = v.end < safe_start || overtaken;
                 v.dead_at = if dead { v.dead_at.min(now) } else { NEVER };
             }
@@ -256,9 +265,12 @@ impl Version {
             return false;
         }
         // The only copy of its generation lost power: what it had not flushed is nowhere else by promise.
-        let alone = held == 1 << node || self.end <= rotated[node];
-        let power_alone = f.power[node] > self.end.max(if held == 3 { rotated[node] } else { 0 });
-        if alone && power_alone {
+        let gone_with = |n: usize| {
+            let alone = held == 1 << n || self.end <= rotated[n];
+            let since = if held == 3 { self.end.max(rotated[n]) } else { self.end };
+            alone && f.power[n] > since && !stable(n)
+        };
+        if gone_with(0) || gone_with(1) {
             return true;
         }
         if held & (1 << node) != 0 {

@@ -1,10 +1,12 @@
 //! The life of a process: boot, inputs to its core, ticks, pauses, and its end by kill, power loss or leave.
 
+use crate::ghost::Force;
 use crate::host::{DiskOp, Input, SlotBuf, Stop};
 use crate::world::{Ev, World, node_id};
 use lockstep_bitmap::{Findings, Store, recover};
 use lockstep_core::{
-    Command, CommandId, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig, ReqId, SlotId,
+    Command, CommandId, DiskState, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig, ReqId, Role,
+    SlotId,
 };
 
 /// Ticks that a core may ask for at one instant before it counts as not sleeping.
@@ -230,6 +232,13 @@ impl World {
             // Whoever left in order had nothing volatile to lose.
             self.failures.power[n] = seq;
             self.failures.unclean[n] = seq;
+        }
+        let primary_is_target =
+            self.look(1 - n).is_some_and(|s| s.role == Role::Primary && s.disk != DiskState::UpToDate);
+        if primary_is_target {
+            let line = self.lines.of[1 - n];
+            let lost = self.lines.all[line].reckon(n, Force::None, self.failures, seq);
+            self.say(format_args!("n{n} loss under a Primary that is a target: {lost}"));
         }
         let left = self.hosts[n].stopped == Stop::Exit;
         self.hosts[n].stopped = Stop::Power;
