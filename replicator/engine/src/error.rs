@@ -17,7 +17,9 @@ pub enum StartError {
     #[error("io_uring of this kernel is too old ({0}): Linux 6.1 or newer is needed")]
     RingTooOld(io::Error),
     /// Memory for the payload buffers.
-    #[error("cannot reserve {bytes} bytes for buffers ({error}): lower the buffer memory in the configuration")]
+    #[error(
+        "cannot reserve {bytes} bytes for buffers ({error}): lower the buffer memory in the configuration"
+    )]
     Memory {
         /// How much.
         bytes: u64,

@@ -4,8 +4,8 @@
 //! run on the shard's thread and must only hand the answer on.
 
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use lockstep_core::{Command, Done, Refusal};
@@ -126,7 +126,12 @@ impl EngineHandle {
     }
 
     /// Gives a command to a resource. One that is down answers [`Refusal::Leaving`].
-    pub fn command(&self, resource: &str, command: Command, reply: CommandReply) -> Result<(), UnknownResource> {
+    pub fn command(
+        &self,
+        resource: &str,
+        command: Command,
+        reply: CommandReply,
+    ) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
         self.queue.send(Message::Command(index, command, reply));
         Ok(())

@@ -40,7 +40,10 @@ impl Span {
     /// Where the bytes `[offset, offset + len)` of the volume lie in a slot that was made for bytes from `first` on.
     pub(crate) fn of_volume_from(slot: SlotId, first: u64, offset: u64, len: u32) -> Self {
         let base = first - first % ALIGN_BYTES;
-        assert!(offset >= base && offset - base < LARGE_BYTES as u64, "{offset} is not in a slot for {first}");
+        assert!(
+            offset >= base && offset - base < LARGE_BYTES as u64,
+            "{offset} is not in a slot for {first}"
+        );
         Self { slot, start: (offset - base) as u32, len }
     }
 
@@ -247,7 +250,11 @@ impl Arena {
         assert!(!(writes && span.slot == self.zeroes), "the zeroes stay zeroes");
         let slot = &mut self.slots[span.slot.0 as usize];
         assert!(slot.references > 0, "slot {} is free", span.slot);
-        if writes { slot.kernel_writes += 1 } else { slot.kernel_reads += 1 }
+        if writes {
+            slot.kernel_writes += 1
+        } else {
+            slot.kernel_reads += 1
+        }
         pointer
     }
 

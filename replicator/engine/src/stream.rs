@@ -71,6 +71,8 @@ pub(crate) struct Outbox {
     /// May overtake the others.
     urgent: VecDeque<Box<Outgoing>>,
     ordered: VecDeque<Box<Outgoing>>,
+    // Boxed, since a message must not move while the kernel has it, and goes back and forth.
+    #[allow(clippy::vec_box)]
     spare: Vec<Box<Outgoing>>,
     sending: bool,
     /// Nothing is accepted or sent any more.
@@ -116,7 +118,9 @@ impl Outbox {
         if self.sending || self.closed {
             return false;
         }
-        let Some(message) = self.urgent.pop_front().or_else(|| self.ordered.pop_front()) else { return false };
+        let Some(message) = self.urgent.pop_front().or_else(|| self.ordered.pop_front()) else {
+            return false;
+        };
         assert!(!message.is_empty(), "an empty message was queued");
         self.sending = true;
         io.push(token, Op::Send(message));

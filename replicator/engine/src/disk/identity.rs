@@ -85,9 +85,11 @@ fn block_text(rdev: u64) -> String {
         facts.push(format!("loop={value}"));
     }
     if facts.is_empty() {
-        let udev = fs::read_to_string(Path::new("/run/udev/data").join(format!("b{number}"))).unwrap_or_default();
+        let udev =
+            fs::read_to_string(Path::new("/run/udev/data").join(format!("b{number}"))).unwrap_or_default();
         let known = udev.lines().filter_map(|line| line.strip_prefix("E:"));
-        facts.extend(known.filter(|line| UDEV_KEYS.iter().any(|key| line.starts_with(key))).map(String::from));
+        facts
+            .extend(known.filter(|line| UDEV_KEYS.iter().any(|key| line.starts_with(key))).map(String::from));
     }
     if facts.is_empty() { "a device without serial number".into() } else { facts.join(" ") }
 }

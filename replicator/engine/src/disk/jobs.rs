@@ -52,14 +52,40 @@ struct Range {
 
 enum Work {
     /// `hand_over`: the slot goes to the core.
-    Read { range: Range, hand_over: bool },
-    Write { range: Range, fua: bool },
-    Zero { offset: u64, len: u32, punch: bool, fua: bool },
+    Read {
+        range: Range,
+        hand_over: bool,
+    },
+    Write {
+        range: Range,
+        fua: bool,
+    },
+    Zero {
+        offset: u64,
+        len: u32,
+        punch: bool,
+        fua: bool,
+    },
     /// A range that does not consist of whole logical blocks: read, changed, written.
-    ZeroEdges { offset: u64, len: u32, fua: bool, range: Range, is_read: bool },
-    Fill { slot: SlotId, offset: u64, len: u32, granule_bytes: u32, scratch: SlotId },
+    ZeroEdges {
+        offset: u64,
+        len: u32,
+        fua: bool,
+        range: Range,
+        is_read: bool,
+    },
+    Fill {
+        slot: SlotId,
+        offset: u64,
+        len: u32,
+        granule_bytes: u32,
+        scratch: SlotId,
+    },
     Flush,
-    Meta { bytes: Rc<Vec<u8>>, locations: Locations },
+    Meta {
+        bytes: Rc<Vec<u8>>,
+        locations: Locations,
+    },
 }
 
 /// A job whose slot could not be had yet.
@@ -106,7 +132,14 @@ impl Storage {
 
     /// Reads into `target`, the slot of a client's request and the offset it begins with, or into a slot that the
     /// completion hands over.
-    pub(crate) fn read(&mut self, io: &mut Io, op: OpId, offset: u64, len: u32, target: Option<(SlotId, u64)>) {
+    pub(crate) fn read(
+        &mut self,
+        io: &mut Io,
+        op: OpId,
+        offset: u64,
+        len: u32,
+        target: Option<(SlotId, u64)>,
+    ) {
         let (slot, first) = match target {
             Some((slot, first)) => {
                 io.arena().retain(slot);
@@ -207,7 +240,9 @@ impl Storage {
         let done = completion.result;
         match (completion.op, done) {
             (op, Err(error)) if is_passing(&error) => return io.push(completion.token, op),
-            (Op::Allocate { .. }, Err(error)) if is_unsupported(&error) => return self.zero_by_writing(io, job),
+            (Op::Allocate { .. }, Err(error)) if is_unsupported(&error) => {
+                return self.zero_by_writing(io, job);
+            }
             (_, Err(error)) => self.note_error(job, &error),
             (Op::Read { fd, span, offset }, Ok(bytes)) if bytes > 0 && bytes < span.len => {
                 let rest = Op::Read { fd, span: span.skip(bytes), offset: offset + u64::from(bytes) };
@@ -225,7 +260,9 @@ impl Storage {
             }
             (_, Ok(_)) => {}
         }
-        let Some(entry) = self.jobs.get_mut(job) else { unreachable!("a completion for job {job}, which is gone") };
+        let Some(entry) = self.jobs.get_mut(job) else {
+            unreachable!("a completion for job {job}, which is gone")
+        };
         entry.left -= 1;
         if entry.left == 0 && !self.go_on(io, job) {
             self.finish(io, job);
@@ -271,7 +308,8 @@ impl Storage {
             (Mode::Direct, Work::Read { range, .. }) => {
                 push(Op::Read { fd: fd(), span: range.span, offset: range.offset });
             }
-            (Mode::Direct, Work::Write { range, fua }) | (Mode::Buffered, Work::Write { range, fua: fua @ true }) => {
+            (Mode::Direct, Work::Write { range, fua })
+            | (Mode::Buffered, Work::Write { range, fua: fua @ true }) => {
                 push(Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync: *fua });
             }
             (Mode::Direct, Work::Fill { slot: _, offset, len, granule_bytes, scratch }) => {

@@ -153,7 +153,9 @@ fn open_file(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError> 
             (disk.mode, disk.granule_bytes) = (Mode::Direct, granule_bytes);
         }
         Some(granule_bytes) => {
-            let error = format!("the size of {size_bytes} bytes is not a multiple of the file system's {granule_bytes}");
+            let error = format!(
+                "the size of {size_bytes} bytes is not a multiple of the file system's {granule_bytes}"
+            );
             return Err(failed(io::Error::other(error)));
         }
         None => {}

@@ -104,7 +104,10 @@ pub(crate) struct Hello {
 
 impl fmt::Debug for Hello {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hello").field("side", &self.side).field("expected", &self.expected).finish_non_exhaustive()
+        f.debug_struct("Hello")
+            .field("side", &self.side)
+            .field("expected", &self.expected)
+            .finish_non_exhaustive()
     }
 }
 
@@ -230,7 +233,11 @@ impl Hello {
     }
 
     /// The text of an error goes to both operators: it names both sides.
-    fn check(&self, offer: &Offer, find: &dyn Fn(&str) -> Result<Expected, String>) -> Result<Expected, String> {
+    fn check(
+        &self,
+        offer: &Offer,
+        find: &dyn Fn(&str) -> Result<Expected, String>,
+    ) -> Result<Expected, String> {
         let local = &self.local;
         if offer.version_min > VERSION_MAX || offer.version_max < VERSION_MIN {
             return Err(format!(
@@ -246,7 +253,10 @@ impl Hello {
         }
         let expected = match &self.expected {
             Some(expected) if expected.resource != offer.resource => {
-                return Err(format!("asked for resource {:?}, was answered for {:?}", expected.resource, offer.resource));
+                return Err(format!(
+                    "asked for resource {:?}, was answered for {:?}",
+                    expected.resource, offer.resource
+                ));
             }
             Some(expected) => expected.clone(),
             None => find(&offer.resource)?,

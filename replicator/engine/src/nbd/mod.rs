@@ -14,7 +14,7 @@ use lockstep_nbd::{Negotiation, RequestParser};
 pub(crate) use directory::{Directory, Export};
 
 use crate::ring::Fd;
-use crate::slots::{Arena, PoolId, Span};
+use crate::slots::{ALIGN_BYTES, Arena, PoolId, Span};
 use crate::stream::{Inbox, Outbox};
 
 /// Receive buffer: many requests per receive.
@@ -47,8 +47,9 @@ pub(crate) struct Serving {
     pub(crate) skip: u64,
 }
 
-/// A write whose payload is arriving.
-#[derive(Clone, Copy, Debug)]
+/// Payload on its way to the core: of a write, as it arrives; or the zeroes at the edges of a range to be zeroed, which
+/// the core takes as payload, since it zeroes whole blocks only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Writing {
     /// `None`: it was answered before all its bytes came; the rest is thrown away.
     pub(crate) request: Option<u32>,
@@ -56,11 +57,47 @@ pub(crate) struct Writing {
     pub(crate) offset: u64,
     /// Bytes from there on.
     pub(crate) left: u64,
+    /// Made here, not received.
+    pub(crate) is_zeroes: bool,
+    /// A second range, as offset and length.
+    then: (u64, u64),
     pub(crate) piece: Option<Piece>,
 }
 
+impl Writing {
+    /// The payload of a request, if it has any.
+    pub(crate) fn of(id: u32, request: &lockstep_nbd::Request) -> Option<Self> {
+        let (offset, end) = (request.offset, request.offset + u64::from(request.length));
+        let ((offset, left), then) = match request.command {
+            lockstep_nbd::Command::Write => ((offset, end - offset), (0, 0)),
+            lockstep_nbd::Command::WriteZeroes => {
+                let (first, last) = (offset.next_multiple_of(ALIGN_BYTES), end - end % ALIGN_BYTES);
+                let edges = ((offset, first - offset), (last, end - last));
+                match edges {
+                    _ if first >= last => ((offset, end - offset), (0, 0)),
+                    ((_, 0), tail) => (tail, (0, 0)),
+                    edges => edges,
+                }
+            }
+            _ => return None,
+        };
+        let is_zeroes = request.command == lockstep_nbd::Command::WriteZeroes;
+        (left > 0).then_some(Self { request: Some(id), offset, left, is_zeroes, then, piece: None })
+    }
+
+    /// The piece is the core's; on to the next.
+    pub(crate) fn advance(&mut self, piece_bytes: u32) {
+        self.piece = None;
+        self.offset += u64::from(piece_bytes);
+        self.left -= u64::from(piece_bytes);
+        if self.left == 0 {
+            (self.offset, self.left) = std::mem::take(&mut self.then);
+        }
+    }
+}
+
 /// A part of a payload, on its way into a slot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub(crate) payload: Span,
     pub(crate) got: u32,
@@ -180,7 +217,13 @@ impl Request {
 }
 
 /// Takes slots for all pieces of a range, or none. They are appended to `slots`, which is empty.
-pub(crate) fn take_all(arena: &mut Arena, pool: PoolId, offset: u64, len: u32, slots: &mut Vec<SlotId>) -> bool {
+pub(crate) fn take_all(
+    arena: &mut Arena,
+    pool: PoolId,
+    offset: u64,
+    len: u32,
+    slots: &mut Vec<SlotId>,
+) -> bool {
     let (mut offset, mut left) = (offset, u64::from(len));
     while left > 0 {
         let len = piece_bytes(offset, left);
@@ -200,11 +243,36 @@ mod tests {
     use super::*;
     use crate::slots::PoolSize;
 
+    fn asked(command: lockstep_nbd::Command, offset: u64, length: u32) -> lockstep_nbd::Request {
+        lockstep_nbd::Request { command, fua: false, no_hole: false, df: false, cookie: 1, offset, length }
+    }
+
     fn read(offset: u64, length: u32) -> Request {
-        let command = lockstep_nbd::Command::Read;
-        let request =
-            lockstep_nbd::Request { command, fua: false, no_hole: false, df: false, cookie: 1, offset, length };
+        let request = asked(lockstep_nbd::Command::Read, offset, length);
         Request { client: 0, request, structured: false, slots: Vec::new() }
+    }
+
+    #[test]
+    fn the_edges_of_zeroes_are_payload() {
+        let parts = |offset, length| {
+            let mut parts = Vec::new();
+            let mut writing = Writing::of(1, &asked(lockstep_nbd::Command::WriteZeroes, offset, length));
+            while let Some(write) = &mut writing {
+                let bytes = piece_bytes(write.offset, write.left);
+                parts.push((write.offset, bytes));
+                write.advance(bytes);
+                if write.left == 0 {
+                    writing = None;
+                }
+            }
+            parts
+        };
+        assert_eq!(parts(4096, 8192), []);
+        assert_eq!(parts(4095, 8193), [(4095, 1)]);
+        assert_eq!(parts(4096, 8193), [(12288, 1)]);
+        assert_eq!(parts(1, 12288), [(1, 4095), (12288, 1)]);
+        assert_eq!(parts(5000, 100), [(5000, 100)]);
+        assert_eq!(parts(131_000, 4000), [(131_000, 72), (131_072, 3928)]);
     }
 
     #[test]
@@ -219,7 +287,7 @@ mod tests {
         assert_eq!(request.slot_at(offset), Some((request.slots[0], offset)));
         assert_eq!(request.slot_at(PIECE_BYTES_MAX), Some((request.slots[1], PIECE_BYTES_MAX)));
         assert_eq!(request.slot_at(2 * PIECE_BYTES_MAX + 3), Some((request.slots[2], 2 * PIECE_BYTES_MAX)));
-        assert_eq!((request.slot_at(3 * PIECE_BYTES_MAX), request.slot_at(0)), (None, None));
+        assert_eq!(request.slot_at(3 * PIECE_BYTES_MAX), None);
     }
 
     #[test]

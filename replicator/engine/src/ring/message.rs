@@ -98,7 +98,10 @@ pub(crate) struct Outgoing {
 
 impl std::fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Outgoing").field("bytes", &self.bytes).field("parts", &self.parts.len()).finish_non_exhaustive()
+        f.debug_struct("Outgoing")
+            .field("bytes", &self.bytes)
+            .field("parts", &self.parts.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,7 +110,8 @@ impl Outgoing {
     pub(crate) fn new(fd: Fd) -> Self {
         // SAFETY: all-zero bytes are a valid msghdr.
         let header = unsafe { mem::zeroed() };
-        let (heads, parts, iovecs) = (Vec::with_capacity(4096), Vec::with_capacity(64), Vec::with_capacity(64));
+        let (heads, parts, iovecs) =
+            (Vec::with_capacity(4096), Vec::with_capacity(64), Vec::with_capacity(64));
         Self { fd, heads, parts, bytes: 0, replies: 0, reply_bytes: 0, iovecs, header }
     }
 

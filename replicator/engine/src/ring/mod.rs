@@ -219,7 +219,9 @@ fn set_up() -> Result<IoUring, StartError> {
     let mut plain = IoUring::builder();
     plain.setup_cqsize(COMPLETIONS).setup_coop_taskrun().setup_taskrun_flag();
     let uring = plain.build(ENTRIES).map_err(StartError::RingTooOld)?;
-    tracing::warn!("this kernel refuses deferred task running ({error}): slower; Linux 6.1 or newer is wanted");
+    tracing::warn!(
+        "this kernel refuses deferred task running ({error}): slower; Linux 6.1 or newer is wanted"
+    );
     Ok(uring)
 }
 

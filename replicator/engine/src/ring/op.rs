@@ -89,9 +89,7 @@ impl Op {
                 let write = opcode::Write::new(raw(fd), bytes.as_ptr(), bytes.len() as u32);
                 write.offset(*offset).rw_flags(libc::RWF_DSYNC).build()
             }
-            Op::Datasync { fd } => {
-                opcode::Fsync::new(raw(fd)).flags(types::FsyncFlags::DATASYNC).build()
-            }
+            Op::Datasync { fd } => opcode::Fsync::new(raw(fd)).flags(types::FsyncFlags::DATASYNC).build(),
             Op::Allocate { fd, mode, offset, len } => {
                 opcode::Fallocate::new(raw(fd), *len).offset(*offset).mode(*mode).build()
             }

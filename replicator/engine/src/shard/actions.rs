@@ -1,6 +1,8 @@
 //! Feeding a core one event, and executing what it answers.
 
-use lockstep_core::{Action, CommandId, Done, Event, ExportState, Frame, LinkId, LinkLoss, Notice, Refusal, SlotId};
+use lockstep_core::{
+    Action, CommandId, Done, Event, ExportState, Frame, LinkId, LinkLoss, Notice, Refusal, SlotId,
+};
 
 use super::Shard;
 use super::resource::Stage;
@@ -17,7 +19,7 @@ impl Shard {
             | Event::DiskDone { slot: Some(slot), .. }
             | Event::Frame { slot: Some(slot), .. } = event
             {
-                self.from_core(slot);
+                self.release_from_core(slot);
             }
             return;
         };
@@ -33,14 +35,21 @@ impl Shard {
         match action {
             Action::DiskRead { op, req, offset, len } => {
                 let target = req.and_then(|req| entry.requests.get(req.0)?.slot_at(offset));
-                assert!(target.is_some() || req.is_none(), "a read for a request that has no slot at {offset}");
+                assert!(
+                    target.is_some() || req.is_none(),
+                    "a read for a request that has no slot at {offset}"
+                );
                 entry.storage.read(io, op, offset, len, target);
             }
             Action::DiskFill { op, slot, offset, len, granule_bytes } => {
                 entry.storage.fill(io, op, (slot, offset, len), granule_bytes);
             }
-            Action::DiskWrite { op, offset, len, slot, fua } => entry.storage.write(io, op, offset, len, slot, fua),
-            Action::DiskZero { op, offset, len, punch, fua } => entry.storage.zero(io, op, offset, len, punch, fua),
+            Action::DiskWrite { op, offset, len, slot, fua } => {
+                entry.storage.write(io, op, offset, len, slot, fua)
+            }
+            Action::DiskZero { op, offset, len, punch, fua } => {
+                entry.storage.zero(io, op, offset, len, punch, fua)
+            }
             Action::DiskFlush { op } => entry.storage.flush(io, op),
             Action::MetaWrite { op, page } => {
                 let Some(node) = &mut entry.node else { return };
@@ -68,9 +77,9 @@ impl Shard {
                     let target = Span::of_volume_from(own, first, offset, len);
                     io.arena().copy(Span::of_volume(slot, offset, len), target);
                 }
-                self.from_core(slot);
+                self.release_from_core(slot);
             }
-            Action::ReleaseSlot { slot } => self.from_core(slot),
+            Action::ReleaseSlot { slot } => self.release_from_core(slot),
             Action::Reply { req, result } => self.reply(resource, req.0, result),
             Action::Export { state } => {
                 self.exports_changed = true;
@@ -83,7 +92,7 @@ impl Shard {
         }
     }
 
-    fn from_core(&mut self, slot: SlotId) {
+    fn release_from_core(&mut self, slot: SlotId) {
         let arena = self.io().arena();
         arena.take_from_core(slot);
         arena.release(slot);
@@ -93,7 +102,8 @@ impl Shard {
         let Self { io: Some(io), resources, links, scratch, .. } = self else { return };
         let link = resources[resource].link.and_then(|index| links.get_mut(index));
         let Some(link) = link.filter(|link| matches!(link.phase, Phase::Up(up) if up == id)) else { return };
-        let payload = frame.payload().zip(slot).map(|((offset, len), slot)| Span::of_volume(slot, offset, len));
+        let payload =
+            frame.payload().zip(slot).map(|((offset, len), slot)| Span::of_volume(slot, offset, len));
         if let Some(payload) = payload {
             io.arena().retain(payload.slot);
         }
@@ -129,13 +139,19 @@ impl Shard {
         match notice {
             Notice::Role { old, new } => tracing::info!("{name} {node}: role {old} -> {new}"),
             Notice::Disk { old, new } => tracing::info!("{name} {node}: disk {old} -> {new}"),
-            Notice::Connection { old, new } => tracing::info!("{name} {node}: connection {old} -> {new}{}", why()),
+            Notice::Connection { old, new } => {
+                tracing::info!("{name} {node}: connection {old} -> {new}{}", why())
+            }
             Notice::Replication { old, new } => tracing::info!("{name} {node}: replication {old} -> {new}"),
             // It repeats with every dial; the reason is in the report.
-            Notice::LinkLost { loss: loss @ LinkLoss::Unreachable } => tracing::debug!("{name} {node}: {loss:?}"),
+            Notice::LinkLost { loss: loss @ LinkLoss::Unreachable } => {
+                tracing::debug!("{name} {node}: {loss:?}")
+            }
             Notice::LinkLost { loss } => tracing::info!("{name} {node}: link lost: {loss:?}{}", why()),
             Notice::Closing { reason } => tracing::info!("{name} {node}: closing the link: {reason:?}"),
-            Notice::Generation { id, ordinal } => tracing::info!("{name} {node}: generation {ordinal} ({id})"),
+            Notice::Generation { id, ordinal } => {
+                tracing::info!("{name} {node}: generation {ordinal} ({id})")
+            }
             Notice::SplitBrain => tracing::error!("{name} {node}: split brain: both copies were written"),
             Notice::DiskFailed | Notice::MetadataFailed => tracing::error!("{name} {node}: {notice:?}"),
             other => tracing::warn!("{name} {node}: {other:?}"),

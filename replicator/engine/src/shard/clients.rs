@@ -22,7 +22,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 impl Shard {
     /// A connection came in on an NBD listener.
     pub(super) fn client_accepted(&mut self, fd: Fd, address: String) {
-        let waiting = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Handshake(_))).count();
+        let waiting =
+            self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Handshake(_))).count();
         if waiting >= self.config.limits.handshakes_max {
             tracing::debug!("too many unfinished NBD handshakes; dropping {address}");
             return;
@@ -50,7 +51,9 @@ impl Shard {
     }
 
     pub(super) fn client_received(&mut self, index: u32, completion: Completion<Token>) {
-        let (Some(client), Op::Receive(incoming)) = (self.clients.get_mut(index), completion.op) else { return };
+        let (Some(client), Op::Receive(incoming)) = (self.clients.get_mut(index), completion.op) else {
+            return;
+        };
         client.ops -= 1;
         let bytes = *completion.result.as_ref().unwrap_or(&0);
         let in_payload = client.inbox.received(incoming, bytes);
@@ -134,17 +137,23 @@ impl Shard {
     }
 
     fn begin_transmission(&mut self, index: u32, agreed: Transmission) {
-        let serving = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Serving(_))).count();
+        let serving =
+            self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Serving(_))).count();
         let resource = self.resources.iter().position(|resource| resource.name == agreed.export.name);
         let (Some(resource), Some(client)) = (resource, self.clients.get_mut(index)) else { return };
         if serving >= self.config.limits.clients_max {
-            tracing::warn!("{} clients are connected, no more are served; closing {}", serving, client.address);
+            tracing::warn!(
+                "{} clients are connected, no more are served; closing {}",
+                serving,
+                client.address
+            );
             return self.drain(index);
         }
         let parser = RequestParser::new(&agreed.export, agreed.structured);
         let resource = resource as u16;
         let structured = agreed.structured;
-        client.phase = Phase::Serving(Box::new(Serving { resource, parser, structured, write: None, skip: 0 }));
+        client.phase =
+            Phase::Serving(Box::new(Serving { resource, parser, structured, write: None, skip: 0 }));
         client.deadline = None;
         tracing::info!("{}: client {} connected", agreed.export.name, client.address);
         self.count_clients(usize::from(resource));

@@ -104,7 +104,9 @@ impl Shard {
             (Stage::Up, _) if has_disk => reply(Ok(Done::Already)),
             (Stage::Up, Some(node)) if node.status().role == Role::Primary => {
                 let name = &entry.name;
-                reply(Err(format!("{name} is Primary without a disk of its own; lockstep demote {name} first")));
+                reply(Err(format!(
+                    "{name} is Primary without a disk of its own; lockstep demote {name} first"
+                )));
             }
             (Stage::Up, _) if attached.is_err() => {
                 let error = attached.err().map(|error| error.to_string());

@@ -168,7 +168,9 @@ impl Shard {
             self.fail_link(old, LinkLoss::Superseded, "a newer connection of the peer");
         }
         for old in 0..self.links.bound() {
-            let is_old = |link: &Link| link.resource == Some(resource as u16) && matches!(link.phase, Phase::Draining(_));
+            let is_old = |link: &Link| {
+                link.resource == Some(resource as u16) && matches!(link.phase, Phase::Draining(_))
+            };
             if self.links.get(old).is_some_and(is_old) {
                 self.fail_link(old, LinkLoss::Closed, "");
             }
@@ -226,7 +228,9 @@ impl Shard {
         match (&link.phase, result) {
             (Phase::Dead, _) => self.reap_link(index),
             (_, Err(error)) => self.fail_link(index, LinkLoss::Lost, &error.to_string()),
-            (Phase::Draining(_), Ok(_)) if link.outbox.is_empty() => self.fail_link(index, LinkLoss::Closed, ""),
+            (Phase::Draining(_), Ok(_)) if link.outbox.is_empty() => {
+                self.fail_link(index, LinkLoss::Closed, "")
+            }
             (_, Ok(_)) => {}
         }
     }

@@ -38,7 +38,9 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
         let failed = |error| StartError::ListenNbd { listener: describe(listener), error };
         let (fd, path): (OwnedFd, _) = match listener {
             Listener::Tcp(address) => (TcpListener::bind(address).map_err(failed)?.into(), None),
-            Listener::Unix { path, mode } => (bind_unix(path, *mode).map_err(failed)?.into(), Some(path.clone())),
+            Listener::Unix { path, mode } => {
+                (bind_unix(path, *mode).map_err(failed)?.into(), Some(path.clone()))
+            }
         };
         sockets.push(Socket { fd: Rc::new(fd), is_nbd: true, path, is_paused: false });
     }

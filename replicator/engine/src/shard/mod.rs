@@ -85,7 +85,8 @@ impl Shard {
             run_id,
             boot_id,
         };
-        let sizes: Vec<PoolSize> = config.resources.iter().flat_map(|r| Pools::sizes(r.buffer_bytes)).collect();
+        let sizes: Vec<PoolSize> =
+            config.resources.iter().flat_map(|r| Pools::sizes(r.buffer_bytes)).collect();
         let bytes: u64 = sizes.iter().map(|size| size.bytes() as u64).sum();
         let arena = Arena::new(&sizes).map_err(|error| StartError::Memory { bytes, error })?;
         let io = Ring::new(arena, config.spin_us)?;
@@ -180,7 +181,9 @@ impl Shard {
     fn drain_storage(&mut self, resource: usize) {
         loop {
             let entry = &mut self.resources[resource];
-            let Some(event) = entry.storage.next_finished().or_else(|| entry.events.pop_front()) else { return };
+            let Some(event) = entry.storage.next_finished().or_else(|| entry.events.pop_front()) else {
+                return;
+            };
             if let Event::DiskDone { slot: Some(slot), .. } = event {
                 self.io().arena().give_to_core(slot);
             }
@@ -213,7 +216,10 @@ impl Shard {
             self.kick_clients();
             self.finish_downs();
             let moving = self.exports_changed
-                || self.resources.iter().any(|resource| !resource.events.is_empty() || resource.storage.has_inline());
+                || self
+                    .resources
+                    .iter()
+                    .any(|resource| !resource.events.is_empty() || resource.storage.has_inline());
             if !moving && self.io().arena().frees() == self.frees_seen {
                 return;
             }
@@ -252,7 +258,8 @@ impl Shard {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let deadlines = self.resources.iter().filter_map(|resource| Some(resource.node.as_ref()?.next_deadline()?.at));
+        let deadlines =
+            self.resources.iter().filter_map(|resource| Some(resource.node.as_ref()?.next_deadline()?.at));
         let next = deadlines.chain(self.sweep_at).min()?;
         Some(next.since(self.clock.now()))
     }

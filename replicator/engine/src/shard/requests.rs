@@ -68,7 +68,7 @@ impl Shard {
                 serving.skip = payload_to_skip;
                 client.inbox.consume(consumed);
                 client.unsent += 1;
-                self.answer(index, reply.as_bytes(), 0);
+                self.answer(index, reply.as_bytes());
                 Next::Again
             }
             Parsed::Fatal(error) => {
@@ -79,43 +79,32 @@ impl Shard {
     }
 
     fn admit(&mut self, index: u32, consumed: usize, request: lockstep_nbd::Request) -> Next {
-        let limits = &self.config.limits;
-        let Self { io: Some(io), clients, resources, .. } = self else { return Next::Wait };
-        let Some(client) = clients.get_mut(index) else { return Next::Wait };
-        let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
-        let resource = usize::from(serving.resource);
-        let bytes = match request.command {
-            Command::Read | Command::Write => u64::from(request.length),
-            _ => 0,
-        };
-        let too_many = client.unsent >= limits.client_requests_max;
-        if too_many || (client.unsent > 0 && client.unsent_bytes + bytes > limits.client_bytes_max) {
-            client.starved = true;
-            return Next::Wait;
-        }
         let kind = match request.command {
             Command::Read => RequestKind::Read,
             Command::Write => RequestKind::Write,
             Command::Trim => RequestKind::Trim,
             Command::WriteZeroes => RequestKind::Zero { no_hole: request.no_hole },
             Command::Flush => RequestKind::Flush,
-            Command::Disconnect => {
-                client.inbox.consume(consumed);
-                self.drain(index);
-                return Next::Wait;
-            }
-            Command::Cache => {
-                client.inbox.consume(consumed);
-                client.unsent += 1;
-                let header = reply::request_reply(serving.structured, &request, Ok(()), "");
-                self.answer(index, header.as_bytes(), 0);
-                return Next::Again;
+            Command::Disconnect | Command::Cache => {
+                return self.admit_without_core(index, consumed, &request);
             }
         };
+        let limits = &self.config.limits;
+        let Self { io: Some(io), clients, resources, .. } = self else { return Next::Wait };
+        let Some(client) = clients.get_mut(index) else { return Next::Wait };
+        let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
+        let bytes = counted_bytes(&request);
+        let too_many = client.unsent >= limits.client_requests_max;
+        if too_many || (client.unsent > 0 && client.unsent_bytes + bytes > limits.client_bytes_max) {
+            client.starved = true;
+            return Next::Wait;
+        }
+        let resource = usize::from(serving.resource);
         let entry = &mut resources[resource];
         let mut slots = entry.spare_lists.pop().unwrap_or_default();
+        let pool = entry.pools.read;
         if kind == RequestKind::Read
-            && !take_all(io.arena(), entry.pools.read, request.offset, request.length, &mut slots)
+            && !take_all(io.arena(), pool, request.offset, request.length, &mut slots)
         {
             entry.spare_lists.push(slots);
             client.starved = true;
@@ -125,14 +114,25 @@ impl Shard {
         client.requests += 1;
         client.unsent += 1;
         client.unsent_bytes += bytes;
-        let id = entry.requests.insert(Request { client: index, request, structured: serving.structured, slots });
-        if kind == RequestKind::Write {
-            let (offset, left) = (request.offset, u64::from(request.length));
-            serving.write = Some(Writing { request: Some(id), offset, left, piece: None });
-        }
+        let id =
+            entry.requests.insert(Request { client: index, request, structured: serving.structured, slots });
+        serving.write = Writing::of(id, &request);
         let (offset, len) = (request.offset, u64::from(request.length));
         let fua = request.fua && request.command.modifies();
         self.feed(resource, Event::Request { req: ReqId(id), kind, offset, len, fua });
+        Next::Again
+    }
+
+    fn admit_without_core(&mut self, index: u32, consumed: usize, request: &lockstep_nbd::Request) -> Next {
+        let Some(client) = self.clients.get_mut(index) else { return Next::Wait };
+        client.inbox.consume(consumed);
+        if request.command == Command::Disconnect {
+            self.drain(index);
+            return Next::Wait;
+        }
+        // Nothing is cached here that could be filled.
+        client.unsent += 1;
+        self.answer(index, reply::request_reply(false, request, Ok(()), "").as_bytes());
         Next::Again
     }
 
@@ -145,12 +145,11 @@ impl Shard {
         let Some(write) = &mut serving.write else { return Next::Again };
         let Some(request) = write.request else {
             // Answered before its bytes came.
-            let mut got = 0;
-            if let Some(piece) = write.piece {
+            let got = write.piece.map_or(0, |piece| {
                 io.arena().release(piece.payload.slot);
-                got = u64::from(piece.got);
-            }
-            serving.skip = write.left - got;
+                u64::from(piece.got)
+            });
+            serving.skip = if write.is_zeroes { 0 } else { write.left - got };
             serving.write = None;
             return Next::Again;
         };
@@ -165,6 +164,10 @@ impl Shard {
                 empty.insert(Piece { payload: Span::of_volume(slot, write.offset, len), got: 0 })
             }
         };
+        if write.is_zeroes {
+            io.arena().bytes_mut(piece.payload).fill(0);
+            piece.got = piece.payload.len;
+        }
         let data = client.inbox.data();
         let available = data.len().min((piece.payload.len - piece.got) as usize);
         if available > 0 {
@@ -177,9 +180,7 @@ impl Shard {
             return Next::Receive;
         }
         let (offset, len, slot) = (write.offset, piece.payload.len, piece.payload.slot);
-        write.offset += u64::from(len);
-        write.left -= u64::from(len);
-        write.piece = None;
+        write.advance(len);
         if write.left == 0 {
             serving.write = None;
         }
@@ -195,7 +196,9 @@ impl Shard {
         let Some(mut request) = entry.requests.remove(id) else {
             unreachable!("request {id} was answered twice")
         };
-        let Some(client) = clients.get_mut(request.client) else { unreachable!("a client went before its requests") };
+        let Some(client) = clients.get_mut(request.client) else {
+            unreachable!("a client went before its requests")
+        };
         client.requests -= 1;
         if let Phase::Serving(serving) = &mut client.phase
             && let Some(write) = &mut serving.write
@@ -205,11 +208,15 @@ impl Shard {
         }
         let asked = &request.request;
         let is_read = asked.command == Command::Read;
-        let bytes = if is_read || asked.command == Command::Write { u64::from(asked.length) } else { 0 };
+        let bytes = counted_bytes(asked);
         let header = match result {
-            Ok(()) if is_read => reply::read_reply(request.structured, asked.cookie, asked.offset, asked.length),
+            Ok(()) if is_read => {
+                reply::read_reply(request.structured, asked.cookie, asked.offset, asked.length)
+            }
             Ok(()) => reply::request_reply(request.structured, asked, Ok(()), ""),
-            Err(error) => reply::request_reply(request.structured, asked, Err(wire_error(error)), words(error)),
+            Err(error) => {
+                reply::request_reply(request.structured, asked, Err(wire_error(error)), words(error))
+            }
         };
         let sends_data = is_read && result.is_ok();
         if let Some(message) = client.outbox.message(false) {
@@ -230,14 +237,21 @@ impl Shard {
     }
 
     /// Queues an answer that the core was not asked for.
-    fn answer(&mut self, index: u32, header: &[u8], bytes: u64) {
+    fn answer(&mut self, index: u32, header: &[u8]) {
         let Some(client) = self.clients.get_mut(index) else { return };
         if let Some(message) = client.outbox.message(false) {
             message.push_head(header);
             message.replies += 1;
-            message.reply_bytes += bytes;
         }
         self.list_talking(index);
+    }
+}
+
+/// What a request counts against the bound of its client.
+fn counted_bytes(request: &lockstep_nbd::Request) -> u64 {
+    match request.command {
+        Command::Read | Command::Write => u64::from(request.length),
+        _ => 0,
     }
 }
 

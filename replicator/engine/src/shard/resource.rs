@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use lockstep_core::{CommandId, Event, Node, SlotId};
 
+use crate::attach::Attached;
 use crate::config::{Limits, ResourceConfig};
 use crate::disk::Storage;
-use crate::handle::{CommandReply, UpReply};
-use crate::attach::Attached;
 use crate::error::AttachError;
+use crate::handle::{CommandReply, UpReply};
 use crate::nbd::Request;
 use crate::slab::Slab;
 use crate::slots::{LARGE_BYTES, PoolId, PoolSize, SMALL_BYTES};

@@ -1,5 +1,4 @@
 //! Two engines in one process over loopback, and a small blocking NBD client.
-#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -9,8 +8,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use lockstep_bitmap::{
-    Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity, NodeId,
-    Origin, PeerCopy, PeerRecord,
+    Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity,
+    NodeId, Origin, PeerCopy, PeerRecord,
 };
 use lockstep_core::{Command, ConnectionState, DiskState, Done, Refusal, ReplicationState, Status};
 use lockstep_engine::{
@@ -20,45 +19,45 @@ use lockstep_engine::{
 use lockstep_nbd::client::{Handshake, Reply, next_reply};
 use lockstep_nbd::{Command as Nbd, NbdError, Request};
 
-pub const SIZE_BYTES: u64 = 16 << 20;
+pub(crate) const SIZE_BYTES: u64 = 16 << 20;
 const NAMES: [&str; 2] = ["alpha", "beta"];
 
 /// Folders, ports and configurations of a pair.
-pub struct Pair {
+pub(crate) struct Pair {
     _folder: tempfile::TempDir,
-    pub root: PathBuf,
+    pub(crate) root: PathBuf,
     ports: [SocketAddr; 2],
-    pub secrets: [[u8; 32]; 2],
+    pub(crate) secrets: [[u8; 32]; 2],
 }
 
 impl Pair {
     /// Below `base`, with disks full of zeroes; alpha's copy is the source.
-    pub fn new(base: &str) -> Self {
+    pub(crate) fn new(base: &str) -> Self {
         let folder = tempfile::tempdir_in(base).unwrap();
         let root = folder.path().to_owned();
         let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let pair = Self { _folder: folder, root, ports: [port(), port()], secrets: [[7; 32]; 2] };
-        for node in 0..2 {
-            std::fs::create_dir(pair.root.join(NAMES[node])).unwrap();
+        for (node, name) in NAMES.iter().enumerate() {
+            std::fs::create_dir(pair.root.join(name)).unwrap();
             std::fs::File::create(pair.disk(node)).unwrap().set_len(SIZE_BYTES).unwrap();
             create_metadata(&pair.meta(node), pair.params(node, node == 0), false).unwrap();
         }
         pair
     }
 
-    pub fn disk(&self, node: usize) -> PathBuf {
+    pub(crate) fn disk(&self, node: usize) -> PathBuf {
         self.root.join(NAMES[node]).join("disk")
     }
 
-    pub fn meta(&self, node: usize) -> PathBuf {
+    pub(crate) fn meta(&self, node: usize) -> PathBuf {
         self.root.join(NAMES[node]).join("meta")
     }
 
-    pub fn socket(&self, node: usize) -> PathBuf {
+    pub(crate) fn socket(&self, node: usize) -> PathBuf {
         self.root.join(NAMES[node]).join("nbd.sock")
     }
 
-    pub fn params(&self, node: usize, is_source: bool) -> CreateParams {
+    pub(crate) fn params(&self, node: usize, is_source: bool) -> CreateParams {
         let geometry = Geometry::new(SIZE_BYTES, 12, DEFAULT_REGION_SHIFT).unwrap();
         let created = Generation {
             id: GenerationId(42),
@@ -94,7 +93,7 @@ impl Pair {
         }
     }
 
-    pub fn config(&self, node: usize) -> EngineConfig {
+    pub(crate) fn config(&self, node: usize) -> EngineConfig {
         let peer = 1 - node;
         EngineConfig {
             cluster: "c1".into(),
@@ -124,37 +123,37 @@ impl Pair {
         }
     }
 
-    pub fn start(&self, node: usize) -> EngineHandle {
+    pub(crate) fn start(&self, node: usize) -> EngineHandle {
         Engine::start(self.config(node)).unwrap()
     }
 
-    pub fn connect(&self, node: usize) -> Client {
+    pub(crate) fn connect(&self, node: usize) -> Client {
         Client::connect(&self.socket(node), "r0", true).unwrap()
     }
 }
 
-pub fn report(engine: &EngineHandle) -> ResourceReport {
+pub(crate) fn report(engine: &EngineHandle) -> ResourceReport {
     let (sender, receiver) = channel();
     engine.status("r0", Box::new(move |report| sender.send(report).unwrap())).unwrap();
     receiver.recv_timeout(Duration::from_secs(10)).unwrap()
 }
 
-pub fn status(engine: &EngineHandle) -> Status {
+pub(crate) fn status(engine: &EngineHandle) -> Status {
     report(engine).status.unwrap()
 }
 
-pub fn command(engine: &EngineHandle, command: Command) -> Result<Done, Refusal> {
+pub(crate) fn command(engine: &EngineHandle, command: Command) -> Result<Done, Refusal> {
     let (sender, receiver) = channel();
     engine.command("r0", command, Box::new(move |result| sender.send(result).unwrap())).unwrap();
     receiver.recv_timeout(Duration::from_secs(30)).unwrap()
 }
 
-pub fn promote(engine: &EngineHandle) {
+pub(crate) fn promote(engine: &EngineHandle) {
     let plain = Command::Promote { peer_is_down: false, accept_data_loss: false };
     assert_eq!(command(engine, plain), Ok(Done::Changed));
 }
 
-pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < Duration::from_secs(30), "not so in time: {what}");
@@ -163,7 +162,7 @@ pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Both copies are UpToDate and mirrored.
-pub fn wait_protected(engine: &EngineHandle) {
+pub(crate) fn wait_protected(engine: &EngineHandle) {
     wait_for("protected", || {
         let status = status(engine);
         let peer = &status.peers[0];
@@ -174,7 +173,7 @@ pub fn wait_protected(engine: &EngineHandle) {
     });
 }
 
-pub fn assert_equal(one: &Path, two: &Path) {
+pub(crate) fn assert_equal(one: &Path, two: &Path) {
     let (one, two) = (std::fs::read(one).unwrap(), std::fs::read(two).unwrap());
     assert_eq!(one.len(), two.len());
     let differs = one.iter().zip(&two).position(|(a, b)| a != b);
@@ -182,15 +181,15 @@ pub fn assert_equal(one: &Path, two: &Path) {
 }
 
 /// A blocking client with one request in flight, or as many as the caller begins.
-pub struct Client {
+pub(crate) struct Client {
     stream: UnixStream,
     received: Vec<u8>,
-    pub size_bytes: u64,
+    pub(crate) size_bytes: u64,
     next_cookie: u64,
 }
 
 impl Client {
-    pub fn connect(path: &Path, export: &str, structured: bool) -> Result<Self, String> {
+    pub(crate) fn connect(path: &Path, export: &str, structured: bool) -> Result<Self, String> {
         let mut stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut handshake = Handshake::new(export, structured);
@@ -208,7 +207,7 @@ impl Client {
     }
 
     /// Sends a request; returns its cookie.
-    pub fn begin(&mut self, command: Nbd, fua: bool, offset: u64, length: u32, payload: &[u8]) -> u64 {
+    pub(crate) fn begin(&mut self, command: Nbd, fua: bool, offset: u64, length: u32, payload: &[u8]) -> u64 {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let request = Request { command, fua, no_hole: false, df: false, cookie, offset, length };
@@ -218,7 +217,7 @@ impl Client {
     }
 
     /// Waits for the next answer that is not to a read.
-    pub fn answer(&mut self) -> (u64, Option<NbdError>) {
+    pub(crate) fn answer(&mut self) -> (u64, Option<NbdError>) {
         loop {
             match next_reply(&self.received) {
                 Reply::NeedMore => read_more(&mut self.stream, &mut self.received).unwrap(),
@@ -235,30 +234,37 @@ impl Client {
         }
     }
 
-    fn call(&mut self, command: Nbd, fua: bool, offset: u64, length: u32, payload: &[u8]) -> Option<NbdError> {
+    fn call(
+        &mut self,
+        command: Nbd,
+        fua: bool,
+        offset: u64,
+        length: u32,
+        payload: &[u8],
+    ) -> Option<NbdError> {
         let cookie = self.begin(command, fua, offset, length, payload);
         let (answered, error) = self.answer();
         assert_eq!(answered, cookie);
         error
     }
 
-    pub fn write(&mut self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
         assert_eq!(self.call(Nbd::Write, false, offset, bytes.len() as u32, bytes), None);
     }
 
-    pub fn write_fua(&mut self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn write_fua(&mut self, offset: u64, bytes: &[u8]) {
         assert_eq!(self.call(Nbd::Write, true, offset, bytes.len() as u32, bytes), None);
     }
 
-    pub fn zero(&mut self, command: Nbd, offset: u64, length: u32) {
+    pub(crate) fn zero(&mut self, command: Nbd, offset: u64, length: u32) {
         assert_eq!(self.call(command, false, offset, length, &[]), None);
     }
 
-    pub fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         assert_eq!(self.call(Nbd::Flush, false, 0, 0, &[]), None);
     }
 
-    pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
+    pub(crate) fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
         self.begin(Nbd::Read, false, offset, length, &[]);
         loop {
             match next_reply(&self.received) {
@@ -276,11 +282,11 @@ impl Client {
     }
 
     /// Whether the server has closed the connection.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         read_more(&mut self.stream, &mut self.received).is_err()
     }
 
-    pub fn disconnect(mut self) {
+    pub(crate) fn disconnect(mut self) {
         self.begin(Nbd::Disconnect, false, 0, 0, &[]);
         assert!(self.is_closed());
     }

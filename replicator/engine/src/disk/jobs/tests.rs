@@ -21,7 +21,8 @@ fn bench(mode: Mode) -> Bench {
     let folder = tempfile::tempdir_in(base).unwrap();
     let path = folder.path().join("disk");
     std::fs::write(&path, vec![0xEE; 1 << 20]).unwrap();
-    let mut open = if mode == Mode::Buffered { buffered(&path) } else { disk::open(&path, Duration::ZERO).unwrap() };
+    let mut open =
+        if mode == Mode::Buffered { buffered(&path) } else { disk::open(&path, Duration::ZERO).unwrap() };
     if mode == Mode::Buffered {
         open.mode = Mode::Buffered;
     }
@@ -104,7 +105,8 @@ fn zeroes_are_exact_in_every_mode() {
                 assert_eq!(b.finish(), (op, Ok(()), None));
                 let content = b.content();
                 let (from, to) = (offset as usize, offset as usize + len as usize);
-                let exact = |(at, byte): (usize, &u8)| *byte == if (from..to).contains(&at) { 0 } else { 0xEE };
+                let exact =
+                    |(at, byte): (usize, &u8)| *byte == if (from..to).contains(&at) { 0 } else { 0xEE };
                 assert!(content.iter().enumerate().all(exact), "{mode:?} {offset} {len} {punch}");
                 assert_eq!((content.len(), b.io.arena().in_use()), (1 << 20, 0));
             }
