@@ -159,3 +159,51 @@ fn uri(client: &Client, resource: &str, output: &Output) -> Result<(), Failure> 
 fn only_resource(status: &StatusDoc) -> Result<&ResourceDoc, Failure> {
     status.resources.first().ok_or_else(|| Failure::generic("the daemon's answer has no resource"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn resource(changes: serde_json::Value) -> ResourceDoc {
+        let text = r#"{
+            "name": "r0", "node": "alpha", "up": true, "error": null, "role": "Primary", "disk": "UpToDate",
+            "generation": null, "term": 1, "protected": true, "not_protected_reason": null,
+            "suspended": false,
+            "unclean": false, "changing_role": false, "size_bytes": 1, "clients": [], "requests": 0,
+            "undurable_writes": 0, "hot_regions": 0, "hot_regions_max": 1, "region_bytes": 1, "uris": [],
+            "disk_path": "/d", "disk_mode": null, "meta_path": "/m", "next_deadline": null,
+            "memory": { "reserved_bytes": 0, "slots_in_use": 0, "slots": 0 },
+            "peers": [{
+                "name": "beta", "id": 1, "address": "", "connection": "Connected",
+                "replication": "Established",
+                "role": "Secondary", "disk": "UpToDate", "out_of_sync_bytes": 0, "since": "",
+                "link_error": null,
+                "resync": null, "resynced_bytes_total": 0, "split_brain": null, "uris": []
+            }]
+        }"#;
+        let mut doc: serde_json::Value = serde_json::from_str(text).unwrap();
+        for (pointer, value) in changes.as_object().unwrap() {
+            *doc.pointer_mut(pointer).unwrap() = value.clone();
+        }
+        serde_json::from_value(doc).unwrap()
+    }
+
+    #[test]
+    fn states_that_wait_waits_for() {
+        use WaitFor::{Connected, Primary, Secondary, Synced, Uptodate};
+        let all = |changes: serde_json::Value| {
+            let resource = resource(changes);
+            [Connected, Uptodate, Primary, Secondary, Synced].map(|state| u8::from(reached(&resource, state)))
+        };
+        assert_eq!(all(json!({})), [1, 1, 1, 0, 1]);
+        assert_eq!(all(json!({"/up": false})), [0, 0, 0, 0, 0]);
+        assert_eq!(all(json!({"/role": "Secondary"})), [1, 1, 0, 1, 1]);
+        assert_eq!(all(json!({"/changing_role": true})), [1, 1, 0, 0, 1]);
+        assert_eq!(all(json!({"/disk": "Consistent"})), [1, 0, 1, 0, 0]);
+        assert_eq!(all(json!({"/peers/0/connection": "Connecting"})), [0, 1, 1, 0, 0]);
+        assert_eq!(all(json!({"/peers/0/replication": "SyncSource"})), [1, 1, 1, 0, 0]);
+        assert_eq!(all(json!({"/peers/0/disk": "Inconsistent"})), [1, 1, 1, 0, 0]);
+        assert_eq!(all(json!({"/peers": []})), [0, 1, 1, 0, 0]);
+    }
+}

@@ -23,9 +23,13 @@ pub(crate) fn advice(resource: &ResourceDoc) -> Vec<String> {
 fn link_advice(resource: &ResourceDoc, peer: &PeerDoc) -> Option<String> {
     let (name, own, other) = (&resource.name, &resource.node, &peer.name);
     match peer.replication.as_str() {
-        "SplitBrain" => Some(format!(
-            "choose whose changes are given up: lockstep resolve {name} --discard {own}|{other}"
-        )),
+        "SplitBrain" => {
+            let both = resource.role == "Primary" && peer.role.as_deref() == Some("Primary");
+            let first = if both { format!(" (first, there: lockstep demote {name})") } else { String::new() };
+            Some(format!(
+                "choose whose changes are given up{first}: lockstep resolve {name} --discard {own}|{other}"
+            ))
+        }
         "Unrelated" => Some(format!(
             "on the node whose disk may be overwritten: lockstep down {name}; lockstep create-md {name} \
              --overwrite; lockstep up {name}"

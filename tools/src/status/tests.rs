@@ -179,7 +179,10 @@ fn split_brain() {
                 "      SPLIT BRAIN  alpha wrote 1.2 GiB since 2026-01-01 09:16:40 UTC",
                 ", beta wrote 4 KiB since 2026-01-01 09:33:20 UTC"
             ),
-            "      -> choose whose changes are given up: lockstep resolve r0 --discard alpha|beta",
+            concat!(
+                "      -> choose whose changes are given up (first, there: lockstep demote r0)",
+                ": lockstep resolve r0 --discard alpha|beta"
+            ),
         ])
     );
 }
