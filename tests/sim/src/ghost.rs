@@ -241,10 +241,10 @@ impl Ghost {
                 any |= v.certain && !safe;
                 v.certain = safe;
                 // What was read from the other copy alone says nothing about this one.
-                let overtaken = v.overtaken_by.is_some_and(|(write, at, held)| {
-                    let shared = force == Force::None || held & (1 << node) != 0 || at <= marks.mirrored;
-                    shared && safe_writes.contains(&write)
+                v.overtaken_by.take_if(|(_, at, held)| {
+                    force != Force::None && *held & (1 << node) == 0 && *at > marks.mirrored
                 });
+                let overtaken = v.overtaken_by.is_some_and(|(write, ..)| safe_writes.contains(&write));
                 let dead = v.end < safe_start || overtaken;
                 v.dead_at = if dead { v.dead_at.min(now) } else { NEVER };
             }
@@ -259,15 +259,16 @@ impl Version {
         let other = 1 - node;
         let held = if self.end <= mirrored { 3 } else { self.held };
         let stable = |n: usize| (self.fua && held & (1 << n) != 0) || self.end <= flushed[n];
-        let power = |n: usize| f.power[n] > self.end;
-        let unclean = |n: usize| f.unclean[n] > self.end;
+        // Compared with the start: a copy's word may arrive after the copy has lost what it speaks of.
+        let power = |n: usize| f.power[n] > self.start;
+        let unclean = |n: usize| f.unclean[n] > self.start;
         if stable(node) && held & (1 << node) != 0 {
             return false;
         }
         // The only copy of its generation lost power: what it had not flushed is nowhere else by promise.
         let gone_with = |n: usize| {
             let alone = held == 1 << n || self.end <= rotated[n];
-            let since = if held == 3 { self.end.max(rotated[n]) } else { self.end };
+            let since = if held == 3 { self.start.max(rotated[n]) } else { self.start };
             alone && f.power[n] > since && !stable(n)
         };
         if gone_with(0) || gone_with(1) {
