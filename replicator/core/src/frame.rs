@@ -205,6 +205,9 @@ impl fmt::Display for FrameError {
 
 impl core::error::Error for FrameError {}
 
+/// Positions, terms, sessions and the like never come near this; what is counted up from here cannot overflow.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
 const FLAG_FUA: u8 = 1;
 const FLAG_PUNCH: u8 = 2;
 const FLAG_YES: u8 = 4;
@@ -327,6 +330,9 @@ impl Frame {
     /// Decodes, then encodes again: what does not come out the same had a bit set that its kind does not know.
     fn from_raw(raw: Raw) -> Result<Frame, FrameError> {
         let (kind, flags, a, b, c) = raw;
+        if a > NUMBER_MAX {
+            return Err(FrameError::Unknown);
+        }
         let pos = Position(a);
         let (fua, punch, yes) = (flags & FLAG_FUA != 0, flags & FLAG_PUNCH != 0, flags & FLAG_YES != 0);
         let byte = |v: u64| u8::try_from(v).map_err(|_| FrameError::Unknown);

@@ -4,6 +4,7 @@
 //! checked, nothing is allocated beyond what arrived, trailing bytes are refused.
 #![deny(clippy::indexing_slicing)]
 
+use crate::frame::NUMBER_MAX;
 use crate::status::{DiskState, Role};
 use alloc::vec::Vec;
 use core::fmt;
@@ -120,6 +121,10 @@ impl Snapshot {
         let (through_id, through_term) = (GenerationId(r.u128()?), r.u64()?);
         let began_unix_ms = r.u64()?;
         let log = GenerationLog::decode(r.0).map_err(|_| SnapshotError)?;
+        let ordinal = log.current().map_or(0, |generation| generation.ordinal);
+        if [term, through_term, session_offered, session_used, ordinal].into_iter().any(|n| n > NUMBER_MAX) {
+            return Err(SnapshotError);
+        }
         if flags > 7 || !matches!(granule_bytes, 512 | 1024 | 2048 | 4096) {
             return Err(SnapshotError);
         }

@@ -42,7 +42,7 @@ impl Node {
         let written = sb.may_be_written;
         let current = sb.log.current().map(|generation| generation.id);
         // Completed writes outlive a killed daemon where the kernel or the device holds them; nothing excuses a reboot.
-        if written && !(survives && sb.boot_id == boot_id) && sb.unclean_in.is_none() {
+        if written && !(survives && sb.boot_id == boot_id) {
             sb.unclean_in = current;
         }
         // The bits come from regions that were hot while the peer had our generation.

@@ -181,6 +181,7 @@ impl Node {
             || self.disk_is_lost()
             || self.cfg.peer.is_none_or(|peer| peer.node != hello.node)
         {
+            self.schedule_dial(false);
             return self.act(Action::CloseLink { link: id, reason: CloseReason::Disconnected });
         }
         let link = Link {
@@ -207,7 +208,10 @@ impl Node {
 
     pub(super) fn on_link_down(&mut self, link: Option<LinkId>, loss: LinkLoss) {
         match link {
-            None => self.schedule_dial(false),
+            None => {
+                self.contact_tried = true;
+                self.schedule_dial(false);
+            }
             Some(_) if self.is_current(link) => self.link_lost(loss),
             // A link that we closed ourselves, or that was superseded.
             Some(_) => {}

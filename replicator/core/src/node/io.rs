@@ -385,10 +385,20 @@ impl Node {
             self.drop_client_task(id, IoError::Io);
         }
         for id in self.tasks_where(|task| task.stage == Stage::Suspended) {
-            self.finish_client_task(id, Some(IoError::Io));
+            self.fail_task(id);
         }
         for req in self.take_flushes(|_| true) {
             self.end_request(req, Some(IoError::Io));
+        }
+    }
+
+    /// Fails a client's piece: at once, or when the disk gives its slot back.
+    pub(super) fn fail_task(&mut self, id: u32) {
+        match self.tasks.get_mut(id) {
+            Some(task) if task.local_pending => {
+                (task.failed, task.peer_pending, task.stage) = (Some(IoError::Io), false, Stage::Running);
+            }
+            _ => self.finish_client_task(id, Some(IoError::Io)),
         }
     }
 

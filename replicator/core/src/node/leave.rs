@@ -47,11 +47,16 @@ enum LeaveStage {
 impl Node {
     pub(super) fn begin_leave(&mut self, id: CommandId) {
         match self.change {
-            Some(Change::Promoting(_)) => self.promotion_timed_out(),
-            Some(Change::Leaving(_) | Change::Demoting(_)) => {
-                return self.finish_command(id, Err(Refusal::Busy));
+            Some(Change::Promoting(_)) if !self.records_promotion() => self.promotion_timed_out(),
+            None => {}
+            Some(_) if self.pending_leave.is_some() => {
+                return self.finish_command(id, Err(Refusal::Leaving));
             }
-            Some(Change::Granting) | None => {}
+            Some(_) => {
+                // After what is under way.
+                self.pending_leave = Some(id);
+                return;
+            }
         }
         if self.role == Role::Primary {
             self.start_demote(None, Some(id), true);
@@ -64,6 +69,23 @@ impl Node {
         let stage = LeaveStage::Waiting;
         let since = self.now;
         self.change = Some(Change::Leaving(Leaving { id, was_primary, stage, since, recorded: false }));
+    }
+
+    /// A departure that waited for another change.
+    pub(super) fn pump_pending_leave(&mut self) -> bool {
+        match self.pending_leave.take_if(|_| self.change.is_none()) {
+            Some(id) => {
+                self.begin_leave(id);
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn end_recorded_leave(&mut self, leaving: Leaving) {
+        if leaving.stage == LeaveStage::Recording {
+            self.leave_as_is();
+        }
     }
 
     fn set_leave_stage(&mut self, stage: LeaveStage) {
@@ -82,6 +104,11 @@ impl Node {
                     .as_ref()
                     .is_some_and(|link| link.peer_disk == DiskState::UpToDate && link.commit_got);
                 let established = self.replication() == ReplicationState::Established;
+                if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
+                    // Promised to stay until the peer has left.
+                    self.set_leave_stage(LeaveStage::PeerFirst);
+                    return true;
+                }
                 match link.filter(|_| peer_stays && established && self.disk == DiskState::UpToDate) {
                     Some(link) => {
                         self.set_leave_stage(LeaveStage::Asking);
@@ -143,6 +170,9 @@ impl Node {
             }
             Some(Change::Granting) => false,
         };
+        if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
+            return self.close_link(CloseReason::PeerMisbehaved);
+        }
         if !whole || !free {
             return self.send(link, Frame::LeaveReply { agreed: false }, None);
         }
@@ -194,7 +224,8 @@ impl Node {
     }
 
     pub(super) fn on_left(&mut self, link: LinkId) {
-        if !self.link.as_ref().is_some_and(|link| link.peer_leaves) {
+        let again = self.peer_copy() == PeerCopy::LeftOutdated;
+        if again || !self.link.as_ref().is_some_and(|link| link.peer_leaves) {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
         if let Some(peer) = self.peer_mut() {

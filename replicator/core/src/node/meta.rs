@@ -180,6 +180,10 @@ impl Node {
         {
             let next = self.store.as_ref().and_then(|store| store.next_stale(0, self.meta.cursor));
             match next {
+                Some(MetaPage::Bits { page, .. }) if page < self.meta.cursor => {
+                    // Dirtied again behind the walk: the next round's.
+                    (self.meta.cursor, self.meta.round) = (0, false);
+                }
                 Some(page) => {
                     if let MetaPage::Bits { page, .. } = page {
                         self.meta.cursor = page + 1;
@@ -223,6 +227,11 @@ impl Node {
             }
             MetaPage::SlotMap { .. } | MetaPage::Bits { .. } => self.meta.pages_in_flight -= 1,
         }
+    }
+
+    /// The disk is lost: nothing that waits for a record will be told that it is durable.
+    pub(super) fn forget_effects(&mut self) {
+        self.meta.effects.clear();
     }
 
     fn run_effects(&mut self) {

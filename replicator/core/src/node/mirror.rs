@@ -31,6 +31,7 @@ impl Node {
         let me = self.cfg.node;
         let Some(store) = self.store.as_mut() else { return };
         let sb = &mut store.superblock;
+        let ours_now = sb.log.current().map(|generation| generation.id);
         sb.term = sb.term.max(theirs.term);
         let theirs_now = theirs.log.current().map(|generation| generation.id);
         let Some(peer) = sb.peers.first_mut() else { return };
@@ -43,7 +44,8 @@ impl Node {
                 if full {
                     // A full slot begins at nothing: an interrupted sync goes on over the bits that are left.
                     peer.base = Base::NoGeneration;
-                } else if peer.base == Base::Unset {
+                } else if peer.base == Base::Unset || theirs_now == ours_now {
+                    // What its snapshot proves; an older base would hide that it stands where we do (ordering 4).
                     peer.base = base;
                 }
                 sb.outdated = false;
@@ -164,11 +166,10 @@ impl Node {
         let Some(peer) = self.peer() else { return false };
         match peer.copy {
             PeerCopy::MayHold | PeerCopy::LeftOutdated | PeerCopy::ToldToFinish => true,
-            // Within one generation; after a full resync the base does not tell.
-            PeerCopy::SyncTarget => match peer.base {
-                Base::Generation(base) => self.current_generation() == Some(base),
-                Base::NoGeneration | Base::Unset => true,
-            },
+            // Within one generation. A full resync has a target that was proven useless.
+            PeerCopy::SyncTarget => {
+                self.current_generation().is_some_and(|now| peer.base == Base::Generation(now))
+            }
             PeerCopy::NoGeneration | PeerCopy::RotatedWithout => false,
         }
     }
@@ -235,6 +236,8 @@ impl Node {
     pub(super) fn link_lost(&mut self, loss: LinkLoss) {
         let Some(hello) = self.link.as_ref().map(|link| link.hello) else { return };
         self.notice(Notice::LinkLost { loss });
+        let mirrored = self.mirror_link().is_some();
+        self.contact_tried = true;
         self.with_states(|node| {
             node.link = None;
             node.resync = None;
@@ -254,9 +257,12 @@ impl Node {
             if own && self.peer_may_carry_current() {
                 self.rotate();
             }
-            self.suspended_peer = Some(hello);
+            if mirrored {
+                self.suspended_peer = Some(hello);
+            }
             self.unmirror_tasks(own);
-        } else {
+        } else if !self.records_promotion() {
+            // A promotion that is being recorded goes on as one without the peer.
             if own && !self.peer_proven_behind() {
                 self.set_disk(DiskState::Consistent);
             }

@@ -85,9 +85,16 @@ pub struct Node {
     discard: Option<lockstep_bitmap::NodeId>,
     proposal: lockstep_bitmap::GenerationId,
     contact_since: Instant,
+    started: Instant,
+    /// The peer was reached, or a dial failed, since the start.
+    contact_tried: bool,
     last_peer: Option<crate::snapshot::Snapshot>,
     /// Who held the suspended writes before the link was lost (ordering 13).
     suspended_peer: Option<crate::event::PeerHello>,
+    /// A departure that waits for the change under way.
+    pending_leave: Option<crate::ids::CommandId>,
+    /// A resolve that waits for a handshake.
+    resolving: Option<role::Resolving>,
     /// Scratch list of ranges.
     lacking: Vec<lockstep_bitmap::ByteRange>,
 }
@@ -135,8 +142,12 @@ impl Node {
             discard: None,
             proposal,
             contact_since: Instant(0),
+            started: Instant(0),
+            contact_tried: false,
             last_peer: None,
             suspended_peer: None,
+            pending_leave: None,
+            resolving: None,
             lacking: Vec::new(),
             cfg,
             rng,
@@ -151,6 +162,7 @@ impl Node {
         match event {
             Event::Start { unix_ms } => {
                 self.set_wall(unix_ms);
+                (self.started, self.contact_since) = (self.now, self.now);
                 self.start();
             }
             Event::Tick { unix_ms } => self.set_wall(unix_ms),
@@ -194,6 +206,8 @@ impl Node {
             moved |= self.pump_handshake();
             moved |= self.pump_settle();
             moved |= self.pump_change();
+            moved |= self.pump_pending_leave();
+            moved |= self.pump_resolve();
             moved |= self.pump_meta();
             if !moved {
                 return;

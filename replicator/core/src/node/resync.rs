@@ -302,6 +302,9 @@ impl Node {
         if let (Some(blocks), Some(resync)) = (blocks, self.resync.as_mut()) {
             resync.copied.push((batch, blocks));
         }
+        if self.resync.as_ref().is_some_and(|resync| resync.copied.len() > 2 * BATCH_RANGES_MAX) {
+            self.close_link(CloseReason::PeerMisbehaved);
+        }
     }
 
     pub(super) fn on_checkpoint(&mut self, link: LinkId, batch: u64) {
@@ -353,7 +356,7 @@ impl Node {
     /// Ordering 18: a bit left here (a failed write, say) means that the target's count is not the whole truth.
     pub(super) fn on_finish_request(&mut self, link: LinkId) {
         let source = self.resync.as_ref().is_some_and(|resync| !resync.is_target);
-        if !source || self.dirty_blocks() > 0 {
+        if !source || self.dirty_blocks() > 0 || self.peer_copy() == PeerCopy::ToldToFinish {
             return self.close_link(CloseReason::VerdictMismatch);
         }
         if let Some(peer) = self.peer_mut() {
@@ -396,22 +399,24 @@ impl Node {
         } else if self.role == Role::Primary {
             // It wrote everything here too, and the source never learnt that this copy is complete.
             self.set_disk(DiskState::UpToDate);
+            self.rotate();
             for id in self.tasks_where(|task| task.stage == Stage::Suspended) {
-                if let Some(task) = self.tasks.get_mut(id) {
-                    task.stage = Stage::Running;
-                }
                 self.hold_back(id);
             }
-            self.rotate();
         } else if self.disk == DiskState::Inconsistent {
             self.set_disk(DiskState::Consistent);
         }
     }
 
-    /// Complete, but for the rotation that is about to begin.
+    /// A suspended write waits for the rotation only; one that was never submitted is submitted now.
     fn hold_back(&mut self, id: u32) {
-        if let Some(task) = self.tasks.get_mut(id) {
-            task.stage = if task.local_pending { Stage::Running } else { Stage::Held };
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        match task.pos {
+            Some(_) => {
+                task.stage = Stage::Running;
+                self.complete_write(id);
+            }
+            None => self.take_room(id),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::frame::Frame;
 use crate::ids::{CommandId, Instant, LinkId};
 use crate::refusal::{Done, Refusal};
 use crate::status::{DiskState, Role};
+use crate::verdict::Standstill;
 use lockstep_bitmap::{CopyRank, NodeId, Origin};
 
 /// The role change or departure that is under way; one at a time.
@@ -66,6 +67,8 @@ pub(super) struct Demoting {
     id: Option<CommandId>,
     /// The departure that follows.
     leave: Option<CommandId>,
+    /// Suspended I/O is answered with EIO.
+    force: bool,
     stage: DemoteStage,
 }
 
@@ -76,6 +79,14 @@ enum DemoteStage {
     Recording,
     /// Without a peer the copy is made clean before the answer.
     Settling,
+}
+
+/// An operator's word on a split brain, until the link shows whether there is one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resolving {
+    id: CommandId,
+    discard: NodeId,
+    since: Instant,
 }
 
 /// What the rules say to a promotion.
@@ -115,30 +126,47 @@ impl Node {
 
     fn resolve(&mut self, id: CommandId, discard: NodeId) {
         let peer = self.cfg.peer.map(|peer| peer.node);
-        let standstill = self.link.as_ref().map(|link| link.phase);
-        let split = matches!(
-            standstill,
-            Some(Phase::Standstill(
-                crate::verdict::Standstill::SplitBrain | crate::verdict::Standstill::BothDiscard
-            ))
-        );
-        let loser_role = if discard == self.cfg.node {
-            self.role
+        if discard != self.cfg.node && Some(discard) != peer {
+            self.finish_command(id, Err(Refusal::UnknownNode(discard)));
+        } else if self.resolving.is_some() {
+            self.finish_command(id, Err(Refusal::Busy));
         } else {
-            self.link.as_ref().map_or(Role::Secondary, |link| link.peer_role)
+            self.resolving = Some(Resolving { id, discard, since: self.now });
+        }
+    }
+
+    /// A change of role restarts the handshake: the answer waits for what it finds.
+    pub(super) fn pump_resolve(&mut self) -> bool {
+        let Some(resolving) = self.resolving else { return false };
+        let split = Phase::Standstill(Standstill::SplitBrain);
+        let both = Phase::Standstill(Standstill::BothDiscard);
+        let result = match self.link.as_ref().map(|link| (link.phase, link.peer_role)) {
+            Some((phase, peer_role)) if phase == split || phase == both => {
+                let own = resolving.discard == self.cfg.node;
+                let loser_role = if own { self.role } else { peer_role };
+                if loser_role == Role::Primary {
+                    Err(Refusal::LoserIsPrimary(resolving.discard))
+                } else {
+                    self.discard = Some(resolving.discard);
+                    Ok(Done::Changed)
+                }
+            }
+            Some((Phase::Replicating | Phase::Standstill(_), _)) => Err(Refusal::NothingToResolve),
+            _ if !self.dialer.wanted || self.now >= self.resolve_deadline(resolving) => {
+                Err(Refusal::NothingToResolve)
+            }
+            _ => return false,
         };
-        let result = if discard != self.cfg.node && Some(discard) != peer {
-            Err(Refusal::UnknownNode(discard))
-        } else if !split {
-            Err(Refusal::NothingToResolve)
-        } else if loser_role == Role::Primary {
-            Err(Refusal::LoserIsPrimary(discard))
-        } else {
-            self.discard = Some(discard);
+        self.resolving = None;
+        if result.is_ok() {
             self.close_link(CloseReason::Resolving);
-            Ok(Done::Changed)
-        };
-        self.finish_command(id, result);
+        }
+        self.finish_command(resolving.id, result);
+        true
+    }
+
+    pub(super) fn resolve_deadline(&self, resolving: Resolving) -> Instant {
+        resolving.since + self.cfg.timing.timeout
     }
 
     fn begin_promote(&mut self, id: CommandId, flags: Flags) {
@@ -173,23 +201,21 @@ impl Node {
 
     fn pump_promote(&mut self, mut promoting: Promoting) -> bool {
         match promoting.stage {
-            PromoteStage::Waiting if self.attached && self.is_settled() && !self.in_handshake() => {
-                match self.promotion_plan(promoting.flags) {
-                    Err(refusal) => self.refuse_promotion(refusal),
-                    Ok(Plan::Alone(origin)) => {
-                        promoting.stage = PromoteStage::Recording;
-                        self.change = Some(Change::Promoting(promoting));
-                        self.promote_alone(origin);
-                    }
-                    Ok(Plan::Ask) => {
-                        if let Some(resync) = self.resync.as_mut() {
-                            resync.paused = true;
-                        }
-                        promoting.stage = PromoteStage::Draining;
-                        self.change = Some(Change::Promoting(promoting));
-                    }
+            PromoteStage::Waiting if self.may_decide() => match self.promotion_plan(promoting.flags) {
+                Err(refusal) => self.refuse_promotion(refusal),
+                Ok(Plan::Alone(origin)) => {
+                    promoting.stage = PromoteStage::Recording;
+                    self.change = Some(Change::Promoting(promoting));
+                    self.promote_alone(origin);
                 }
-            }
+                Ok(Plan::Ask) => {
+                    if let Some(resync) = self.resync.as_mut() {
+                        resync.paused = true;
+                    }
+                    promoting.stage = PromoteStage::Draining;
+                    self.change = Some(Change::Promoting(promoting));
+                }
+            },
             PromoteStage::Draining if self.resync.as_ref().is_none_or(|resync| resync.is_drained()) => {
                 let Some(link) = self.mirror_link() else { return false };
                 let term = self.store.as_ref().map_or(0, |store| store.superblock.term) + 1;
@@ -200,6 +226,19 @@ impl Node {
             _ => return false,
         }
         true
+    }
+
+    /// Attached, no handshake under way, and where the peer's word counts it was looked for.
+    fn may_decide(&self) -> bool {
+        let looked = self.contact_tried || self.first_contact_due() <= self.now;
+        let alone = self.disk == DiskState::UpToDate || !self.dialer.wanted;
+        let ready = self.attached && self.is_settled() && !self.in_handshake();
+        ready && (self.link.is_some() || alone || looked)
+    }
+
+    /// Until then a promotion waits for the first contact after the start.
+    pub(super) fn first_contact_due(&self) -> Instant {
+        self.started + self.cfg.timing.timeout
     }
 
     /// Who may be promoted, and how.
@@ -251,11 +290,9 @@ impl Node {
         if flags.peer_is_down && usable {
             return Err(Refusal::PeerAnswers { peer, disk: link.peer_disk });
         }
-        if let Phase::Standstill(standstill) = link.phase {
-            use crate::verdict::Standstill as S;
-            if matches!(standstill, S::SplitBrain | S::BothDiscard) && self.disk != DiskState::UpToDate {
-                return Err(Refusal::SplitBrain);
-            }
+        let split = matches!(link.phase, Phase::Standstill(Standstill::SplitBrain | Standstill::BothDiscard));
+        if split && self.disk != DiskState::UpToDate {
+            return Err(Refusal::SplitBrain);
         }
         Ok(())
     }
@@ -289,7 +326,8 @@ impl Node {
     }
 
     pub(super) fn on_promoted(&mut self) {
-        let Some(Change::Promoting(promoting)) = self.change.take() else { return };
+        let Some(Change::Promoting(promoting)) = self.change else { return };
+        self.change = None;
         if let Some(resync) = self.resync.as_mut() {
             resync.paused = false;
         }
@@ -302,6 +340,8 @@ impl Node {
             }
             self.set_disk(DiskState::UpToDate);
         }
+        // A word on an earlier split brain says nothing about what is written from now on.
+        self.discard = None;
         self.set_role(Role::Primary);
         self.notice_generation();
         if self.mirror_link().is_none() && self.peer_may_carry_current() {
@@ -353,6 +393,7 @@ impl Node {
         if matches!(self.change, Some(Change::Granting)) {
             self.change = None;
         }
+        self.discard = None;
         if let Some(link) = self.link.as_mut() {
             link.peer_role = Role::Primary;
         }
@@ -401,14 +442,15 @@ impl Node {
     }
 
     pub(super) fn start_demote(&mut self, id: Option<CommandId>, leave: Option<CommandId>, force: bool) {
-        self.change = Some(Change::Demoting(Demoting { id, leave, stage: DemoteStage::Draining }));
+        self.change = Some(Change::Demoting(Demoting { id, leave, force, stage: DemoteStage::Draining }));
         self.set_export(ExportState::Closed);
-        if force && self.suspended_since.is_some() {
-            self.fail_suspended();
-        }
     }
 
     fn pump_demote(&mut self, mut demoting: Demoting) -> bool {
+        if demoting.force && demoting.stage == DemoteStage::Draining && self.suspended_since.is_some() {
+            // Again and again: what waited for a suspended write is suspended after it.
+            self.fail_suspended();
+        }
         let drained =
             self.requests.open == 0 && !self.tasks.iter().any(|(_, task)| task.is_client()) && !self.rotating;
         match demoting.stage {
@@ -427,6 +469,11 @@ impl Node {
                 demoting.stage = DemoteStage::Recording;
                 if let Some(store) = self.store.as_mut() {
                     store.superblock.was_primary = false;
+                }
+                if self.disk_is_lost() {
+                    self.change = Some(Change::Demoting(demoting));
+                    self.on_demoted();
+                    return true;
                 }
                 self.commit(Effect::Demoted);
             }
@@ -456,6 +503,10 @@ impl Node {
                 self.after_demote(demoting);
             }
             None => {
+                if self.in_handshake() {
+                    // The peer's snapshot says Primary.
+                    self.close_link(CloseReason::SnapshotChanged);
+                }
                 demoting.stage = DemoteStage::Settling;
                 self.change = Some(Change::Demoting(demoting));
                 self.begin_settle();
@@ -485,6 +536,24 @@ impl Node {
             Some(Change::Granting) => self.change = None,
             Some(Change::Leaving(_)) => self.leave_lost_link(),
             Some(Change::Demoting(_)) | None => {}
+        }
+    }
+
+    /// A promotion is being recorded: its outcome must be known before anything else begins.
+    pub(super) fn records_promotion(&self) -> bool {
+        matches!(self.change, Some(Change::Promoting(Promoting { stage: PromoteStage::Recording, .. })))
+    }
+
+    /// The disk is lost: what was being recorded never will be.
+    pub(super) fn end_recording(&mut self) {
+        match self.change {
+            Some(Change::Promoting(_)) if self.records_promotion() => {
+                self.refuse_promotion(Refusal::DiskFailed);
+            }
+            Some(Change::Demoting(demoting)) if demoting.stage == DemoteStage::Recording => self.on_demoted(),
+            Some(Change::Granting) => self.change = None,
+            Some(Change::Leaving(leaving)) => self.end_recorded_leave(leaving),
+            _ => {}
         }
     }
 

@@ -365,12 +365,14 @@ impl Node {
             self.stream.room.clear();
             self.stream.marking.clear();
             self.stream.crowded.clear();
-            let idle = |task: &Task| task.is_client() && !task.local_pending && task.stage != Stage::Fill;
-            for id in self.tasks_where(idle) {
+            for id in self.tasks_where(|task| task.is_client() && task.stage != Stage::Fill) {
                 self.requests.gate.retain(|waiting| *waiting != id);
                 self.granted.retain(|granted| *granted != id);
-                self.finish_client_task(id, Some(IoError::Io));
+                self.fail_task(id);
             }
         }
+        self.rotating = false;
+        self.forget_effects();
+        self.end_recording();
     }
 }

@@ -25,7 +25,7 @@ impl Node {
     /// The earliest deadline, if there is one.
     pub fn next_deadline(&self) -> Option<Deadline> {
         let timing = &self.cfg.timing;
-        let mut list = [None; 9];
+        let mut list = [None; 11];
         let mut set = |index: usize, at: Option<Instant>, why: &'static str| {
             if let (Some(entry), Some(at)) = (list.get_mut(index), at) {
                 *entry = Some(Deadline { at, why });
@@ -40,6 +40,10 @@ impl Node {
         set(3, self.undurable.oldest().map(|at| self.epoch_check(at)), "epoch");
         set(4, self.suspension_due(), "io timeout");
         set(5, self.change_deadline(), "role change");
+        set(9, self.resolving.map(|resolving| self.resolve_deadline(resolving)), "resolve");
+        let undecided = matches!(self.change, Some(Change::Promoting(_))) && !self.contact_tried;
+        let contact_due = Some(self.first_contact_due()).filter(|at| undecided && *at > self.now);
+        set(10, contact_due, "first contact");
         set(6, self.round_due(), "bitmap pages");
         set(7, self.idle_due(), "cooling");
         set(8, self.resync.as_ref().map(|_| self.now + SAMPLE), "resync progress");

@@ -179,9 +179,11 @@ fn sync(source: &Snapshot, target: &Snapshot, full: bool, why: SyncWhy) -> Decis
 }
 
 /// The clients of this Primary have seen nothing but what the source has: its own copy is not what they read,
-/// and nobody was promoted, nothing rotated, since it last wrote through the source.
+/// nobody was promoted, nothing rotated, since it last wrote through the source. A source that stopped uncleanly since
+/// may lack writes that were acknowledged and not flushed: these clients must not see older blocks in silence.
 fn reads_through(source: &Snapshot, target: &Snapshot) -> bool {
     source.role == Role::Secondary
+        && !source.unclean
         && target.disk != DiskState::UpToDate
         && current(source).is_some_and(|generation| target.wrote_through == Some((generation, source.term)))
 }
