@@ -72,6 +72,7 @@ fn spawn(
         Ok(mut shard) => {
             let _ = ready.send(Ok(()));
             drop(ready);
+            let _bomb = AbortOnPanic;
             shard.run();
         }
         Err(error) => {
@@ -89,6 +90,18 @@ fn spawn(
             Err(error)
         }
         Err(_) => Err(StartError::Config("the shard thread ended at start".into())),
+    }
+}
+
+/// A shard that found itself broken must not leave a daemon behind that looks alive: the process ends, as after a power
+/// loss, and is started again.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

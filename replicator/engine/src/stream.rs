@@ -95,7 +95,8 @@ impl Outbox {
         Self { fd, urgent, ordered, spare: Vec::new(), sending: false, closed: false }
     }
 
-    /// The message that takes what is to be sent next, with room for a header and a payload; `None` once closed.
+    /// The message that takes what is to be sent next, with room for a header and a payload; `None` once closed. The
+    /// caller puts something into it.
     pub(crate) fn message(&mut self, overtakes: bool) -> Option<&mut Outgoing> {
         if self.closed {
             return None;

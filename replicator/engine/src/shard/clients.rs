@@ -115,7 +115,9 @@ impl Shard {
                 step => break step,
             }
         };
-        if let Some(message) = client.outbox.message(false).filter(|_| !answer.is_empty()) {
+        if !answer.is_empty()
+            && let Some(message) = client.outbox.message(false)
+        {
             message.push_head(&answer);
         }
         match step {

@@ -226,9 +226,10 @@ impl Shard {
             message.reply_bytes += bytes;
         }
         for span in request.spans() {
-            match client.outbox.message(false) {
-                Some(message) if sends_data => message.push_payload(span),
-                _ => io.arena().release(span.slot),
+            let message = if sends_data { client.outbox.message(false) } else { None };
+            match message {
+                Some(message) => message.push_payload(span),
+                None => io.arena().release(span.slot),
             }
         }
         request.slots.clear();
