@@ -44,7 +44,7 @@ fn configuration_errors_name_file_line_and_key() {
     let cases = [
         ("size = ", "sise = ", vec!["sise", "size"]),
         ("max-hot = \"", "max-hot = \"many", vec!["max-hot", "MiB"]),
-        ("timeout = \"", "timeout = \"9", vec!["timeout"]),
+        ("timeout = \"", "timeout = \"soon", vec!["timeout", "ms"]),
         ("address = \"127.0.0.1:", "address = \"127.0.0.1-", vec!["address", "HOST:PORT"]),
         ("nbd = [\"unix:/", "nbd = [\"unix:", vec!["nbd", "unix:/"]),
         ("nbd = [\"unix:/", "nbd = [\"0.0.0.0:10809\", \"unix:/", vec!["nbd", "tls = \"off\""]),

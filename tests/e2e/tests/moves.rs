@@ -113,14 +113,21 @@ fn a_second_daemon_is_locked_out() {
 fn a_frozen_primary_that_wakes_up_acknowledges_nothing_alone() {
     let cluster = Cluster::primary(&plan());
     let ledger = Ledger::new(SIZE_BYTES, 4, seed("frozen")).write_some(cluster.alpha.nbd(), 500);
+    cluster.alpha.wait_status("all durable", |status| status["undurable_writes"] == 0);
+    let mut client = cluster.alpha.connect().expect("a client");
     cluster.alpha.pause();
     cluster.beta.wait_connection("Connecting");
     cluster.beta.lockstep(&["promote", RESOURCE, "--peer-is-down"]).ok();
     let mut ledger = ledger.write_some(cluster.beta.nbd(), 500);
     cluster.alpha.resume();
-    // Nobody wrote on alpha alone; its role makes it unfit as a target until the operator says so.
-    cluster.alpha.wait_connection("Connected");
+    cluster.alpha.wait_replication("SplitBrain");
+    assert_eq!(cluster.alpha.peer()["split_brain"]["bytes"], 0, "it wrote nothing alone");
+    cluster.alpha.demote().refused(11, &["attached"]);
+    client.read(0, 4096).expect("a read");
+    drop(client);
+    cluster.alpha.wait_status("no clients", |status| status["clients"].as_array().is_some_and(Vec::is_empty));
     cluster.alpha.demote().ok();
+    cluster.alpha.lockstep(&["resolve", RESOURCE, "--discard", "alpha"]).ok();
     cluster.assert_replicas_equal();
     ledger.assert_kept(cluster.alpha.disk());
 }
