@@ -1,8 +1,10 @@
-//! Two nodes on this machine: directories, configuration, daemons, and the commands that an operator would type.
+//! Two nodes on this machine: directories, configuration, daemons, and the commands that an operator would
+//! type.
 //!
-//! Invariants: every daemon started here is ended here, by its process id, also when the demo is interrupted
-//! ([`Pids`]); every wait has a deadline. Each node has its own configuration file: alpha's names the proxy as the
-//! address of beta (the lower node dials), so that the cable between them can be pulled.
+//! Invariants: every daemon started here is ended here, by its process id, also when the demo is
+//! interrupted ([`Pids`]); every wait has a deadline. Each node has its own configuration file: alpha's
+//! names the proxy as the address of beta (the lower node dials), so that the cable between them can be
+//! pulled.
 
 use super::proxy::Proxy;
 use crate::config::Config;
@@ -17,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,9 @@ pub(crate) const RESOURCE: &str = "r0";
 /// A lost peer is given up after this time; shorter than the product's default, so that the demo is short.
 pub(crate) const PEER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Writes become durable by themselves after this time, and regions cool after five of it without new ones.
+const EPOCH: Duration = Duration::from_millis(500);
+const SIZE_BYTES_MIN: u64 = 64 << 20;
 /// Longer than any step needs on a slow and busy machine.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
@@ -50,24 +56,28 @@ impl Side {
 
 /// Daemons that run. Shared with whoever must end them when the demo is interrupted.
 #[derive(Clone, Default)]
-pub(crate) struct Pids(Arc<Mutex<Vec<Pid>>>);
+pub(crate) struct Pids {
+    running: Arc<Mutex<Vec<Pid>>>,
+    terminated: Arc<AtomicBool>,
+}
 
 impl Pids {
-    /// Asks all to stop.
+    /// Asks all to stop: the story is over, and what fails from now on is nobody's fault.
     pub(crate) fn terminate(&self) {
-        for pid in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        self.terminated.store(true, Ordering::SeqCst);
+        for pid in self.running.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = kill_process(pid, Signal::TERM);
         }
     }
 
     fn add(&self, child: &Child) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Pid::from_child(child));
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).push(Pid::from_child(child));
     }
 
     /// Must be called before the child is reaped: after that its number may be another process's.
     fn remove(&self, child: &Child) {
         let pid = Pid::from_child(child);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|&other| other != pid);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).retain(|&other| other != pid);
     }
 }
 
@@ -114,8 +124,17 @@ impl Cluster {
             let config = Config::load(&home.join("lockstep.toml"))?;
             size_bytes = config.resource(RESOURCE).and_then(|resource| resource.size_bytes).unwrap_or(0);
         }
+        if size_bytes < SIZE_BYTES_MIN {
+            let min = crate::text::bytes(SIZE_BYTES_MIN);
+            return Err(Failure::usage(format!("--size {size}: the demo needs {min} at least")));
+        }
         let (dir, daemons) = (dir.to_owned(), [None, None]);
         Ok(Cluster { proxy, typed: Vec::new(), size_bytes, dir, program, daemons, pids })
+    }
+
+    /// True if the daemons were ended from outside.
+    pub(crate) fn interrupted(&self) -> bool {
+        self.pids.terminated.load(Ordering::SeqCst)
     }
 
     /// Directory of a node.
@@ -240,7 +259,7 @@ impl Cluster {
         document.resources.into_iter().next().ok_or_else(|| Failure::generic("the daemon does not know r0"))
     }
 
-    /// Asks a node until it is as it shall be; `what` says that in words. `seen` gets every answer on the way.
+    /// Asks a node until it is as it shall be; `what` says that in words. `seen` gets every answer.
     pub(crate) fn wait(
         &self,
         side: Side,
@@ -292,7 +311,8 @@ fn config(dir: &Path, size: &str, alpha: &str, beta: &str) -> String {
          [node.beta]\naddress = \"{beta}\"\nnbd = [{nbd_beta}]\n\n\
          [[resource]]\nname = \"{RESOURCE}\"\nsize = \"{size}\"\n\
          disk.alpha = {disk_alpha}\ndisk.beta = {disk_beta}\n\
-         timeout = \"{timeout}ms\"\nheartbeat = \"{heartbeat}ms\"\n",
+         timeout = \"{timeout}ms\"\nheartbeat = \"{heartbeat}ms\"\n\
+         epoch = \"{epoch}ms\"\n",
         secret = quoted(dir.join("secret")),
         nbd_alpha = nbd("alpha"),
         nbd_beta = nbd("beta"),
@@ -300,6 +320,7 @@ fn config(dir: &Path, size: &str, alpha: &str, beta: &str) -> String {
         disk_beta = quoted(dir.join("beta").join("r0.img")),
         timeout = PEER_TIMEOUT.as_millis(),
         heartbeat = PEER_TIMEOUT.as_millis() / 4,
+        epoch = EPOCH.as_millis(),
     )
 }
 

@@ -1,7 +1,7 @@
 //! The two copies as they lie on disk: where they differ, and what the metadata file says of that.
 //!
-//! Reads only, behind the daemons' backs: an independent witness. Meaningful only while nothing is being written;
-//! holes of sparse files are skipped, so that the size of a volume costs nothing.
+//! Reads only, behind the daemons' backs: an independent witness. Meaningful only while nothing is being
+//! written; holes of sparse files are skipped, so that the size of a volume costs nothing.
 
 use super::ledger::BLOCK_BYTES;
 use lockstep_bitmap::{BlockIndex, recover};
@@ -64,7 +64,7 @@ impl Marks {
     pub(crate) fn read(meta: &Path) -> io::Result<Self> {
         const TRIES: usize = 5;
         let mut result = Err(io::Error::other("not read"));
-        // A page caught half written counts as damaged; only a superblock so caught makes the file unreadable.
+        // A page caught half written counts as damaged; only superblocks so caught make it unreadable.
         for _ in 0..TRIES {
             result = Self::try_read(meta);
             if result.is_ok() {

@@ -1,9 +1,10 @@
-//! The ledger: what was written to a volume and what of it was acknowledged, so that nothing can be lost unnoticed.
+//! The ledger: what was written to a volume and what of it was acknowledged, so that nothing can be lost
+//! unnoticed.
 //!
-//! Each block that is written carries its own number, the sequence number of the write, filling and a checksum. Per
-//! block one write at most is in flight, so what may be found later is exact: the last acknowledged version, or
-//! the one that was in flight when the connection broke. What a check has found must be found again ever after.
-//! Nothing here knows a server; `load` does the writing.
+//! Each block that is written carries its own number, the sequence number of the write, filling and a
+//! checksum. Per block one write at most is in flight, so what may be found later is exact: the last
+//! acknowledged version, or the one that was in flight when the connection broke. What a check has found
+//! must be found again ever after. Nothing here knows a server; `load` does the writing.
 
 use std::io;
 
@@ -66,11 +67,6 @@ impl Ledger {
     /// Nothing written yet.
     pub(crate) fn new(blocks: usize) -> Self {
         Ledger { entries: vec![Entry::default(); blocks] }
-    }
-
-    /// Blocks whose last write was not answered.
-    pub(crate) fn uncertain_blocks(&self) -> u64 {
-        self.entries.iter().filter(|entry| entry.is_uncertain()).count() as u64
     }
 
     /// Reads every block that was written and compares. `read` fills the buffer from an offset in bytes on.
@@ -153,7 +149,7 @@ pub(crate) fn fill(block: u64, sequence: u32, content: &mut [u8]) {
     checksum.copy_from_slice(blake3::hash(body).as_bytes());
 }
 
-/// The version that a block holds; 0 for a block of zeroes, `None` for anything that is no record of this block.
+/// The version that a block holds; 0 for a block of zeroes, `None` for what is no record of this block.
 fn version(block: u64, content: &[u8]) -> Option<u32> {
     if content.iter().all(|&byte| byte == 0) {
         return Some(0);
@@ -195,7 +191,6 @@ mod tests {
 
         // In flight: either version passes, and then it is settled.
         assert_eq!(ledger.entries[35].issue(), 4);
-        assert_eq!(ledger.uncertain_blocks(), 1);
         let found = check(&mut ledger, &volume);
         assert_eq!((found.in_flight, found.in_flight_found, found.passed()), (1, 0, true));
         put(&mut volume, 35, 4);

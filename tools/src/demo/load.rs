@@ -1,8 +1,8 @@
 //! Writers that load a volume over NBD and keep the ledger.
 //!
-//! Each writer has a connection and a contiguous part of the ledger of its own, picks blocks at random there, and
-//! never has two writes of one block in flight. A connection that breaks ends its writer; what was in flight stays
-//! uncertain in the ledger.
+//! Each writer has a connection and a contiguous part of the ledger of its own, picks blocks at random
+//! there, and never has two writes of one block in flight. A connection that breaks ends its writer; what
+//! was in flight stays uncertain in the ledger.
 
 use super::ledger::{BLOCK_BYTES, Entry, Ledger, fill};
 use super::nbd::Client;

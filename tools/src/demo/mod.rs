@@ -1,9 +1,9 @@
-//! `lockstep demo`: two daemons on this machine, a volume, a cut link, a killed Primary, a failover and a return, with
-//! measured figures and a verdict.
+//! `lockstep demo`: two daemons on this machine, a volume, a cut link, a killed Primary, a failover and a
+//! return, with measured figures and a verdict.
 //!
-//! Needs no privileges and no other program. Invariants: only daemons started here are ended, whatever happens; the
-//! directory made here is removed again, unless something went wrong or `--keep` says otherwise; anything that is
-//! not as promised makes the exit code non-zero.
+//! Needs no privileges and no other program. Invariants: only daemons started here are ended, whatever
+//! happens; the directory made here is removed again, unless something went wrong or `--keep` says
+//! otherwise; anything that is not as promised makes the exit code non-zero.
 
 mod cluster;
 mod copies;
@@ -148,8 +148,8 @@ fn verdict(
     match result {
         Ok(Totals { acknowledged, comparisons }) => {
             report.say(&format!(
-                "VERDICT: all as promised: {} steps in {seconds:.1} s, {acknowledged} acknowledged block writes, 0 lost, \
-                 copies compared byte by byte {comparisons} times and equal each time",
+                "VERDICT: all as promised: {} steps in {seconds:.1} s, {acknowledged} acknowledged block \
+                 writes, 0 lost, copies compared byte by byte {comparisons} times and equal each time",
                 steps.len(),
             ));
             Ok(())

@@ -1,7 +1,8 @@
 //! A small blocking NBD client over a unix socket, with as many requests in flight as the caller likes.
 //!
-//! Invariants: replies are matched by cookie and never reordered or invented here; a server that stays silent longer
-//! than [`SILENCE_MAX`] is an error, so that nothing that uses this client can hang. Tolerates a server that dies.
+//! Invariants: replies are matched by cookie and never reordered or invented here; a server that stays
+//! silent longer than [`SILENCE_MAX`] is an error, so that nothing that uses this client can hang.
+//! Tolerates a server that dies.
 
 use lockstep_nbd::client::{Handshake, Reply, next_reply};
 use lockstep_nbd::{Command, NbdError, Request};

@@ -1,8 +1,8 @@
 //! The cable between the two nodes: a TCP relay in this process that can be cut and mended.
 //!
-//! Invariants: a link that was cut stays dead (what it swallowed is lost, as in a pulled cable; neither end is told),
-//! and only links made after `mend` carry bytes. The end of one side ends the other, unless the cable is cut.
-//! Tolerates that either end dies at any moment.
+//! Invariants: a link that was cut stays dead (what it swallowed is lost, as in a pulled cable; neither end
+//! is told), and only links made after `mend` carry bytes. The end of one side ends the other, unless the
+//! cable is cut. Tolerates that either end dies at any moment.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
