@@ -13,7 +13,7 @@ use crate::shell;
 
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 100;
-const LINE_COLUMNS_MAX: usize = 110;
+const LINE_COLUMNS_MAX: usize = 120;
 
 /// Kinds of files that are looked at.
 const EXTENSIONS: &[&str] = &["md", "rs", "service", "sh", "toml"];
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(shape(&format!("{limit}\n")).len(), 1);
         let wide = |columns: usize| format!("//! Head.\n{}\n", "é".repeat(columns));
         assert_eq!(shape(&wide(LINE_COLUMNS_MAX)).len(), 0);
-        assert_eq!(shape(&wide(LINE_COLUMNS_MAX + 1)), [":2: 111 columns, at most 110"]);
+        assert_eq!(shape(&wide(LINE_COLUMNS_MAX + 1)), [":2: 121 columns, at most 120"]);
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub struct NodeConfig {
     pub granule_bytes: u32,
     /// "May be written" of a previous run with the same boot id does not make the copy unclean (O_DIRECT, tmpfs).
     pub survives_process_death: bool,
+    /// Hash over a sample of the disk's blocks: two copies declared equal must agree on it (0: not taken).
+    pub sample: u128,
     /// Writes (pieces) that may be in flight.
     pub writes_max: usize,
     /// Replied writes that need not be durable yet; the Primary flushes before it is full.

@@ -84,7 +84,9 @@ mod tests {
         /// Against the definition: nobody holds a range that conflicts with another holder's, and conflicting claims
         /// are granted in the order in which they came.
         #[test]
-        fn grants_are_exclusive_and_in_order(ops in proptest::collection::vec((0u64..16, 1u64..5, any::<bool>(), any::<u8>()), 1..80)) {
+        fn grants_are_exclusive_and_in_order(
+            ops in proptest::collection::vec((0u64..16, 1u64..5, any::<bool>(), any::<u8>()), 1..80),
+        ) {
             let mut lock = Overlap::default();
             let mut live: Vec<(u32, Claim, bool)> = Vec::new();
             for (owner, (start, len, exclusive, choice)) in (0u32..).zip(ops) {

@@ -50,6 +50,8 @@ pub struct Snapshot {
     pub discard: Option<NodeId>,
     /// The operator declared the fresh copies equal.
     pub declared_clean: bool,
+    /// Hash over a sample of the disk's blocks, if the copy is declared equal.
+    pub sample: u128,
     /// Generation that the sender proposes for two copies declared equal.
     pub proposal: GenerationId,
     /// Generation and term that a Primary without an UpToDate copy of its own last wrote through.
@@ -100,6 +102,7 @@ impl Snapshot {
         out.extend(self.dirty_bytes.to_le_bytes());
         out.extend(self.session_offered.to_le_bytes());
         out.extend(self.session_used.to_le_bytes());
+        out.extend(self.sample.to_le_bytes());
         out.extend(self.proposal.0.to_le_bytes());
         out.extend(self.wrote_through.map_or(0, |(id, _)| id.0).to_le_bytes());
         out.extend(self.wrote_through.map_or(0, |(_, term)| term).to_le_bytes());
@@ -117,7 +120,7 @@ impl Snapshot {
         let base_id = GenerationId(r.u128()?);
         let becoming_id = GenerationId(r.u128()?);
         let (dirty_bytes, session_offered, session_used) = (r.u64()?, r.u64()?, r.u64()?);
-        let proposal = GenerationId(r.u128()?);
+        let (sample, proposal) = (r.u128()?, GenerationId(r.u128()?));
         let (through_id, through_term) = (GenerationId(r.u128()?), r.u64()?);
         let began_unix_ms = r.u64()?;
         let log = GenerationLog::decode(r.0).map_err(|_| SnapshotError)?;
@@ -153,6 +156,7 @@ impl Snapshot {
             session_used,
             discard: (discard != 255).then_some(NodeId(discard)),
             declared_clean: flags & 4 != 0,
+            sample,
             proposal,
             wrote_through: (through_id.0 != 0).then_some((through_id, through_term)),
             began_unix_ms,

@@ -41,7 +41,7 @@ struct Host {
     done: Vec<(CommandId, Result<Done, Refusal>)>,
 }
 
-fn meta_file(id: u8, source: bool) -> Vec<u8> {
+fn meta_file(id: u8, source: bool, clean: bool) -> Vec<u8> {
     let mut log = GenerationLog::new();
     if source {
         let origin = Origin::Created;
@@ -65,7 +65,7 @@ fn meta_file(id: u8, source: bool) -> Vec<u8> {
         slot_epoch: 1,
         slot_filled: source,
     };
-    let (superblock, layout) = create(CreateParams {
+    let (mut superblock, layout) = create(CreateParams {
         file_id: u64::from(id) + 1,
         identity: Identity {
             resource: "r0".into(),
@@ -78,6 +78,7 @@ fn meta_file(id: u8, source: bool) -> Vec<u8> {
         log,
         peers: vec![peer],
     });
+    superblock.declared_clean = clean;
     let mut file = vec![0; usize::try_from(layout.file_bytes()).unwrap()];
     for (offset, bytes) in initial_pages(&superblock, &layout) {
         let at = usize::try_from(offset).unwrap();
@@ -105,6 +106,7 @@ impl Host {
             seed: [u64::from(id) + 1, 2, 3, u64::try_from(run).unwrap()],
             granule_bytes: 512,
             survives_process_death: true,
+            sample: 0,
             writes_max: 64,
             undurable_max: 64,
             resync_window: 4,
@@ -195,10 +197,15 @@ struct World {
 }
 
 impl World {
+    /// One copy with data, one fresh.
     fn new() -> World {
-        let zero = || vec![0; usize::try_from(SIZE).unwrap()];
         let data = (0..SIZE).map(|i| u8::try_from(i % 251).unwrap()).collect();
-        let hosts = [Host::new(0, meta_file(0, true), data, 1), Host::new(1, meta_file(1, false), zero(), 2)];
+        World::with([meta_file(0, true, false), meta_file(1, false, false)], data)
+    }
+
+    fn with([first, second]: [Vec<u8>; 2], data: Vec<u8>) -> World {
+        let zero = vec![0; usize::try_from(SIZE).unwrap()];
+        let hosts = [Host::new(0, first, data, 1), Host::new(1, second, zero, 2)];
         let mut world = World { now: Instant(1), hosts, next_link: 1, cut: false, next_req: 1 };
         for i in 0..2 {
             world.hosts[i].handle(world.now, Event::Start { unix_ms: 1000 });
@@ -347,6 +354,18 @@ fn a_fresh_pair_synchronises_and_mirrors() {
     w.settled();
     assert_eq!(w.hosts[1].data[4096], 7);
     assert!(w.hosts[0].slots.is_empty() && w.hosts[1].slots.is_empty(), "slots leak");
+}
+
+#[test]
+fn a_pair_declared_equal_needs_no_sync() {
+    let zero = vec![0; usize::try_from(SIZE).unwrap()];
+    let mut w = World::with([meta_file(0, false, true), meta_file(1, false, true)], zero);
+    w.settled();
+    assert_eq!(w.promote(1), Ok(Done::Changed));
+    w.write(1, 0, 3, 4096);
+    w.settled();
+    assert_eq!(w.status(0).peers[0].resynced_bytes_total, 0);
+    assert_eq!(w.status(0).generation, w.status(1).generation);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Opening the disks of a resource: what may take long, done on a thread of its own before the shard hears of it.
+//! Opening the disks of a resource: what may take long, done on a thread of its own before the shard hears of
+//! it.
 
 use std::os::fd::OwnedFd;
 
@@ -17,6 +18,8 @@ pub(crate) struct Attached {
     /// The metadata file lives in memory.
     pub(crate) meta_in_memory: bool,
     pub(crate) store: Store,
+    /// Over some of the disk's blocks, if the copy was declared equal to the other one.
+    pub(crate) sample: u128,
 }
 
 /// Opens, locks, reads and checks metadata and disk of a resource.
@@ -51,7 +54,11 @@ pub(crate) fn attach(config: &EngineConfig, index: usize) -> Result<Attached, At
     }
     tracing::info!("{name}: attached {}, {} hot regions", resource.disk.display(), findings.hot_regions);
     let meta_in_memory = disk::is_in_memory(&resource.meta);
-    Ok(Attached { disk, meta: file.into(), meta_in_memory, store })
+    let sample = match store.superblock.declared_clean {
+        true => disk::sample(&disk).map_err(|error| AttachError::io(&resource.disk, error))?,
+        false => 0,
+    };
+    Ok(Attached { disk, meta: file.into(), meta_in_memory, store, sample })
 }
 
 fn check_owner(config: &EngineConfig, index: usize, store: &Store) -> Result<(), AttachError> {

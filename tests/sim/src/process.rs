@@ -37,6 +37,7 @@ impl World {
             seed: [(); 4].map(|()| self.rng.clock.word()),
             granule_bytes: s.granule_bytes[n],
             survives_process_death: s.survives[n],
+            sample: 0,
             writes_max: s.writes_max,
             undurable_max: s.undurable_max,
             resync_window: s.resync_window,

@@ -62,7 +62,7 @@ impl Node {
         unclean_in.is_some() && unclean_in == self.current_generation()
     }
 
-    /// What the durable record says of this copy, without a peer (DESIGN: "Copy states").
+    /// What the durable record says of this copy, without a peer.
     fn recorded_disk_state(&self) -> DiskState {
         let Some(store) = &self.store else { return DiskState::Diskless };
         let sb = &store.superblock;

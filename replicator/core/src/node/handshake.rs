@@ -292,6 +292,7 @@ impl Node {
             session_used: peer.session_used,
             discard: self.discard,
             declared_clean: sb.declared_clean,
+            sample: self.cfg.sample,
             proposal: self.proposal,
             wrote_through: self.wrote_through(),
             began_unix_ms: self.alone_since(),

@@ -353,7 +353,7 @@ impl Node {
         }
     }
 
-    /// Clients can be served at all (DESIGN: "Who may").
+    /// An UpToDate copy is within reach: only then are clients served.
     pub(super) fn reaches_up_to_date_copy(&self) -> bool {
         match self.disk {
             DiskState::UpToDate => true,

@@ -1,4 +1,4 @@
-//! Leaving (DESIGN: "Copy states"): a copy asks, the one that stays flushes and agrees, the leaver records itself as
+//! Leaving: a copy asks, the one that stays flushes and agrees, the leaver records itself as
 //! Outdated, the other records that, and only then closes the link. Without agreement it leaves as it is.
 
 use super::Node;

@@ -146,7 +146,7 @@ impl Node {
         }
     }
 
-    /// Chooses unused regions whose bits are durable for removal (orderings 2 and 3: a region is unused when every write
+    /// Chooses unused regions whose bits are durable for removal (orderings 2 and 3: unused means that every write
     /// in it is durable on each copy, or has its bits).
     pub(super) fn cool(&mut self, limit: u32) -> u32 {
         if self.meta.durable < self.meta.slot_ready {

@@ -15,7 +15,7 @@ use crate::frame::Frame;
 use crate::ids::LinkId;
 use crate::status::{DiskState, Role};
 use crate::verdict::{Standstill, Verdict};
-use lockstep_bitmap::{Base, Becoming, Generation, GenerationId, Origin, PeerCopy};
+use lockstep_bitmap::{Base, Becoming, Generation, GenerationId, NodeId, Origin, PeerCopy};
 
 impl Node {
     /// Both ends computed this verdict (ordering 9): record what it asks of this side.
@@ -70,7 +70,8 @@ impl Node {
                 if let Verdict::Adopt { generation } = verdict {
                     sb.declared_clean = false;
                     let origin = Origin::Agreed;
-                    self.begin_generation(generation, origin);
+                    // The lower node id proposed it; both logs say so.
+                    self.begin_generation(generation, origin, me.min(theirs.node));
                 }
             }
             Verdict::Refuse(_) => {}
@@ -179,8 +180,8 @@ impl Node {
     }
 
     /// Makes `id` the current generation, in memory.
-    pub(super) fn begin_generation(&mut self, id: GenerationId, origin: Origin) {
-        let (node, began_unix_ms) = (self.cfg.node, self.unix_ms());
+    fn begin_generation(&mut self, id: GenerationId, origin: Origin, node: NodeId) {
+        let began_unix_ms = self.unix_ms();
         let Some(store) = self.store.as_mut() else { return };
         let sb = &mut store.superblock;
         let (parent, ordinal) = match sb.log.current() {
@@ -209,7 +210,7 @@ impl Node {
             peer.copy = PeerCopy::RotatedWithout;
         }
         let id = self.rng.generation_id();
-        self.begin_generation(id, origin);
+        self.begin_generation(id, origin, self.cfg.node);
     }
 
     /// Ordering 4: nothing is acknowledged from here until the new generation is durable.

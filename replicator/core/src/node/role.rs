@@ -1,4 +1,4 @@
-//! Promotion and demotion (DESIGN: "Promotion"), and the peer's side of both.
+//! Promotion and demotion, and the peer's side of both.
 //!
 //! Ordering 15: the peer has durably agreed, or the rotation without it is durable, before the export opens; on the way
 //! down the export is closed, requests are drained and flushed on every connected copy, resync pieces are drained, and

@@ -272,7 +272,7 @@ impl Node {
         moved | self.flush_local() | self.flush_peer()
     }
 
-    /// By time, bytes or entries (DESIGN: the Primary closes an epoch by itself).
+    /// By time, bytes or entries: the Primary closes an epoch by itself, nobody waits.
     fn close_epoch(&mut self) {
         let old = self.undurable.oldest().is_some_and(|at| self.now.since(at) >= self.cfg.timing.epoch);
         let many = self.undurable.len() * 4 >= self.cfg.undurable_max * 3;

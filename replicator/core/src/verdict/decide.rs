@@ -21,7 +21,8 @@ pub(super) fn decide(low: &Snapshot, high: &Snapshot) -> Decision {
     if without_disk(low) || without_disk(high) {
         return Err(Standstill::Diskless);
     }
-    if low.size_bytes != high.size_bytes {
+    // Bits mean the same blocks only at the same block size.
+    if (low.size_bytes, low.block_shift) != (high.size_bytes, high.block_shift) {
         return Err(Standstill::SizeMismatch);
     }
     if low.log.current().is_none() && high.log.current().is_none() {
@@ -70,7 +71,7 @@ fn both_fresh(low: &Snapshot, high: &Snapshot) -> Decision {
     let untouched = |s: &Snapshot| {
         s.declared_clean && s.slot_empty && s.becoming.is_none() && !s.unclean && s.role == Role::Secondary
     };
-    if untouched(low) && untouched(high) {
+    if untouched(low) && untouched(high) && low.sample == high.sample {
         return Ok(Verdict::Adopt { generation: low.proposal });
     }
     Err(Standstill::NoSource)

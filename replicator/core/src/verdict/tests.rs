@@ -62,6 +62,7 @@ fn copy(node: NodeId, names: &[u128]) -> Snapshot {
         session_used: 7,
         discard: None,
         declared_clean: false,
+        sample: 5,
         proposal: GenerationId(u128::from(node.0)),
         wrote_through: None,
         began_unix_ms: 0,
@@ -301,6 +302,8 @@ fn two_fresh_copies_wait_for_the_operator() {
     expect(&clean(A), &clean(B), Verdict::Adopt { generation: GenerationId(1) });
     let touched = Snapshot { becoming: halfway(B, &[], 1).becoming, ..clean(B) };
     refused(&clean(A), &touched, Standstill::NoSource);
+    // The samples of their blocks tell that they are not equal.
+    refused(&clean(A), &Snapshot { sample: 6, ..clean(B) }, Standstill::NoSource);
 }
 
 #[test]

@@ -1,7 +1,9 @@
-//! What tells one disk from another: compared at each attach, so that metadata is never used with somebody else's data.
+//! What tells one disk from another: compared at each attach, so that metadata is never used with somebody
+//! else's data.
 //!
-//! A block device is known by its wwid, serial number and partition UUID, a file by its file system, inode and birth
-//! time. The identity is a hash and the beginning of the text, so that a mismatch can be shown to people.
+//! A block device is known by its wwid, serial number and partition UUID, a file by its file system, inode
+//! and birth time. The identity is a hash and the beginning of the text, so that a mismatch can be shown to
+//! people.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,8 +1,8 @@
 //! Executes the core's disk and metadata actions of one resource, and reports each exactly once.
 //!
-//! A job is one action; it may need several operations. Operations of files in memory and buffered ones run in the
-//! shard's thread, when the caller says so (`run_inline`: after what goes to the peer was submitted); everything that
-//! can wait for a device goes through the ring. A job keeps a reference to each slot it uses.
+//! A job is one action; it may need several operations. Operations of files in memory and buffered ones run
+//! in the shard's thread, when the caller says so (`run_inline`: after what goes to the peer was submitted);
+//! everything that can wait for a device goes through the ring. A job keeps a reference to each slot it uses.
 
 use std::collections::VecDeque;
 use std::io;
@@ -130,8 +130,8 @@ impl Storage {
         !self.inline.is_empty()
     }
 
-    /// Reads into `target`, the slot of a client's request and the offset it begins with, or into a slot that the
-    /// completion hands over.
+    /// Reads into `target`, the slot of a client's request and the offset it begins with, or into a slot that
+    /// the completion hands over.
     pub(crate) fn read(
         &mut self,
         io: &mut Io,
@@ -464,8 +464,8 @@ impl Storage {
     }
 }
 
-/// Blocks at the edges of a payload that it covers partially, and where they are read to: the first to the beginning
-/// of the scratch slot, the last to its second half. Clipped to the disk.
+/// Blocks at the edges of a payload that it covers partially, and where they are read to: the first to the
+/// beginning of the scratch slot, the last to its second half. Clipped to the disk.
 fn edges(
     disk: &Disk,
     offset: u64,

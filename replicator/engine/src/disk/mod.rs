@@ -1,11 +1,12 @@
 //! The disk of a resource: opening, locking, and how I/O is done on it.
 //!
-//! A block device is opened with O_EXCL and O_DIRECT, a file is locked with flock: the lock lives on the very open file
-//! description that does the I/O, so that it is free only when the last request of a killed predecessor has ended
-//! (ordering 19). Buffered and direct I/O are never mixed on one open file.
+//! A block device is opened with O_EXCL and O_DIRECT, a file is locked with flock: the lock lives on the very
+//! open file description that does the I/O, so that it is free only when the last request of a killed
+//! predecessor has ended (ordering 19). Buffered and direct I/O are never mixed on one open file.
 
 mod identity;
 mod jobs;
+mod sample;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -22,13 +23,15 @@ use crate::ring::Fd;
 pub(crate) use identity::identity_text;
 pub use identity::{DeviceFacts, device_facts};
 pub(crate) use jobs::Storage;
+pub(crate) use sample::sample;
 
 /// How bytes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// O_DIRECT through the ring.
     Direct,
-    /// Through the page cache: reads and writes in the shard's thread, everything that waits through the ring.
+    /// Through the page cache: reads and writes in the shard's thread, everything that waits through the
+    /// ring.
     Buffered,
     /// A file system in memory: everything in the shard's thread.
     Memory,
@@ -73,7 +76,8 @@ impl From<OpenDisk> for Disk {
 }
 
 impl Disk {
-    /// Whether a completed write survives the death of this process and counts as not stopped at the same boot.
+    /// Whether a completed write survives the death of this process and counts as not stopped at the same
+    /// boot.
     pub(crate) fn survives_process_death(&self) -> bool {
         self.mode != Mode::Buffered
     }

@@ -51,10 +51,12 @@ impl Shard {
         let config = &self.config.resources[resource];
         let entry = &mut self.resources[resource];
         entry.error = None;
+        let mut sample = 0;
         let store = match attached {
             Ok(attached) => {
                 entry.storage.disk = Some(attached.disk.into());
                 entry.storage.meta = Some((Rc::new(attached.meta), attached.meta_in_memory));
+                sample = attached.sample;
                 Some(attached.store)
             }
             Err(error) => {
@@ -79,6 +81,7 @@ impl Shard {
                 seed: [word(0), word(1), word(2), word(3)],
                 granule_bytes: disk.map_or(512, |disk| disk.granule_bytes),
                 survives_process_death: disk.is_some_and(|disk| disk.survives_process_death()),
+                sample,
                 writes_max: WRITES_MAX,
                 undurable_max: UNDURABLE_MAX,
                 resync_window: RESYNC_WINDOW,

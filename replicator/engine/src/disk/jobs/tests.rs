@@ -1,3 +1,4 @@
+//! Every job in every mode of I/O, on real files.
 use super::*;
 use crate::disk;
 use crate::slots::{Arena, PoolSize};
@@ -15,7 +16,8 @@ struct Bench {
     next_op: u32,
 }
 
-/// A file of 1 MiB full of 0xEE on a disk of this mode; on a file system without O_DIRECT "direct" is what it gives.
+/// A file of 1 MiB full of 0xEE on a disk of this mode; on a file system without O_DIRECT "direct" is what it
+/// gives.
 fn bench(mode: Mode) -> Bench {
     let base = if mode == Mode::Memory { "/dev/shm" } else { env!("CARGO_MANIFEST_DIR") };
     let folder = tempfile::tempdir_in(base).unwrap();
