@@ -1,7 +1,7 @@
 //! Starting and steering an engine from other threads.
 //!
-//! Calls never block on the shard: they put a message into its queue and return. Answers come through callbacks, which
-//! run on the shard's thread and must only hand the answer on.
+//! Calls never block on the shard: they put a message into its queue and return. Answers come through
+//! callbacks, which run on the shard's thread and must only hand the answer on.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -47,8 +47,8 @@ pub(crate) enum Message {
 pub struct Engine;
 
 impl Engine {
-    /// Opens listeners and disks, and starts the shard. A resource whose disk cannot be attached runs Diskless and says
-    /// why in its report.
+    /// Opens listeners and disks, and starts the shard. A resource whose disk cannot be attached runs
+    /// Diskless and says why in its report.
     pub fn start(config: EngineConfig) -> Result<EngineHandle, StartError> {
         let config = Arc::new(config);
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -93,8 +93,8 @@ fn spawn(
     }
 }
 
-/// A shard that found itself broken must not leave a daemon behind that looks alive: the process ends, as after a power
-/// loss, and is started again.
+/// A shard that found itself broken must not leave a daemon behind that looks alive: the process ends, as
+/// after a power loss, and is started again.
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
@@ -157,8 +157,8 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// Brings a resource up that is down, or tries again to attach the disk of one that runs without. The disks are
-    /// opened on a thread of their own. `Done::Already`: nothing was to be done.
+    /// Brings a resource up that is down, or tries again to attach the disk of one that runs without. The
+    /// disks are opened on a thread of their own. `Done::Already`: nothing was to be done.
     pub fn up(&self, resource: &str, reply: UpReply) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
         let (config, queue) = (Arc::clone(&self.config), self.queue.clone());
@@ -178,7 +178,8 @@ impl EngineHandle {
                 Err(_) => reply(Err("the daemon is stopping".into())),
             }
         };
-        // Only an exhausted system cannot start a thread; the callback is dropped then, which the caller sees.
+        // Only an exhausted system cannot start a thread; the callback is dropped then, which the caller
+        // sees.
         let _ = std::thread::Builder::new().name("lockstep-attach".into()).spawn(attach);
         Ok(())
     }

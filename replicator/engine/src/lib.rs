@@ -1,9 +1,10 @@
 //! The shell around the core: the only code of Lockstep that talks to the kernel.
 //!
-//! One thread owns one ring and every resource on it; no lock is taken on the data path. The thread turns completions
-//! into events, feeds them to the cores, and executes the actions that come back. Invariants: every operation submitted
-//! completes exactly once; a buffer is kept until the kernel is done with it; every table has a bound, and whoever
-//! fills it waits while everyone else goes on. No decision about replication is made here.
+//! One thread owns one ring and every resource on it; no lock is taken on the data path. The thread turns
+//! completions into events, feeds them to the cores, and executes the actions that come back. Invariants:
+//! every operation submitted completes exactly once; a buffer is kept until the kernel is done with it; every
+//! table has a bound, and whoever fills it waits while everyone else goes on. No decision about replication
+//! is made here.
 //!
 //! `unsafe` lives in `ring` and `slots` only, each block with its proof.
 #![deny(unsafe_code)]

@@ -1,7 +1,7 @@
 //! The metadata file: locking, reading, checking that it belongs here, creating.
 //!
-//! The lock is taken on the open file description that later does the writes, and is held as long as the resource runs:
-//! it is what keeps a second daemon, or create-md, away.
+//! The lock is taken on the open file description that later does the writes, and is held as long as the
+//! resource runs: it is what keeps a second daemon, or create-md, away.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -52,8 +52,8 @@ fn recover_file(
     })
 }
 
-/// Writes a new metadata file. Refuses one that exists unless `overwrite`, and one that a daemon holds in any case.
-/// When it returns, the file and its name are durable.
+/// Writes a new metadata file. Refuses one that exists unless `overwrite`, and one that a daemon holds in any
+/// case. When it returns, the file and its name are durable.
 pub fn create_metadata(path: &Path, params: CreateParams, overwrite: bool) -> Result<(), AttachError> {
     let failed = |error: io::Error| AttachError::io(path, error);
     let mut options = OpenOptions::new();

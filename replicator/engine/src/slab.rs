@@ -1,7 +1,7 @@
 //! A table with stable small indices: values come and go, indices are reused.
 //!
-//! Whoever removes a value must know that nobody uses its index any more; callers keep an entry until the last
-//! operation that names it has completed.
+//! Whoever removes a value must know that nobody uses its index any more; callers keep an entry until the
+//! last operation that names it has completed.
 
 /// Values by index.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
-//! Payload buffers: one page-aligned arena, cut into slots of two sizes, in pools that cannot starve each other.
+//! Payload buffers: one page-aligned arena, cut into slots of two sizes, in pools that cannot starve each
+//! other.
 //!
-//! The byte of volume offset `o` lies at slot offset `o % 4096` plus its distance from the first byte, so that a slot
-//! can go to a disk opened with O_DIRECT as it is. A piece never crosses a multiple of 128 KiB of the volume, hence it
-//! fits a large slot even when it is rounded out to 4096 bytes.
+//! The byte of volume offset `o` lies at slot offset `o % 4096` plus its distance from the first byte, so
+//! that a slot can go to a disk opened with O_DIRECT as it is. A piece never crosses a multiple of 128 KiB of
+//! the volume, hence it fits a large slot even when it is rounded out to 4096 bytes.
 //!
-//! Invariants: a slot has one owner per reference; it is free again when the last one lets go; bytes that the kernel
-//! may be writing cannot be read here, and bytes that it may be reading cannot be changed (both are asserted).
+//! Invariants: a slot has one owner per reference; it is free again when the last one lets go; bytes that the
+//! kernel may be writing cannot be read here, and bytes that it may be reading cannot be changed (both are
+//! asserted).
 #![allow(unsafe_code)]
 
 use std::io;
@@ -37,7 +39,8 @@ impl Span {
         Self { slot, start: (offset % ALIGN_BYTES) as u32, len }
     }
 
-    /// Where the bytes `[offset, offset + len)` of the volume lie in a slot that was made for bytes from `first` on.
+    /// Where the bytes `[offset, offset + len)` of the volume lie in a slot that was made for bytes from
+    /// `first` on.
     pub(crate) fn of_volume_from(slot: SlotId, first: u64, offset: u64, len: u32) -> Self {
         let base = first - first % ALIGN_BYTES;
         assert!(
@@ -212,9 +215,9 @@ impl Arena {
     pub(crate) fn bytes(&self, span: Span) -> &[u8] {
         let slot = self.check(span);
         assert_eq!(slot.kernel_writes, 0, "the kernel may be writing slot {}", span.slot);
-        // SAFETY: `check` proved that the span lies inside its slot and so inside the mapping, which lives as long as
-        // `self`. Slots do not overlap. Nobody writes: the kernel does not (asserted), and safe code needs `&mut self`,
-        // both for `bytes_mut` and for handing the slot to the kernel.
+        // SAFETY: `check` proved that the span lies inside its slot and so inside the mapping, which lives as
+        // long as `self`. Slots do not overlap. Nobody writes: the kernel does not (asserted), and safe code
+        // needs `&mut self`, both for `bytes_mut` and for handing the slot to the kernel.
         unsafe { std::slice::from_raw_parts(self.pointer(slot, span), span.len as usize) }
     }
 
@@ -223,8 +226,8 @@ impl Arena {
         let slot = self.check(span);
         assert!(span.slot != self.zeroes, "the zeroes stay zeroes");
         assert!(slot.kernel_reads + slot.kernel_writes == 0, "slot {} is with the kernel", span.slot);
-        // SAFETY: as in `bytes`; `&mut self` excludes every other reference into the arena, and the assertion excludes
-        // the kernel.
+        // SAFETY: as in `bytes`; `&mut self` excludes every other reference into the arena, and the assertion
+        // excludes the kernel.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(slot, span), span.len as usize) }
     }
 
@@ -235,8 +238,8 @@ impl Arena {
         assert_eq!(source.kernel_writes, 0, "the kernel may be writing slot {}", from.slot);
         assert!(target.kernel_reads + target.kernel_writes == 0, "slot {} is with the kernel", to.slot);
         assert!(to.slot != self.zeroes, "the zeroes stay zeroes");
-        // SAFETY: both ranges lie in the mapping (`check`); they belong to different slots, which do not overlap;
-        // `&mut self` excludes other references, and the assertions exclude the kernel.
+        // SAFETY: both ranges lie in the mapping (`check`); they belong to different slots, which do not
+        // overlap; `&mut self` excludes other references, and the assertions exclude the kernel.
         unsafe {
             let (source, target) = (self.pointer(source, from), self.pointer(target, to));
             std::ptr::copy_nonoverlapping(source, target, from.len as usize);
@@ -317,7 +320,8 @@ impl Drop for Arena {
             // The kernel may still write here: the memory must never be used for anything else.
             return;
         }
-        // SAFETY: `map` made exactly this mapping, nobody unmapped it before, and no reference into it outlives `self`.
+        // SAFETY: `map` made exactly this mapping, nobody unmapped it before, and no reference into it
+        // outlives `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
         debug_assert!(unmapped.is_ok(), "unmapping the arena");
     }
@@ -325,7 +329,8 @@ impl Drop for Arena {
 
 fn map(bytes: usize) -> io::Result<NonNull<u8>> {
     use rustix::mm::{Advice, MapFlags, ProtFlags};
-    // SAFETY: a new private anonymous mapping at an address of the kernel's choice touches no existing memory.
+    // SAFETY: a new private anonymous mapping at an address of the kernel's choice touches no existing
+    // memory.
     let base = unsafe {
         rustix::mm::mmap_anonymous(
             std::ptr::null_mut(),
@@ -334,7 +339,8 @@ fn map(bytes: usize) -> io::Result<NonNull<u8>> {
             MapFlags::PRIVATE | MapFlags::NORESERVE,
         )?
     };
-    // SAFETY: the range is the mapping just made; this advice changes no content. Without it the arena works too.
+    // SAFETY: the range is the mapping just made; this advice changes no content. Without it the arena works
+    // too.
     let _ = unsafe { rustix::mm::madvise(base, bytes, Advice::LinuxHugepage) };
     NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave no address"))
 }

@@ -1,7 +1,7 @@
 //! Both directions of a stream socket: what was received and not yet understood, and what waits to be sent.
 //!
-//! At most one receive and one send are in flight per socket. Everything queued while a send is in flight goes in the
-//! next one. A message owns one reference of each slot in it until it was sent or given up.
+//! At most one receive and one send are in flight per socket. Everything queued while a send is in flight
+//! goes in the next one. A message owns one reference of each slot in it until it was sent or given up.
 
 use std::collections::VecDeque;
 use std::io;
@@ -40,8 +40,8 @@ impl Inbox {
         self.start += bytes;
     }
 
-    /// Starts a receive: into the span first, then behind what is not yet consumed. The caller has consumed so much
-    /// that there is room.
+    /// Starts a receive: into the span first, then behind what is not yet consumed. The caller has consumed
+    /// so much that there is room.
     pub(crate) fn receive(&mut self, io: &mut Io, token: Token, span: Option<Span>) {
         let Some(mut incoming) = self.incoming.take() else { unreachable!("two receives at once") };
         if self.start == self.end {
@@ -95,8 +95,8 @@ impl Outbox {
         Self { fd, urgent, ordered, spare: Vec::new(), sending: false, closed: false }
     }
 
-    /// The message that takes what is to be sent next, with room for a header and a payload; `None` once closed. The
-    /// caller puts something into it.
+    /// The message that takes what is to be sent next, with room for a header and a payload; `None` once
+    /// closed. The caller puts something into it.
     pub(crate) fn message(&mut self, overtakes: bool) -> Option<&mut Outgoing> {
         if self.closed {
             return None;

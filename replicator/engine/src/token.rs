@@ -1,7 +1,7 @@
 //! What a completion belongs to.
 //!
-//! Tables keep an entry until the last operation that names it has completed, so an index in a token never means
-//! something newer than what it was made for.
+//! Tables keep an entry until the last operation that names it has completed, so an index in a token never
+//! means something newer than what it was made for.
 
 /// Owner of an operation in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

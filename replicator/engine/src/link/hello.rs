@@ -1,9 +1,9 @@
 //! The first exchange on a connection between nodes: who speaks, for which resource, and proof of the secret.
 //!
-//! Sans-IO: bytes in, bytes out. Dialler and acceptor each send a Hello with a fresh nonce, then each proves, with a
-//! keyed hash over its role and both Hellos, that it knows the cluster's secret; the dialler proves first. The role in
-//! the proof makes a reflected one worthless, the nonces a replayed one. What does not match is answered with a Reject
-//! that says so in words, before the connection is closed.
+//! Sans-IO: bytes in, bytes out. Dialler and acceptor each send a Hello with a fresh nonce, then each proves,
+//! with a keyed hash over its role and both Hellos, that it knows the cluster's secret; the dialler proves
+//! first. The role in the proof makes a reflected one worthless, the nonces a replayed one. What does not
+//! match is answered with a Reject that says so in words, before the connection is closed.
 //!
 //! | bytes | message |
 //! |---|---|
@@ -11,9 +11,9 @@
 //! | 1..3 | length of the body, little-endian |
 //! | 3.. | body |
 //!
-//! Hello: magic (8), lowest and highest version (2 + 2), features (8), run id (16), boot id (16), nonce (32), sender's
-//! and receiver's node id (1 + 1), then cluster, resource, sender's and receiver's name, each with a length byte.
-//! Proof: 32 bytes. Reject: text.
+//! Hello: magic (8), lowest and highest version (2 + 2), features (8), run id (16), boot id (16), nonce (32),
+//! sender's and receiver's node id (1 + 1), then cluster, resource, sender's and receiver's name, each with a
+//! length byte. Proof: 32 bytes. Reject: text.
 
 use std::fmt;
 
@@ -132,8 +132,8 @@ impl Hello {
         Self { side, key, local, expected: None, nonce, mine, theirs, peer: None, pending }
     }
 
-    /// Takes bytes; returns how many, and what is next. `find` names the resource's peer, or says why not. On an error
-    /// send what is in `out`, then close.
+    /// Takes bytes; returns how many, and what is next. `find` names the resource's peer, or says why not. On
+    /// an error send what is in `out`, then close.
     pub(crate) fn receive(
         &mut self,
         input: &[u8],

@@ -1,7 +1,8 @@
 //! A connection to a peer: the hello exchange, then frames both ways.
 //!
-//! Here is what concerns one connection; which resource it serves, and what the core is told, is the shard's part.
-//! Payload of data frames goes straight into slots; header and payload are always checked against their checksums.
+//! Here is what concerns one connection; which resource it serves, and what the core is told, is the shard's
+//! part. Payload of data frames goes straight into slots; header and payload are always checked against their
+//! checksums.
 
 mod hello;
 
@@ -172,8 +173,8 @@ impl Link {
         }
     }
 
-    /// Shuts the socket down and gives up what waits. Operations in flight end by themselves; the entry stays until
-    /// they did.
+    /// Shuts the socket down and gives up what waits. Operations in flight end by themselves; the entry stays
+    /// until they did.
     pub(crate) fn shut_down(&mut self, arena: &mut Arena) {
         self.phase = Phase::Dead;
         self.deadline = None;

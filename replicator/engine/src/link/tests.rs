@@ -1,3 +1,4 @@
+//! Frames over a socket pair.
 use super::*;
 use crate::ring::Op;
 use crate::slots::PoolSize;

@@ -20,7 +20,8 @@ pub(crate) struct Export {
 pub(crate) struct Directory {
     pub(crate) exports: Vec<Export>,
     pub(crate) node_name: String,
-    /// Whether a client may be kept waiting for a role change: it has not waited too long, and not too many do.
+    /// Whether a client may be kept waiting for a role change: it has not waited too long, and not too many
+    /// do.
     pub(crate) may_hold: bool,
 }
 

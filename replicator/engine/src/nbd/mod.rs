@@ -1,8 +1,8 @@
 //! A connection to an NBD client, and the table of requests under way.
 //!
-//! Here is what concerns one connection; what a request means is the core's part. A client that exceeds a bound is not
-//! read further until it is below it again. Whatever a client does, its requests in the core are answered before its
-//! entry goes.
+//! Here is what concerns one connection; what a request means is the core's part. A client that exceeds a
+//! bound is not read further until it is below it again. Whatever a client does, its requests in the core are
+//! answered before its entry goes.
 
 mod directory;
 
@@ -47,8 +47,8 @@ pub(crate) struct Serving {
     pub(crate) skip: u64,
 }
 
-/// Payload on its way to the core: of a write, as it arrives; or the zeroes at the edges of a range to be zeroed, which
-/// the core takes as payload, since it zeroes whole blocks only.
+/// Payload on its way to the core: of a write, as it arrives; or the zeroes at the edges of a range to be
+/// zeroed, which the core takes as payload, since it zeroes whole blocks only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Writing {
     /// `None`: it was answered before all its bytes came; the rest is thrown away.
@@ -127,7 +127,8 @@ pub(crate) struct Client {
     pub(crate) unsent_bytes: u64,
     /// Not read until a slot is free.
     pub(crate) starved: bool,
-    /// It is going: nothing more is taken from it. With a receive in flight, its phase changes when that has ended.
+    /// It is going: nothing more is taken from it. With a receive in flight, its phase changes when that has
+    /// ended.
     pub(crate) is_ending: bool,
     /// It is going at once: answers are of no use any more.
     pub(crate) is_gone: bool,
@@ -172,8 +173,8 @@ impl Client {
         Some(piece.payload.skip(piece.got))
     }
 
-    /// Ends the reading: drops a half-received payload. Returns the write that will never be complete. Not while a
-    /// receive is in flight into the payload's slot.
+    /// Ends the reading: drops a half-received payload. Returns the write that will never be complete. Not
+    /// while a receive is in flight into the payload's slot.
     pub(crate) fn stop_reading(&mut self, arena: &mut Arena, next: Phase) -> Option<u32> {
         self.starved = false;
         let Phase::Serving(serving) = std::mem::replace(&mut self.phase, next) else { return None };

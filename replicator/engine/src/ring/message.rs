@@ -1,7 +1,7 @@
 //! Scatter receive and gather send: what goes in one `recvmsg` or `sendmsg`.
 //!
-//! Both live in boxes that are reused for the life of a connection; their addresses are stable while the kernel uses
-//! them, and no allocation is made per message once their vectors have grown.
+//! Both live in boxes that are reused for the life of a connection; their addresses are stable while the
+//! kernel uses them, and no allocation is made per message once their vectors have grown.
 #![allow(unsafe_code)]
 
 use std::mem;
@@ -182,7 +182,8 @@ impl Outgoing {
         }
         self.header.msg_iov = self.iovecs.as_mut_ptr();
         self.header.msg_iovlen = self.iovecs.len();
-        // Without MSG_WAITALL a send may end short; with it the kernel goes on until all is sent or the socket fails.
+        // Without MSG_WAITALL a send may end short; with it the kernel goes on until all is sent or the
+        // socket fails.
         let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
         opcode::SendMsg::new(raw(&self.fd), &self.header).flags(flags).build()
     }

@@ -1,11 +1,11 @@
 //! The ring: submits operations and hands back each with its result, exactly once.
 //!
-//! A table of operations owns every `user_data`; an operation and the memory it names stay there until its completion
-//! was reaped. Dropping the ring cancels and waits for what is in flight; if that fails the memory is leaked rather
-//! than freed under the kernel.
+//! A table of operations owns every `user_data`; an operation and the memory it names stay there until its
+//! completion was reaped. Dropping the ring cancels and waits for what is in flight; if that fails the memory
+//! is leaked rather than freed under the kernel.
 //!
-//! One `submit_and_wait` per turn. Before sleeping the thread spins for a while, since a wake-up costs more than most
-//! operations; the time adapts, so that an idle daemon does not burn a processor.
+//! One `submit_and_wait` per turn. Before sleeping the thread spins for a while, since a wake-up costs more
+//! than most operations; the time adapts, so that an idle daemon does not burn a processor.
 #![allow(unsafe_code)]
 
 mod message;
@@ -94,9 +94,9 @@ impl<T: Copy> Ring<T> {
         };
         let entry = op.prepare(arena, self.registered).user_data(u64::from(index));
         loop {
-            // SAFETY: the entry points to memory owned by the operation or by the arena. The operation stays in
-            // `in_flight` until its completion was reaped: moving it there moves boxes, not what they hold. Arena spans
-            // are marked as the kernel's. Both outlive the ring (see `drop`).
+            // SAFETY: the entry points to memory owned by the operation or by the arena. The operation stays
+            // in `in_flight` until its completion was reaped: moving it there moves boxes, not what they
+            // hold. Arena spans are marked as the kernel's. Both outlive the ring (see `drop`).
             if unsafe { uring.submission().push(&entry) }.is_ok() {
                 return;
             }
@@ -157,7 +157,8 @@ impl<T: Copy> Ring<T> {
         let (Some(uring), Some(arena)) = (&self.uring, &self.arena) else { return };
         let (base, bytes) = arena.whole();
         let whole = [libc::iovec { iov_base: base.cast(), iov_len: bytes }];
-        // SAFETY: the range is the arena's mapping; it is unmapped only after the ring was closed (see `drop`).
+        // SAFETY: the range is the arena's mapping; it is unmapped only after the ring was closed (see
+        // `drop`).
         match unsafe { uring.submitter().register_buffers(&whole) } {
             Ok(()) => self.registered = true,
             Err(error) => tracing::info!(
@@ -193,7 +194,8 @@ impl<T> Drop for Ring<T> {
 }
 
 impl<T: Copy> Ring<T> {
-    /// Ends the ring: everything in flight is cancelled and waited for. The token is used for the cancellation.
+    /// Ends the ring: everything in flight is cancelled and waited for. The token is used for the
+    /// cancellation.
     pub(crate) fn close(mut self, token: T) {
         self.drain(token);
     }

@@ -1,7 +1,7 @@
 //! Operations: what the caller wants done, with everything the kernel needs until it is done.
 //!
-//! An operation owns its descriptor and its memory (or names a span of the arena); the ring keeps it until the
-//! completion and then gives it back, so that buffers are never dropped or moved under the kernel.
+//! An operation owns its descriptor and its memory (or names a span of the arena); the ring keeps it until
+//! the completion and then gives it back, so that buffers are never dropped or moved under the kernel.
 
 #![allow(unsafe_code)]
 
@@ -56,8 +56,8 @@ impl Op {
         }
     }
 
-    /// Builds the entry. The operation must not move or be dropped before its completion, other than by moving the
-    /// boxes and counted pointers in it, which leaves what they point to in place.
+    /// Builds the entry. The operation must not move or be dropped before its completion, other than by
+    /// moving the boxes and counted pointers in it, which leaves what they point to in place.
     pub(super) fn prepare(&mut self, arena: &mut Arena, registered: bool) -> squeue::Entry {
         match self {
             Op::Receive(incoming) => return incoming.prepare(arena),
@@ -113,8 +113,8 @@ impl Op {
         if let Op::Accept { accepted, .. } = self
             && result >= 0
         {
-            // SAFETY: a successful accept gives a new descriptor that nobody else knows; this completion is handled
-            // once, and the descriptor is not used in any other way.
+            // SAFETY: a successful accept gives a new descriptor that nobody else knows; this completion is
+            // handled once, and the descriptor is not used in any other way.
             *accepted = Some(unsafe { OwnedFd::from_raw_fd(result) });
         }
     }

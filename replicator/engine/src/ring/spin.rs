@@ -1,7 +1,7 @@
 //! How long to look for completions before sleeping.
 //!
-//! The rule of KVM's halt polling: a sleep that was short would have fitted into a spin, so spin the full budget next
-//! time; a long one shows that nothing is going on, so spin less, down to not at all.
+//! The rule of KVM's halt polling: a sleep that was short would have fitted into a spin, so spin the full
+//! budget next time; a long one shows that nothing is going on, so spin less, down to not at all.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ pub(crate) struct Spin {
     now: Duration,
 }
 
-/// A wait shorter than this many budgets counts as short: the sleep itself, and the peer's, cost more than one.
+/// A wait shorter than this many budgets counts as short: the sleep itself, and the peer's, cost more than
+/// one.
 const SHORT_BUDGETS: u32 = 4;
 const BUDGET_MIN: Duration = Duration::from_micros(5);
 

@@ -1,3 +1,4 @@
+//! The ring against the real kernel.
 use super::*;
 use crate::slots::{PoolId, PoolSize, Span};
 use std::os::fd::OwnedFd;

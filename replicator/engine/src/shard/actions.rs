@@ -10,8 +10,8 @@ use crate::link::Phase;
 use crate::slots::Span;
 
 impl Shard {
-    /// One event, then all actions. Slots in the event were given to the core before. A core that is gone gives
-    /// its slots back.
+    /// One event, then all actions. Slots in the event were given to the core before. A core that is gone
+    /// gives its slots back.
     pub(super) fn feed(&mut self, resource: usize, event: Event<'_>) {
         let now = self.clock.now();
         let Some(node) = &mut self.resources[resource].node else {

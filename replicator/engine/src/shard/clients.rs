@@ -1,8 +1,8 @@
 //! Connections of NBD clients: the handshake, waiting for a role change, and the end.
 //!
-//! A client ends in one of two ways. Drained: nothing more is read, what is under way is answered, then it is closed
-//! (it said goodbye, or the export closed). Hung up: the socket is shut down at once, answers are dropped. Its entry
-//! goes when the kernel and the core are done with it.
+//! A client ends in one of two ways. Drained: nothing more is read, what is under way is answered, then it is
+//! closed (it said goodbye, or the export closed). Hung up: the socket is shut down at once, answers are
+//! dropped. Its entry goes when the kernel and the core are done with it.
 
 use std::time::Duration;
 

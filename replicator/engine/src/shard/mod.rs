@@ -1,8 +1,9 @@
 //! The loop of a shard: one thread, one ring, all resources.
 //!
-//! A turn: completions become events for the cores; their actions are executed as they come; what goes to peers is
-//! submitted before anything is written in this thread; then local writes, then answers to clients; then one wait.
-//! Cores are never called while their actions are being executed: events that arise meanwhile are queued.
+//! A turn: completions become events for the cores; their actions are executed as they come; what goes to
+//! peers is submitted before anything is written in this thread; then local writes, then answers to clients;
+//! then one wait. Cores are never called while their actions are being executed: events that arise meanwhile
+//! are queued.
 
 mod actions;
 mod clients;
@@ -191,8 +192,8 @@ impl Shard {
         }
     }
 
-    /// Brings everything to rest that can move without the kernel: peers first, then local I/O in this thread, then
-    /// clients.
+    /// Brings everything to rest that can move without the kernel: peers first, then local I/O in this
+    /// thread, then clients.
     fn settle(&mut self) {
         loop {
             (0..self.resources.len()).for_each(|resource| self.drain_storage(resource));

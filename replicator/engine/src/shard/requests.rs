@@ -1,7 +1,7 @@
 //! The transmission phase: requests in, events to the core, answers out.
 //!
-//! A request is admitted when its bounds and slots allow; until then its header stays unread. A write's payload goes to
-//! the core piece by piece, as it arrives.
+//! A request is admitted when its bounds and slots allow; until then its header stays unread. A write's
+//! payload goes to the core piece by piece, as it arrives.
 
 use lockstep_core::{Event, IoError, ReqId, RequestKind};
 use lockstep_nbd::{Command, NbdError, Parsed, reply};

@@ -14,8 +14,8 @@ use crate::slab::Slab;
 use crate::slots::{LARGE_BYTES, PoolId, PoolSize, SMALL_BYTES};
 use lockstep_core::{Done, Instant, Refusal};
 
-/// Pools of one resource. They are apart, so that what one kind of traffic holds never stops another that must move
-/// for the first to end; and no resource waits for another's memory.
+/// Pools of one resource. They are apart, so that what one kind of traffic holds never stops another that
+/// must move for the first to end; and no resource waits for another's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pools {
     /// Payloads of clients' writes.
@@ -54,7 +54,8 @@ impl Pools {
             let small = bytes / 5 / SMALL_BYTES;
             PoolSize { small: small as u32, large: (bytes / 5 * 4 / LARGE_BYTES) as u32 }
         };
-        // What one end may send the other end must be able to take: receiving gets a little more than writing.
+        // What one end may send the other end must be able to take: receiving gets a little more than
+        // writing.
         [share(40), read, share(45), share(15)]
     }
 }

@@ -1,4 +1,5 @@
 //! Two engines in one process over loopback, and a small blocking NBD client.
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -279,6 +280,21 @@ impl Client {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// Bytes as they are.
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        // The server may have closed already.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    pub(crate) fn set_nonblocking(&mut self) {
+        self.stream.set_nonblocking(true).unwrap();
+    }
+
+    /// False if the server takes nothing more now.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
+        matches!(self.stream.write(bytes), Ok(sent) if sent == bytes.len())
     }
 
     /// Whether the server has closed the connection.

@@ -1,3 +1,4 @@
+//! Both ends of the exchange, and those who should not get in.
 use super::*;
 
 fn local(node: u8, name: &str) -> Local {

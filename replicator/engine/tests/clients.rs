@@ -1,0 +1,108 @@
+//! Clients and strangers that misbehave harm nobody but themselves.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::{Client, Pair, promote, report, status, wait_for, wait_protected};
+use lockstep_nbd::{Command as Nbd, Request};
+
+fn raw_request(command: Nbd, offset: u64, length: u32) -> [u8; 28] {
+    Request { command, fua: false, no_hole: false, df: false, cookie: 7, offset, length }.encode()
+}
+
+#[test]
+fn a_client_that_vanishes_in_the_middle_of_a_write_leaves_nothing_behind() {
+    let pair = Pair::new("/dev/shm");
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    promote(&alpha);
+    wait_protected(&alpha);
+    for sent in [0, 1, 4096, 131_072, 500_000] {
+        let mut client = pair.connect(0);
+        client.send(&raw_request(Nbd::Write, 4096, 1 << 20));
+        client.send(&vec![1; sent]);
+        drop(client);
+    }
+    wait_for("no client and no slot", || {
+        let report = report(&alpha);
+        report.clients.is_empty() && report.memory.slots_in_use == 0
+    });
+    assert_eq!(status(&alpha).requests, 0);
+    pair.connect(0).write(0, &[2; 4096]);
+    wait_for("beta at rest", || report(&beta).memory.slots_in_use == 0);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_answers_stops_only_itself() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let mut greedy = pair.connect(0);
+    // More than its bound, and more than all slots for reading.
+    greedy.set_nonblocking();
+    let request = raw_request(Nbd::Read, 0, 1 << 20);
+    let taken = (0..100_000).take_while(|_| greedy.try_send(&request)).count();
+    assert!(taken > 0);
+    let mut modest = pair.connect(0);
+    for _ in 0..10 {
+        modest.write(8192, &[3; 8192]);
+    }
+    drop(greedy);
+    wait_for("slots free again", || report(&alpha).memory.slots_in_use == 0);
+    assert_eq!(modest.read(8192, 8192), vec![3; 8192]);
+}
+
+#[test]
+fn strangers_are_turned_away() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let noise: Vec<u8> = (0..70_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut on_nbd = UnixStream::connect(pair.socket(0)).unwrap();
+    let mut on_port = TcpStream::connect(pair.config(0).listen).unwrap();
+    // The other end may close before all of it is taken.
+    let _ = (on_nbd.write_all(&noise), on_port.write_all(&noise));
+    let ends = |stream: &mut dyn Read| {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).map_or(0, |bytes| bytes) < 1000
+    };
+    on_nbd.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    on_port.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert!(ends(&mut on_nbd) && ends(&mut on_port));
+    let mut in_transmission = pair.connect(0);
+    in_transmission.send(&noise);
+    assert!(in_transmission.is_closed());
+    pair.connect(0).write(0, &[1; 512]);
+    assert!(Client::connect(&pair.socket(0), "nothing", true).is_err());
+}
+
+#[test]
+fn unfinished_handshakes_are_bounded_and_do_not_keep_others_out() {
+    let pair = Pair::new("/dev/shm");
+    let mut config = pair.config(0);
+    config.limits.handshakes_max = 4;
+    config.limits.handshake_timeout = Duration::from_millis(300);
+    let alpha = lockstep_engine::Engine::start(config).unwrap();
+    promote(&alpha);
+    let idle: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(pair.socket(0)).unwrap()).collect();
+    wait_for("room again", || Client::connect(&pair.socket(0), "r0", false).is_ok());
+    drop(idle);
+}
+
+#[test]
+fn a_bad_request_is_answered_and_the_next_one_served() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let mut client = pair.connect(0);
+    client.begin(Nbd::Write, false, common::SIZE_BYTES - 512, 1024, &[0; 1024]);
+    assert_eq!(client.answer().1, Some(lockstep_nbd::NbdError::NoSpace));
+    client.begin(Nbd::Trim, false, common::SIZE_BYTES, 512, &[]);
+    assert_eq!(client.answer().1, Some(lockstep_nbd::NbdError::Invalid));
+    client.write(common::SIZE_BYTES - 512, &[5; 512]);
+    assert_eq!(client.read(common::SIZE_BYTES - 512, 512), vec![5; 512]);
+    client.disconnect();
+}
