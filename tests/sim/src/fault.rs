@@ -29,6 +29,13 @@ impl World {
             7 if f.crash => self.strike(1 - n, Stop::Kill),
             _ => {}
         }
+        if (f.crash || f.power) && self.rng.fault.chance(300) {
+            // A second failure while the first is being dealt with.
+            let how = if f.power && (!f.crash || self.rng.fault.coin()) { Stop::Power } else { Stop::Kill };
+            let m = self.rng.fault.below(2) as usize;
+            let delay = self.rng.fault.spread(8 * self.setup.meta_ns);
+            self.after(delay, Ev::Stop(m, self.hosts[m].process, how));
+        }
         self.restart_later();
     }
 
