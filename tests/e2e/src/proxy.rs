@@ -121,7 +121,7 @@ impl Proxy {
         self.shared.limits[direction as usize].store(i64::from(bytes), SeqCst);
     }
 
-    /// Lets so many bytes per second pass each way.
+    /// Lets so many bytes per second pass each way; 0 is as fast as it goes.
     pub fn slow_down(&self, bytes_per_s: u64) {
         self.shared.rate.store(bytes_per_s, SeqCst);
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 1024 * MIB;
 const WRITES_PER_S: f64 = 2000.0;
+const RESYNC_BYTES_PER_S: u64 = 8 * MIB;
 /// Written before the fault and perhaps not durable on the peer: one epoch and its flush.
 const UNDURABLE: Duration = Duration::from_millis(1500);
 
@@ -54,6 +55,17 @@ fn heal(cluster: &Cluster, fault: Fault) {
     }
 }
 
+/// On a wire so slow that the resync is still going on when it is cut.
+fn cut_during_resync(cluster: &Cluster) {
+    let interrupted = || cluster.alpha.log().matches("replication SyncSource -> Off").count();
+    let before = interrupted();
+    cluster.proxy.slow_down(RESYNC_BYTES_PER_S);
+    cluster.alpha.wait_replication("SyncSource");
+    cluster.proxy.reset();
+    cluster.alpha.wait_status("the interruption", |_| interrupted() > before);
+    cluster.proxy.slow_down(0);
+}
+
 /// One fault under load, and a second cut while the resync runs.
 fn cut_once(cluster: &Cluster, load: &Load, fault: Fault, rng: &mut Rng) {
     let rate = load.wait_rate(WRITES_PER_S);
@@ -63,11 +75,7 @@ fn cut_once(cluster: &Cluster, load: &Load, fault: Fault, rng: &mut Rng) {
     cluster.alpha.wait_connection("Connecting");
     load.wait_acked(1000 + rng.below(3000));
     heal(cluster, fault);
-    // A cut as soon as the resync is seen, if it is not over by then.
-    cluster.alpha.wait_status("mirroring again", |status| {
-        matches!(status["peers"][0]["replication"].as_str(), Some("SyncSource" | "Established"))
-    });
-    cluster.proxy.reset();
+    cut_during_resync(cluster);
     let healed = Instant::now();
     cluster.wait_synced();
     let resynced = cluster.alpha.resynced_bytes() - before;
