@@ -16,6 +16,9 @@ pub enum StartError {
     /// The kernel is too old.
     #[error("io_uring of this kernel is too old ({0}): Linux 6.1 or newer is needed")]
     RingTooOld(io::Error),
+    /// The ring's own memory.
+    #[error("no memory for the ring ({0}): raise RLIMIT_MEMLOCK (LimitMEMLOCK=) to 1 MiB at least")]
+    RingMemory(io::Error),
     /// Memory for the payload buffers.
     #[error(
         "cannot reserve {bytes} bytes for buffers ({error}): lower the buffer memory in the configuration"

@@ -48,9 +48,6 @@ pub(crate) struct Ring<T> {
     spin: Spin,
 }
 
-const ENTRIES: u32 = 1024;
-const COMPLETIONS: u32 = 8192;
-
 impl<T: Copy> Ring<T> {
     /// Sets the ring up for the calling thread, which must be the only one that ever uses it.
     pub(crate) fn new(arena: Arena, spin_us: u32) -> Result<Self, StartError> {
@@ -202,29 +199,39 @@ impl<T: Copy> Ring<T> {
 }
 
 fn set_up() -> Result<IoUring, StartError> {
-    let mut best = IoUring::builder();
-    best.setup_cqsize(COMPLETIONS).setup_submit_all();
-    best.setup_single_issuer().setup_coop_taskrun().setup_defer_taskrun().setup_taskrun_flag();
-    let error = match best.build(ENTRIES) {
-        Ok(uring) => return Ok(uring),
-        Err(error) => error,
+    let error = match SIZES.iter().map(|sizes| build(*sizes, true)).find(|result| !is_out_of_memory(result)) {
+        Some(Ok(uring)) => return Ok(uring),
+        Some(Err(error)) => error,
+        None => return Err(StartError::RingMemory(io::Error::from_raw_os_error(libc::ENOMEM))),
     };
-    if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
-        return Err(StartError::RingNotPermitted(error));
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => Err(StartError::RingNotPermitted(error)),
+        Some(libc::EINVAL) => {
+            let uring = build(SIZES[0], false).map_err(StartError::RingTooOld)?;
+            tracing::warn!(
+                "this kernel refuses deferred task running ({error}): slower; use Linux 6.1 or newer"
+            );
+            Ok(uring)
+        }
+        _ => Err(StartError::System { what: "io_uring_setup", error }),
     }
-    if error.raw_os_error() == Some(libc::ENOSYS) {
-        return Err(StartError::RingNotPermitted(error));
+}
+
+/// Entries for submissions and completions. The small one fits the smallest usual RLIMIT_MEMLOCK; what does not fit it
+/// is kept by the kernel until there is room.
+const SIZES: [(u32, u32); 2] = [(1024, 8192), (128, 512)];
+
+fn build((submissions, completions): (u32, u32), is_deferred: bool) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_cqsize(completions).setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+    if is_deferred {
+        builder.setup_single_issuer().setup_defer_taskrun();
     }
-    if error.raw_os_error() != Some(libc::EINVAL) {
-        return Err(StartError::System { what: "io_uring_setup", error });
-    }
-    let mut plain = IoUring::builder();
-    plain.setup_cqsize(COMPLETIONS).setup_coop_taskrun().setup_taskrun_flag();
-    let uring = plain.build(ENTRIES).map_err(StartError::RingTooOld)?;
-    tracing::warn!(
-        "this kernel refuses deferred task running ({error}): slower; Linux 6.1 or newer is wanted"
-    );
-    Ok(uring)
+    builder.build(submissions)
+}
+
+fn is_out_of_memory(result: &io::Result<IoUring>) -> bool {
+    matches!(result, Err(error) if error.raw_os_error() == Some(libc::ENOMEM))
 }
 
 /// Submits what is queued. A full completion queue or an interruption is no error: the entries stay queued.
