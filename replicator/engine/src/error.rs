@@ -10,7 +10,8 @@ pub enum StartError {
     /// `io_uring_setup` is refused by the system.
     #[error(
         "io_uring is not permitted here ({0}): check that sysctl kernel.io_uring_disabled is 0 (or this user is in \
-         kernel.io_uring_group), and that no seccomp profile (container, systemd SystemCallFilter) blocks io_uring_setup"
+         kernel.io_uring_group), \
+         and that no seccomp profile (container, systemd SystemCallFilter) blocks io_uring_setup"
     )]
     RingNotPermitted(io::Error),
     /// The kernel is too old.
