@@ -259,7 +259,8 @@ impl Cluster {
         document.resources.into_iter().next().ok_or_else(|| Failure::generic("the daemon does not know r0"))
     }
 
-    /// Asks a node until it is as it shall be; `what` says that in words. `seen` gets every answer.
+    /// Asks a node until it is as it shall be, or nothing moves any more; `what` says that in
+    /// words. `seen` gets every answer.
     pub(crate) fn wait(
         &self,
         side: Side,
@@ -267,10 +268,16 @@ impl Cluster {
         mut seen: impl FnMut(&ResourceDoc),
         reached: impl Fn(&ResourceDoc) -> bool,
     ) -> Result<ResourceDoc, Failure> {
-        let deadline = Instant::now() + WAIT_MAX;
+        let mut deadline = Instant::now() + WAIT_MAX;
+        let mut left_bytes = u64::MAX;
         loop {
             let resource = self.status(side)?;
             seen(&resource);
+            // The first sync of a large volume may take long, as long as it moves.
+            let still_left_bytes = resource.peers.first().map_or(0, |peer| peer.out_of_sync_bytes);
+            if still_left_bytes < left_bytes {
+                (left_bytes, deadline) = (still_left_bytes, Instant::now() + WAIT_MAX);
+            }
             if reached(&resource) {
                 return Ok(resource);
             }

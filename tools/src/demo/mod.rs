@@ -20,14 +20,15 @@ use report::Report;
 use serde_json::json;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use story::Totals;
 
-/// A demo that takes longer than this hangs.
-const TIME_MAX: Duration = Duration::from_secs(120);
+/// A demo that takes longer than this hangs, for all that each wait in it has a deadline of its own.
+const TIME_MAX: Duration = Duration::from_secs(600);
 /// Exit code of a process that was interrupted, as shells have it.
 const INTERRUPTED: u8 = 130;
 
@@ -68,7 +69,13 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
     let (told, args_of_story, pids_of_story, dir_of_story) =
         (happened, args.clone(), pids.clone(), dir.clone());
     thread::spawn(move || {
-        let ending = tell(&args_of_story, &dir_of_story, pids_of_story);
+        let story = AssertUnwindSafe(|| tell(&args_of_story, &dir_of_story, pids_of_story));
+        // The panic was printed already; unwinding has ended the daemons.
+        let ending = catch_unwind(story).unwrap_or_else(|_| Ending {
+            cluster: None,
+            report: Report::new(args_of_story.json),
+            result: Err(Failure::generic("the demo itself is broken")),
+        });
         // The receiver lives as long as the process.
         let _ = told.send(Happening::Told(Box::new(ending)));
     });
