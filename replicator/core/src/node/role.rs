@@ -282,7 +282,8 @@ impl Node {
     /// What a connected peer has to say before it is even asked.
     fn plan_with_peer(&self, link: &super::handshake::Link, flags: Flags) -> Result<(), Refusal> {
         let peer = link.hello.node;
-        if link.peer_role == Role::Primary {
+        // While mirroring the peer is asked: it may have been demoted, and its word may still be on the way.
+        if link.peer_role == Role::Primary && self.mirror_link().is_none() {
             return Err(Refusal::PeerIsPrimary(peer));
         }
         let usable =
@@ -407,7 +408,9 @@ impl Node {
         }
         if !granted {
             let peer = self.cfg.peer.map_or(NodeId(0), |peer| peer.node);
-            return self.refuse_promotion(Refusal::PeerWon(peer));
+            let is_primary = self.link.as_ref().is_some_and(|link| link.peer_role == Role::Primary);
+            let refusal = if is_primary { Refusal::PeerIsPrimary } else { Refusal::PeerWon };
+            return self.refuse_promotion(refusal(peer));
         }
         promoting.stage = PromoteStage::Recording;
         self.change = Some(Change::Promoting(promoting));
