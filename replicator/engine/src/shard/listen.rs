@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::Shard;
 use crate::config::{EngineConfig, Listener};
@@ -31,15 +33,20 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
     let mut sockets = Vec::new();
     if config.resources.iter().any(|resource| resource.peer.is_some()) {
         let address = config.listen;
-        let listener = TcpListener::bind(address).map_err(|error| StartError::Listen { address, error })?;
+        let bound = patiently(config.lock_wait, || TcpListener::bind(address));
+        let listener = bound.map_err(|error| StartError::Listen { address, error })?;
         sockets.push(Socket { fd: Rc::new(listener.into()), is_nbd: false, path: None, is_paused: false });
     }
     for listener in &config.nbd_listeners {
         let failed = |error| StartError::ListenNbd { listener: describe(listener), error };
         let (fd, path): (OwnedFd, _) = match listener {
-            Listener::Tcp(address) => (TcpListener::bind(address).map_err(failed)?.into(), None),
+            Listener::Tcp(address) => {
+                let bound = patiently(config.lock_wait, || TcpListener::bind(address));
+                (bound.map_err(failed)?.into(), None)
+            }
             Listener::Unix { path, mode } => {
-                (bind_unix(path, *mode).map_err(failed)?.into(), Some(path.clone()))
+                let bound = patiently(config.lock_wait, || bind_unix(path, *mode));
+                (bound.map_err(failed)?.into(), Some(path.clone()))
             }
         };
         sockets.push(Socket { fd: Rc::new(fd), is_nbd: true, path, is_paused: false });
@@ -60,6 +67,22 @@ fn describe(listener: &Listener) -> String {
         Listener::Unix { path, .. } => path.display().to_string(),
     }
 }
+
+/// The pending accept of a killed predecessor keeps its socket for a moment, as its last request keeps the disk.
+fn patiently<T>(wait: Duration, mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let began = Instant::now();
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < wait => {
+                thread::sleep(BIND_AGAIN);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Interval of the attempts to bind an address that is in use.
+const BIND_AGAIN: Duration = Duration::from_millis(20);
 
 /// A socket at this path that nobody listens on is left from a predecessor and is replaced.
 fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
