@@ -1,5 +1,5 @@
-//! Checks over both machines: the cover of differing sectors by durable metadata (C4), what a promoted copy holds (C2),
-//! and that a healed cluster converges (C8), is at rest and has answered everything (C11, C12).
+//! Checks over both machines: the cover of differing sectors by durable metadata (C4), what a promoted copy
+//! holds (C2), and that a healed cluster converges (C8), is at rest and has answered everything (C11, C12).
 
 use crate::setup::MS;
 use crate::world::{Ev, Phase, World};
@@ -23,8 +23,8 @@ impl World {
         self.after(gap, Ev::Idle);
     }
 
-    /// D5: each sector that differs, or may differ after a power loss at this instant, is in a durable bitmap or
-    /// activity map.
+    /// D5: each sector that differs, or may differ after a power loss at this instant, is in a durable
+    /// bitmap or activity map.
     pub(crate) fn check_cover(&mut self) {
         let stores = match (self.recovered(0), self.recovered(1)) {
             (Ok((a, _)), Ok((b, _))) => [a, b],
@@ -43,8 +43,8 @@ impl World {
             self.fail(
                 "C4 cover",
                 format!(
-                    "sector {sector} (block {}, region {}) differs, and no durable bit or mark covers it: {} / {}; \
-                     hot {hot:?}",
+                    "sector {sector} (block {}, region {}) differs, and no durable bit or mark covers it: \
+                     {} / {}; hot {hot:?}",
                     sector / block_sectors,
                     (sector * 512) >> self.setup.region_shift,
                     words[0],
@@ -173,7 +173,8 @@ fn covers(store: &Store, block: u64) -> bool {
 pub(crate) fn short(s: &Status) -> String {
     let peer = &s.peers[0];
     format!(
-        "{} {} {:?}/{:?} gen {:?} term {} dirty {} undurable {} hot {} requests {} suspended {} unclean {} next {:?}",
+        "{} {} {:?}/{:?} gen {:?} term {} dirty {} undurable {} hot {} requests {} \
+         suspended {} unclean {} next {:?}",
         s.role,
         s.disk,
         peer.connection,

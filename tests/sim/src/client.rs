@@ -1,4 +1,5 @@
-//! Clients of the export: each keeps a few requests in flight to the node that serves it, and checks what it reads.
+//! Clients of the export: each keeps a few requests in flight to the node that serves it, and checks what it
+//! reads.
 
 use crate::ghost::WriteId;
 use crate::host::{Input, Request};

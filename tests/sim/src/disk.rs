@@ -1,10 +1,11 @@
-//! The disks of a simulated machine: a data disk with a volatile cache, and a metadata file that is durable at
-//! completion.
+//! The disks of a simulated machine: a data disk with a volatile cache, and a metadata file that is durable
+//! at completion.
 //!
 //! The data disk stores one 64-bit tag per 512-byte sector instead of the bytes. A write is visible when it
-//! completes and durable when a flush that was submitted later completes, when the cache evicts it, or at once
-//! with FUA. A process crash lets each write in flight land fully, not at all, or in any subset of its sectors; a
-//! power loss also lets each sector that is not durable fall back to any version since the durable one.
+//! completes and durable when a flush that was submitted later completes, when the cache evicts it, or at
+//! once with FUA. A process crash lets each write in flight land fully, not at all, or in any subset of its
+//! sectors; a power loss also lets each sector that is not durable fall back to any version since the
+//! durable one.
 
 use crate::prng::Prng;
 use std::collections::BTreeMap;

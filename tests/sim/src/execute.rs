@@ -1,4 +1,5 @@
-//! The shell's side of the border: executes the core's actions, and checks that each keeps the border's rules.
+//! The shell's side of the border: executes the core's actions, and checks that each keeps the border's
+//! rules.
 
 use crate::disk::ZERO;
 use crate::ghost::Force;
@@ -244,8 +245,8 @@ impl World {
         self.check_opened(n, node);
     }
 
-    /// The line of a node's generation. One that a promotion by a flag began gets a line of its own, without what
-    /// the flag gave up; any other continues its parent's.
+    /// The line of a node's generation. One that a promotion by a flag began gets a line of its own, without
+    /// what the flag gave up; any other continues its parent's.
     fn learn_generation(&mut self, n: usize, node: &Node) -> Option<usize> {
         let generation = node.status().generation?;
         if let Some(&line) = self.lines.of_generation.get(&generation.id) {
@@ -347,6 +348,7 @@ pub(crate) fn action_code(action: &Action) -> u64 {
         Action::ReleaseSlot { .. } => 11,
         Action::Export { .. } => 12,
         Action::CommandDone { .. } => 13,
+        Action::Notice(Notice::LinkLost { .. }) => 15,
         Action::Notice(_) => 14,
         Action::Send { frame, .. } => 20 + frame_code(frame),
     }

@@ -3,6 +3,7 @@
 use crate::host::Stop;
 use crate::setup::MS;
 use crate::world::{Ev, World};
+use lockstep_core::ExportState;
 
 impl World {
     /// A fault strikes, if this run has any.
@@ -40,10 +41,16 @@ impl World {
     }
 
     /// Kills now, or at one of the core's next actions.
-    fn strike(&mut self, n: usize, how: Stop) {
+    fn strike(&mut self, mut n: usize, how: Stop) {
         if self.setup.faults.aimed && self.rng.fault.chance(700) {
             // Actions 3..14 and frames 21..48, with a liking for metadata writes and the handshake's frames.
-            let code = match self.rng.fault.below(4) {
+            let code: u64 = match self.rng.fault.below(6) {
+                4 | 5 if self.setup.faults.reset => {
+                    // Between the loss of the link and the end of the rotation that must follow it.
+                    self.reset();
+                    n = usize::from(self.hosts[1].export == ExportState::Open);
+                    15
+                }
                 0 => 6,
                 1 => self.rng.fault.between(3, 13),
                 2 => self.rng.fault.between(21, 25),

@@ -1,10 +1,10 @@
 //! What clients may see: per sector, every version that was ever written and whether it may still be read.
 //!
-//! Values are unique (except zeroes), so a register's linearizability is a local check: a version is dead for reads
-//! that begin after a write that began after its end was acknowledged, or after a read saw another version once it
-//! had ended. A version that was never answered is *maybe* until somebody reads it. A promotion may lose exactly
-//! what the guarantees D1 to D3 allow, given the failures so far: then its victims become *maybe* and what they had
-//! killed lives again.
+//! Values are unique (except zeroes), so a register's linearizability is a local check: a version is dead
+//! for reads that begin after a write that began after its end was acknowledged, or after a read saw another
+//! version once it had ended. A version that was never answered is *maybe* until somebody reads it. A
+//! promotion may lose exactly what the guarantees D1 to D3 allow, given the failures so far: then its
+//! victims become *maybe* and what they had killed lives again.
 
 use crate::disk::ZERO;
 
@@ -24,7 +24,8 @@ struct Version {
     /// Bit per node: the copies that hold it by promise.
     held: u8,
     dead_at: Seq,
-    /// The write that a read saw when this version was found overtaken, when, and by which copies it was served.
+    /// The write that a read saw when this version was found overtaken, when, and by which copies it was
+    /// served.
     overtaken_by: Option<(u64, Seq, u8)>,
 }
 
@@ -157,7 +158,8 @@ impl Ghost {
         self.marks.mirrored = now;
     }
 
-    /// A copy that was Inconsistent was taken as it is: every version of `other`, too, may be there, and none has to be.
+    /// A copy that was Inconsistent was taken as it is: every version of `other`, too, may be there, and
+    /// none has to be.
     pub(crate) fn mix(&mut self, other: &Ghost) {
         for (versions, theirs) in self.sectors.iter_mut().zip(&other.sectors) {
             for v in theirs {

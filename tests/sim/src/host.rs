@@ -202,7 +202,8 @@ impl Host {
         }
     }
 
-    /// Takes a buffer, preferring the one freed last, as the engine does: late users of a freed one are found.
+    /// Takes a buffer, preferring the one freed last, as the engine does: late users of a freed one are
+    /// found.
     pub(crate) fn alloc(&mut self, buf: SlotBuf) -> u32 {
         let number = self.slots_free.pop().unwrap_or(self.slots.len() as u32);
         assert!(self.slots.insert(number, buf).is_none(), "slot {number} was in use");

@@ -1,8 +1,9 @@
 //! A deterministic simulator of two Lockstep nodes.
 //!
-//! The real cores (`lockstep-core`) and the real metadata format run on simulated disks with a volatile cache and on
-//! simulated byte pipes, in virtual time, while processes are killed, machines lose power and connections break. Clients
-//! check what they read against everything that the guarantees D1 to D8 allow. A run is a function of its seed:
+//! The real cores (`lockstep-core`) and the real metadata format run on simulated disks with a volatile
+//! cache and on simulated byte pipes, in virtual time, while processes are killed, machines lose power and
+//! connections break. Clients check what they read against everything that the guarantees D1 to D8 allow. A
+//! run is a function of its seed:
 //!
 //! ```text
 //! cargo run -r -p lockstep-sim -- seeds 1000           # violations with the command that reproduces each

@@ -1,9 +1,9 @@
 //! The network between the two machines: ordered byte pipes.
 //!
-//! A connection is two pipes. Bytes wait in a send queue (acknowledgements may overtake there, nowhere else), travel
-//! with a latency, arrive in pieces of any size, and are lost from any byte on when the connection is reset. Each end
-//! learns the end of a connection at its own time. A data frame carries eight bytes per sector (its tag) instead of
-//! the sector.
+//! A connection is two pipes. Bytes wait in a send queue (acknowledgements may overtake there, nowhere
+//! else), travel with a latency, arrive in pieces of any size, and are lost from any byte on when the
+//! connection is reset. Each end learns the end of a connection at its own time. A data frame carries eight
+//! bytes per sector (its tag) instead of the sector.
 
 use lockstep_bitmap::crc32c;
 use lockstep_core::{FRAME_BYTES, Frame, LinkId};
@@ -46,7 +46,8 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    /// Cuts what is under way at a byte of the caller's choice; later bytes are gone. Pieces keep their arrivals.
+    /// Cuts what is under way at a byte of the caller's choice; later bytes are gone. Pieces keep their
+    /// arrivals.
     pub(crate) fn truncate(&mut self, at: usize) {
         self.urgent.clear();
         self.ordered.clear();

@@ -1,7 +1,8 @@
 //! The operator: sees to it that some node is Primary, moves it around, and cleans up after split brain.
 //!
-//! An honest operator uses a flag only while the other node is really down, and only the flag that the refusal named.
-//! A dishonest one says that a running node is down: then split brain is expected, and has to be reported.
+//! An honest operator uses a flag only while the other node is really down, and only the flag that the
+//! refusal named. A dishonest one says that a running node is down: then split brain is expected, and has to
+//! be reported.
 
 use crate::setup::MS;
 use crate::world::{Ev, Phase, World, node_id};

@@ -1,6 +1,7 @@
 //! Seeded random numbers in named streams, so that a change in one consumer does not shift the others.
 //!
-//! SplitMix64 (Steele, Lea, Flood, 2014): one word of state is enough, since nothing here needs a long period.
+//! SplitMix64 (Steele, Lea, Flood, 2014): one word of state is enough, since nothing here needs a long
+//! period.
 
 /// One stream.
 #[derive(Clone, Debug)]

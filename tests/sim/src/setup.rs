@@ -116,7 +116,7 @@ impl Setup {
             wire_ns_per_kib: rng.pick(&[100, 1000, 10_000]),
             clients: rng.between(1, 3) as usize,
             depth: rng.between(1, 8),
-            think_ns: rng.pick(&[1, 2, 5, 10]) * MS,
+            think_ns: rng.pick(&[500, 1000, 2000, 5000, 10_000]) * US,
             hot_sectors: hot_sectors.max(64),
             stormy_ns: rng.between(500, 3000) * MS,
             fault_gap_ns: rng.pick(&[20, 50, 100, 300]) * MS,

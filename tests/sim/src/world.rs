@@ -1,7 +1,7 @@
 //! The simulated world: virtual time, the heap of events, two machines, the network, clients, the operator.
 //!
-//! Single thread, no hash maps, every decision from a named stream of the seed: a run is a function of its seed. Each
-//! event and each frame is folded into a trace hash that two runs of one seed must share.
+//! Single thread, no hash maps, every decision from a named stream of the seed: a run is a function of its
+//! seed. Each event and each frame is folded into a trace hash that two runs of one seed must share.
 
 use crate::client::Client;
 use crate::disk::{DataDisk, MetaFile};
