@@ -3,11 +3,12 @@
 use crate::ghost::Force;
 use crate::host::{DiskOp, Input, SlotBuf, Stop};
 use crate::world::{Ev, World, node_id};
-use lockstep_bitmap::{Findings, Store, recover};
+use lockstep_bitmap::{Findings, Origin, Store, recover};
 use lockstep_core::{
     Command, CommandId, DiskState, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig, ReqId, Role,
     SlotId,
 };
+use std::collections::btree_map::Entry;
 
 /// Ticks that a core may ask for at one instant before it counts as not sleeping.
 const TICKS_PER_INSTANT_MAX: u32 = 200;
@@ -215,6 +216,8 @@ impl World {
         let host = &mut self.hosts[n];
         host.meta.crash(rng);
         host.disk.process_crash(rng);
+        self.learn_landed_rotation(n);
+        let host = &mut self.hosts[n];
         host.forget();
         host.stopped = how;
         host.stopped_at_ns = self.now;
@@ -222,6 +225,20 @@ impl World {
             self.lose_power(n);
         } else if how == Stop::Kill && !self.setup.survives[n] {
             self.failures.unclean[n] = seq;
+        }
+    }
+
+    /// A rotation that was in flight may have landed: its node alone holds the new generation from here.
+    fn learn_landed_rotation(&mut self, n: usize) {
+        let Ok((store, _)) = self.recovered(n) else { return };
+        let Some(current) = store.superblock.log.current() else { return };
+        let without_flag = matches!(current.origin, Origin::PeerLost | Origin::Promoted);
+        let of_parent = current.parent.and_then(|id| self.lines.of_generation.get(&id).copied());
+        let Some(line) = of_parent.filter(|_| without_flag) else { return };
+        if let Entry::Vacant(entry) = self.lines.of_generation.entry(current.id) {
+            entry.insert(line);
+            let seq = self.next_seq();
+            self.lines.all[line].rotated(n, seq);
         }
     }
 
