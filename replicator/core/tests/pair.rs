@@ -8,9 +8,9 @@ use lockstep_bitmap::{
     Origin, PeerCopy, PeerRecord, Store, create, initial_pages, recover,
 };
 use lockstep_core::{
-    Action, Command, CommandId, ConnectionState, DiskState, Done, Event, Frame, Instant, IoError, LinkId,
-    LinkLoss, Node, NodeConfig, OpId, PeerConfig, PeerHello, Refusal, ReplicationState, ReqId, RequestKind,
-    Role, SlotId, Timing,
+    Action, Command, CommandId, ConnectionState, DiskError, DiskState, Done, Event, Frame, Instant, IoError,
+    LinkId, LinkLoss, Node, NodeConfig, OpId, PeerConfig, PeerHello, Refusal, ReplicationState, ReqId,
+    RequestKind, Role, SlotId, Timing,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,6 +19,7 @@ const SIZE: u64 = 2 << 20;
 /// What is under way, to be delivered as an event.
 enum Pending {
     Disk(OpId, Option<Vec<u8>>),
+    DiskFailed(OpId),
     Meta(OpId),
     Frame(LinkId, Frame, Vec<u8>, Option<Vec<u8>>),
     LinkDown(LinkId),
@@ -37,6 +38,7 @@ struct Host {
     outbox: Vec<Sent>,
     closing: Vec<LinkId>,
     dialing: bool,
+    flush_fails: bool,
     replies: Vec<(ReqId, Result<(), IoError>)>,
     done: Vec<(CommandId, Result<Done, Refusal>)>,
 }
@@ -124,6 +126,7 @@ impl Host {
             outbox: vec![],
             closing: vec![],
             dialing: false,
+            flush_fails: false,
             replies: vec![],
             done: vec![],
         }
@@ -161,6 +164,7 @@ impl Host {
                 self.data[span(offset, len)].fill(0);
                 self.inbox.push_back(Pending::Disk(op, None));
             }
+            Action::DiskFlush { op } if self.flush_fails => self.inbox.push_back(Pending::DiskFailed(op)),
             Action::DiskFlush { op } => self.inbox.push_back(Pending::Disk(op, None)),
             Action::MetaWrite { op, page } => {
                 let mut bytes = Vec::new();
@@ -276,6 +280,9 @@ impl World {
             Pending::Disk(op, bytes) => {
                 let slot = bytes.map(|bytes| host.slot(bytes));
                 host.handle(now, Event::DiskDone { op, result: Ok(()), slot });
+            }
+            Pending::DiskFailed(op) => {
+                host.handle(now, Event::DiskDone { op, result: Err(DiskError::Io), slot: None });
             }
             Pending::Meta(op) => host.handle(now, Event::MetaDone { op, result: Ok(()) }),
             Pending::Frame(link, frame, body, payload) => {
@@ -437,6 +444,25 @@ fn a_primary_killed_in_contact_returns_by_bitmap() {
     w.settled();
     let copied = w.status(1).peers[0].resynced_bytes_total - total;
     assert!(copied < SIZE / 2, "{copied} bytes were copied: hot regions and writes are enough");
+}
+
+#[test]
+fn a_copy_whose_flush_failed_is_no_source_after_a_restart() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    w.hosts[0].flush_fails = true;
+    w.until("the copy is given up", |w| w.status(0).disk == DiskState::Failed);
+    w.until("node 1 is clean", |w| w.status(1).disk == DiskState::Consistent);
+    // The kernel dropped what it could not write.
+    w.hosts[0].data[..4096].fill(0);
+    w.cut = true;
+    w.kill(0);
+    assert_eq!(w.status(0).disk, DiskState::Outdated);
+    w.cut = false;
+    w.settled();
+    assert_eq!(w.hosts[0].data[0], 1, "the good copy is the source");
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub(super) struct MetaState {
     effects: VecDeque<(u64, Effect)>,
     /// Pages of the slot may be written only when this version is durable (a slot's new epoch).
     slot_ready: u64,
+    /// The failure of the copy is still to be recorded.
+    last_word: bool,
     /// Bitmap pages in flight.
     pages_in_flight: u32,
     /// A round over all stale pages is under way.
@@ -107,8 +109,11 @@ impl Node {
     }
 
     pub(super) fn pump_meta(&mut self) -> bool {
-        if self.store.is_none() || self.disk_is_lost() {
+        if self.store.is_none() {
             return false;
+        }
+        if self.disk_is_lost() {
+            return self.write_last_word();
         }
         self.write_superblock() | self.write_activity() | self.write_bits()
     }
@@ -207,6 +212,12 @@ impl Node {
             debug_assert!(false, "unknown metadata operation");
             return;
         };
+        if page == MetaPage::Superblock && (result.is_err() || self.disk_is_lost()) {
+            self.meta.in_flight = None;
+        }
+        if self.disk_is_lost() {
+            return;
+        }
         if result.is_err() {
             self.notice(Notice::MetadataFailed);
             return self.lose_disk();
@@ -227,6 +238,25 @@ impl Node {
             }
             MetaPage::SlotMap { .. } | MetaPage::Bits { .. } => self.meta.pages_in_flight -= 1,
         }
+    }
+
+    /// Ordering 5, as far as a copy that fails alone can keep it: its last superblock says that it may lack writes, and
+    /// no boot id excuses it. Metadata are often on another device; if not, this is tried and forgotten.
+    pub(super) fn record_failure(&mut self) {
+        if let Some(store) = self.store.as_mut() {
+            (store.superblock.outdated, store.superblock.boot_id) = (true, [0; 16]);
+            self.meta.last_word = true;
+        }
+    }
+
+    fn write_last_word(&mut self) -> bool {
+        let due = self.meta.last_word && self.meta.in_flight.is_none();
+        if due {
+            self.meta.last_word = false;
+            self.meta.in_flight = Some(self.meta.wanted);
+            self.write_page(MetaPage::Superblock);
+        }
+        due
     }
 
     /// The disk is lost: nothing that waits for a record will be told that it is durable.

@@ -373,6 +373,7 @@ impl Node {
         }
         self.rotating = false;
         self.forget_effects();
+        self.record_failure();
         self.end_recording();
     }
 }
