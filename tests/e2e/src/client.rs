@@ -37,7 +37,8 @@ pub struct Answer {
 }
 
 impl Connection {
-    /// Opens `export` at a unix socket. A refusal of the server is an error of kind `PermissionDenied` with its words.
+    /// Opens `export` at a unix socket. A refusal of the server is an error of kind `PermissionDenied` with
+    /// its words.
     pub fn open(socket: &Path, export: &str) -> io::Result<Connection> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;

@@ -31,7 +31,8 @@ pub struct Plan {
     pub timeout_ms: u64,
     /// Held client I/O fails after this time.
     pub io_timeout_s: u64,
-    /// Data on a disk's file system, where it is opened with O_DIRECT; otherwise in memory, if there is /dev/shm.
+    /// Data on a disk's file system, where it is opened with O_DIRECT; otherwise in memory, if there is
+    /// /dev/shm.
     pub on_disk: bool,
     /// Name of the cluster.
     pub cluster: &'static str,
@@ -180,7 +181,8 @@ fn config(plan: &Plan, dir: &Path, ports: [u16; 2]) -> String {
     }
     let heartbeat_ms = plan.timeout_ms / 10;
     text + &format!(
-        "[[resource]]\nname = \"{RESOURCE}\"\ndisk.alpha = \"{dir}/alpha/disk\"\ndisk.beta = \"{dir}/beta/disk\"\n\
+        "[[resource]]\nname = \"{RESOURCE}\"\ndisk.alpha = \"{dir}/alpha/disk\"\n\
+         disk.beta = \"{dir}/beta/disk\"\n\
          size = {}\nmax-hot = \"{}MiB\"\ntimeout = \"{}ms\"\nheartbeat = \"{heartbeat_ms}ms\"\n\
          io-timeout = \"{}s\"\n",
         plan.size_bytes,
@@ -190,8 +192,8 @@ fn config(plan: &Plan, dir: &Path, ports: [u16; 2]) -> String {
     )
 }
 
-/// A port of loopback that is free now, below the range that the kernel gives to connections, and that no other test of
-/// this process gets.
+/// A port of loopback that is free now, below the range that the kernel gives to connections, and that no
+/// other test of this process gets.
 pub fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const PORTS: u16 = 12_000;

@@ -1,7 +1,8 @@
-//! The ledger: several writers with reconnecting clients, and the judgement over what a copy holds afterwards.
+//! The ledger: several writers with reconnecting clients, and the judgement over what a copy holds
+//! afterwards.
 //!
-//! A ledger outlives its loads: [`Ledger::start`] begins one, [`Load::stop`] ends it, the promises stay. A clone is the
-//! history up to now, for the two sides of a split brain.
+//! A ledger outlives its loads: [`Ledger::start`] begins one, [`Load::stop`] ends it, the promises stay. A
+//! clone is the history up to now, for the two sides of a split brain.
 
 use crate::wait::wait_for;
 use crate::writer::{BLOCK_BYTES, Writer};

@@ -1,11 +1,11 @@
-//! The harness of the end-to-end tests: real daemon processes, a faulty wire between them, and a client that remembers
-//! what it was promised.
+//! The harness of the end-to-end tests: real daemon processes, a faulty wire between them, and a client that
+//! remembers what it was promised.
 //!
-//! A [`Cluster`] is two nodes on this machine with their own configuration, state directory and sockets; alpha reaches
-//! beta through a [`Proxy`] that can spoil the wire. A [`Ledger`] writes over NBD, reconnects, and knows for each
-//! block which values are possible after whatever happened. Everything waits with a deadline ([`wait_for`]) and panics
-//! with what it saw last; a cluster that is dropped while panicking prints its daemons' logs. Processes are ended by
-//! their own handle only, and die with the test's thread.
+//! A [`Cluster`] is two nodes on this machine with their own configuration, state directory and sockets;
+//! alpha reaches beta through a [`Proxy`] that can spoil the wire. A [`Ledger`] writes over NBD, reconnects,
+//! and knows for each block which values are possible after whatever happened. Everything waits with a
+//! deadline ([`wait_for`]) and panics with what it saw last; a cluster that is dropped while panicking prints
+//! its daemons' logs. Processes are ended by their own handle only, and die with the test's thread.
 #![forbid(unsafe_code)]
 
 mod client;

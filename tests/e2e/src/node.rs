@@ -145,17 +145,8 @@ impl Node {
         self.daemon.take().expect("a daemon").kill();
     }
 
-    /// kill -9, and a new daemon that starts while the old one is still dying.
-    #[track_caller]
-    pub fn kill_and_restart(&mut self) {
-        let mut old = self.daemon.take().expect("a daemon");
-        old.kill_without_waiting();
-        self.start();
-        old.kill();
-    }
-
-    /// kill -9, and the node comes back with another boot id. What the kernel had cached is not lost: this is what the
-    /// daemon sees of a power loss, not what a disk does.
+    /// kill -9, and the node comes back with another boot id. What the kernel had cached is not lost: this is
+    /// what the daemon sees of a power loss, not what a disk does.
     pub fn lose_power(&mut self) {
         self.kill();
         self.power_losses += 1;
@@ -174,6 +165,11 @@ impl Node {
     /// Process id of the daemon.
     pub fn pid(&self) -> u32 {
         self.running().pid()
+    }
+
+    /// Whether it has a daemon.
+    pub fn is_running(&self) -> bool {
+        self.daemon.is_some()
     }
 
     fn running(&self) -> &Process {

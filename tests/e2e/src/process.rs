@@ -1,7 +1,7 @@
 //! A child process that ends with its handle, by its own pid.
 //!
-//! It is started through `setpriv --pdeathsig`, so that it also dies if the test is killed before its handle is
-//! dropped. A node that "lost power" is started in a mount namespace of its own with another boot id.
+//! It is started through `setpriv --pdeathsig`, so that it also dies if the test is killed before its handle
+//! is dropped. A node that "lost power" is started in a mount namespace of its own with another boot id.
 
 use crate::wait::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,8 +18,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program`; what it prints is appended to `log`. With `boot_id`, it sees that file's content as the
-    /// kernel's boot id.
+    /// Starts `program`; what it prints is appended to `log`. With `boot_id`, it sees that file's content as
+    /// the kernel's boot id.
     pub fn start(program: &Path, arguments: &[String], log: &Path, boot_id: Option<&Path>) -> Process {
         let open = || OpenOptions::new().create(true).append(true).open(log);
         let out: File = open().unwrap_or_else(|error| panic!("{}: {error}", log.display()));
@@ -46,15 +46,10 @@ impl Process {
         self.child.try_wait().expect("wait for the child").is_none()
     }
 
-    /// SIGKILL.
-    pub fn kill_without_waiting(&mut self) {
-        // A child that ended before is no error here.
-        drop(self.child.kill());
-    }
-
     /// SIGKILL, and waits until it is gone.
     pub fn kill(&mut self) {
-        self.kill_without_waiting();
+        // A child that ended before is no error here.
+        drop(self.child.kill());
         self.child.wait().expect("wait for the child");
     }
 

@@ -1,8 +1,9 @@
-//! The wire from alpha to beta, with faults on demand: refuse, cut, stall, slow down, swallow one way, truncate,
-//! half-open.
+//! The wire from alpha to beta, with faults on demand: refuse, cut, stall, slow down, swallow one way,
+//! truncate, half-open.
 //!
-//! Alpha dials, so one listener in front of beta's replication port sees the whole traffic. Each connection has two
-//! pump threads, which look at the faults between two reads; no fault needs more than a poll's time to take hold.
+//! Alpha dials, so one listener in front of beta's replication port sees the whole traffic. Each connection
+//! has two pump threads, which look at the faults between two reads; no fault needs more than a poll's time
+//! to take hold.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -116,7 +117,8 @@ impl Proxy {
         self.shared.modes[direction as usize].store(SWALLOW, SeqCst);
     }
 
-    /// Cuts after so many more bytes this way, most likely within a frame; new connections are refused from then on.
+    /// Cuts after so many more bytes this way, most likely within a frame; new connections are refused from
+    /// then on.
     pub fn truncate(&self, direction: Direction, bytes: u32) {
         self.shared.limits[direction as usize].store(i64::from(bytes), SeqCst);
     }
@@ -126,7 +128,8 @@ impl Proxy {
         self.shared.rate.store(bytes_per_s, SeqCst);
     }
 
-    /// Closes beta's end only: alpha's end stays open, and what it sends vanishes. New connections are refused.
+    /// Closes beta's end only: alpha's end stays open, and what it sends vanishes. New connections are
+    /// refused.
     pub fn half_open(&self) {
         self.shared.refusing.store(true, SeqCst);
         for link in self.links().iter() {

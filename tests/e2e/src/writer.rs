@@ -1,7 +1,8 @@
 //! One writer of the ledger: its blocks, what was promised of each, and the loop that writes them.
 //!
-//! A writer has the stripes of blocks that are its own, and never two writes of one block in flight, so that for each
-//! block the possible values are: the last acknowledged one, or any that was sent after it and not acknowledged.
+//! A writer has the stripes of blocks that are its own, and never two writes of one block in flight, so that
+//! for each block the possible values are: the last acknowledged one, or any that was sent after it and not
+//! acknowledged.
 
 use crate::client::Connection;
 use crate::ledger::Shared;
@@ -168,8 +169,8 @@ impl Writer {
         shared.count_acked(write.blocks * BLOCK_BYTES as u64);
     }
 
-    /// Judges what a copy holds of `block`. A value that is possible becomes the only possible one: once it was seen, it
-    /// may not change any more.
+    /// Judges what a copy holds of `block`. A value that is possible becomes the only possible one: once it
+    /// was seen, it may not change any more.
     pub(crate) fn judge(&mut self, block: u64, found: &[u8]) -> Result<(), String> {
         let seed = self.seed;
         let Some(promise) = self.promises.get_mut(&block) else {

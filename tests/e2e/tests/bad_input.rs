@@ -1,4 +1,5 @@
-//! What is wrong is refused with a reason, and nobody else is disturbed: configurations, command lines, peers, clients.
+//! What is wrong is refused with a reason, and nobody else is disturbed: configurations, command lines,
+//! peers, clients.
 
 use lockstep_e2e::{Cluster, Ledger, Load, Node, Plan, RESOURCE, Rng, binary, run, seed, temp_dir};
 use std::io::{ErrorKind, Read, Write};

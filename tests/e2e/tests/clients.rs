@@ -1,6 +1,7 @@
 //! Programs that others wrote use the volume, and both copies are compared byte by byte afterwards.
 //!
-//! The data files are on a disk's file system here, where they are opened with O_DIRECT and need whole blocks.
+//! The data files are on a disk's file system here, where they are opened with O_DIRECT and need whole
+//! blocks.
 
 use lockstep_e2e::{Cluster, Plan, RESOURCE, Rng, Tool, assert_equal, qemu_uri, tool};
 use lockstep_nbd::Command;
@@ -140,7 +141,8 @@ h.zero(4096, 8192, nbd.CMD_FLAG_NO_HOLE)
 h.trim(1 << 20, 10 << 20)
 h.pwrite(b"end", size - 3)
 assert h.pread(3, size - 3) == b"end"
-cookies = [h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray([i]) * 65536), (32 << 20) + i * 40_000) for i in range(64)]
+buffer = lambda i: nbd.Buffer.from_bytearray(bytearray([i]) * 65536)
+cookies = [h.aio_pwrite(buffer(i), (32 << 20) + i * 40_000) for i in range(64)]
 while cookies:
     h.poll(-1)
     cookies = [c for c in cookies if not h.aio_command_completed(c)]
@@ -167,7 +169,9 @@ fn libnbd_from_python_writes_unaligned_and_past_the_end() {
 fn fio(cluster: &Cluster) -> Tool {
     // fio knows an engine's options only behind the engine.
     let job = ["--name=job", "--output-format=terse", "--ioengine=nbd", "--iodepth=16", "--randseed=7"];
-    tool("fio").args(job).arg(format!("--uri={}", uri(cluster)))
+    // It also leaves a file with the state of its verification.
+    let aux = format!("--aux-path={}", cluster.dir().display());
+    tool("fio").arg(aux).args(job).arg(format!("--uri={}", uri(cluster)))
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The wire between the nodes is spoilt in every way under load: writes go on, only what was missed is copied, and the
-//! copies are equal again. The wire is cut during the resync too.
+//! The wire between the nodes is spoilt in every way under load: writes go on, only what was missed is
+//! copied, and the copies are equal again. The wire is cut during the resync too.
 
 use lockstep_e2e::{Cluster, Direction, Ledger, Load, Plan, Rng, rounds, seed};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! kill -9 of the Secondary, of the Primary and of both, at random moments under load, on a volume much larger than what
-//! may be hot: every acknowledged write is found, on both copies, without a full sync.
+//! kill -9 of the Secondary, of the Primary and of both, at random moments under load, on a volume much
+//! larger than what may be hot: every acknowledged write is found, on both copies, without a full sync.
 
 use lockstep_e2e::{Cluster, Ledger, Plan, RESOURCE, Rng, rounds, seed};
 use std::time::Duration;
@@ -65,7 +65,8 @@ fn the_primary_is_killed_and_the_survivor_promoted() {
         load.wait_rate(WRITES_PER_S);
         load.wait_acked(scene.rng.below(2000));
         if scene.rng.below(2) == 0 {
-            // What is on the wire when the Primary dies never arrives: what was acknowledged must be there before.
+            // What is on the wire when the Primary dies never arrives: what was acknowledged must be there
+            // before.
             cluster.proxy.stall();
             std::thread::sleep(Duration::from_millis(scene.rng.below(60)));
         }

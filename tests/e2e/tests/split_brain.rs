@@ -1,5 +1,5 @@
-//! Split brain: made by force, shown on both sides, resolved as told and never otherwise; and two copies that have
-//! nothing in common.
+//! Split brain: made by force, shown on both sides, resolved as told and never otherwise; and two copies that
+//! have nothing in common.
 
 use lockstep_e2e::{Cluster, Ledger, Plan, RESOURCE, seed};
 

@@ -1,9 +1,9 @@
-//! The operator stories of the design, one after the other: what is typed, what is refused with which words, and that
-//! nothing is copied where nothing is due. Planned moves and the rest of what two nodes can do to each other are in
-//! `moves.rs`.
+//! The operator stories of the design, one after the other: what is typed, what is refused with which words,
+//! and that nothing is copied where nothing is due. Planned moves and the rest of what two nodes can do to
+//! each other are in `moves.rs`.
 //!
-//! A power loss is a kill -9 and another boot id: the daemon sees a machine that was down, but what the kernel had
-//! cached is not lost. What a disk loses is the simulator's part.
+//! A power loss is a kill -9 and another boot id: the daemon sees a machine that was down, but what the
+//! kernel had cached is not lost. What a disk loses is the simulator's part.
 
 use lockstep_e2e::{Cluster, Ledger, Plan, RESOURCE, seed};
 
@@ -108,25 +108,50 @@ fn stopped_one_after_the_other_and_the_first_leaver_returns_alone() {
     cluster.beta.wait_replication("SplitBrain");
 }
 
+/// Stops both nodes at once.
+fn stop_both(cluster: &mut Cluster) {
+    for node in cluster.nodes() {
+        node.terminate();
+    }
+    for node in cluster.nodes() {
+        node.wait_stopped();
+    }
+}
+
 #[test]
 fn stopped_at_once_and_the_one_that_stayed_returns() {
     let mut cluster = Cluster::primary(&plan());
     let mut ledger = ledger("at once").write_some(cluster.alpha.nbd(), 1000);
-    // The order matters only to a test that wants to know who stays: the Primary.
-    cluster.beta.terminate();
-    cluster.alpha.terminate();
-    cluster.beta.wait_stopped();
-    cluster.alpha.wait_stopped();
-    cluster.alpha.start();
-    cluster.alpha.promote().ok();
-    cluster.beta.start();
+    stop_both(&mut cluster);
+    // One asked to leave and the other agreed; who, depends on which daemon heard its signal first.
+    let mut stayed = 0;
+    for node in cluster.nodes() {
+        node.start();
+        if node.status()["disk"] == "UpToDate" {
+            node.promote().ok();
+            stayed += 1;
+            break;
+        }
+        node.promote().refused(17, &["Outdated", "--accept-data-loss"]);
+        node.stop();
+    }
+    assert_eq!(stayed, 1, "nobody stayed");
+    for node in cluster.nodes() {
+        if !node.is_running() {
+            node.start();
+        }
+    }
     settle(&cluster, &mut ledger);
-    cluster.beta.terminate();
-    cluster.alpha.terminate();
-    cluster.beta.wait_stopped();
-    cluster.alpha.wait_stopped();
-    cluster.beta.start();
-    cluster.alpha.start();
+}
+
+#[test]
+fn stopped_at_once_and_both_return() {
+    let mut cluster = Cluster::primary(&plan());
+    let mut ledger = ledger("at once, both").write_some(cluster.alpha.nbd(), 1000);
+    stop_both(&mut cluster);
+    for node in cluster.nodes() {
+        node.start();
+    }
     cluster.wait_synced();
     assert_eq!(cluster.resynced_bytes(), 0, "nothing was written since both were equal");
     cluster.beta.promote().ok();

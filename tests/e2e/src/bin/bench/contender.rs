@@ -55,7 +55,8 @@ fn nbdkit(size_bytes: u64) -> Contender {
     Contender { name: "nbdkit file (1 copy)", uri, _parts: parts }
 }
 
-/// A storage daemon that mirrors, with each write blocked until the copy has it, to a second one behind a socket.
+/// A storage daemon that mirrors, with each write blocked until the copy has it, to a second one behind a
+/// socket.
 fn qemu_mirror(size_bytes: u64) -> Contender {
     let dir = temp_dir(false);
     let path = |name: &str| dir.path().join(name);

@@ -1,4 +1,5 @@
-//! What Lockstep takes when it does nothing: processor time of a connected pair, and start-up and memory with 1 TiB.
+//! What Lockstep takes when it does nothing: processor time of a connected pair, and start-up and memory with
+//! 1 TiB.
 
 use lockstep_e2e::{Cluster, Node, Plan, RESOURCE};
 use serde_json::{Value, json};

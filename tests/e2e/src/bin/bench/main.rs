@@ -1,8 +1,9 @@
 //! `bench [--quick] [--json FILE]`: Lockstep beside what people compare it with, in one run, as ratios.
 //!
-//! The same load of fio goes in turn to Lockstep (two copies), nbdkit (one copy) and QEMU's synchronous mirror (two
-//! copies), all with data in memory and unix sockets, several rounds; a figure is the median of its rounds. Figures of
-//! two machines, or of two runs on a busy one, are not comparable; the ratios within a run are.
+//! The same load of fio goes in turn to Lockstep (two copies), nbdkit (one copy) and QEMU's synchronous
+//! mirror (two copies), all with data in memory and unix sockets, several rounds; a figure is the median of
+//! its rounds. Figures of two machines, or of two runs on a busy one, are not comparable; the ratios within a
+//! run are.
 
 mod contender;
 mod footprint;
