@@ -101,6 +101,9 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// How long a hello exchange may take.
     pub hello_timeout: Duration,
+    /// How long one message to a client, or one piece of a payload from it, may take while other clients wait
+    /// for the memory it occupies; a TCP client that is silent as long is gone.
+    pub progress_timeout: Duration,
 }
 
 impl Limits {
@@ -121,6 +124,7 @@ impl Default for Limits {
             client_bytes_max: 64 << 20,
             handshake_timeout: Duration::from_secs(10),
             hello_timeout: Duration::from_secs(5),
+            progress_timeout: Duration::from_secs(30),
         }
     }
 }

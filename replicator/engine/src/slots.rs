@@ -63,6 +63,13 @@ impl Span {
     }
 }
 
+/// Whether a piece fits a small slot, rounded out. Every piece fits a large one.
+pub(crate) fn fits_small(offset: u64, len: u32) -> bool {
+    let needed = ((offset % ALIGN_BYTES) + u64::from(len)).next_multiple_of(ALIGN_BYTES);
+    assert!(len > 0 && needed <= LARGE_BYTES as u64, "{len} bytes at {offset} are no piece");
+    needed <= SMALL_BYTES as u64
+}
+
 /// How many slots of each size a pool has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PoolSize {
@@ -148,16 +155,28 @@ impl Arena {
 
     /// Takes a slot that can hold `len` bytes of the volume from `offset` on, with one reference.
     pub(crate) fn take(&mut self, pool: PoolId, offset: u64, len: u32) -> Option<SlotId> {
-        let needed = ((offset % ALIGN_BYTES) + u64::from(len)).next_multiple_of(ALIGN_BYTES);
-        assert!(len > 0 && needed <= LARGE_BYTES as u64, "{len} bytes at {offset} are no piece");
+        let fits_small = fits_small(offset, len);
         let pool = &mut self.pools[usize::from(pool.0)];
-        let small = if needed <= SMALL_BYTES as u64 { pool.small.pop() } else { None };
+        let small = if fits_small { pool.small.pop() } else { None };
         let id = small.or_else(|| pool.large.pop())?;
         let slot = &mut self.slots[id.0 as usize];
         assert_eq!(slot.references, 0, "slot {id} was free and owned");
         slot.references = 1;
         self.in_use += 1;
         Some(id)
+    }
+
+    /// Whether a pool has slots for so many pieces that fit a small one and so many that do not.
+    pub(crate) fn has_free(&self, pool: PoolId, small: u32, large: u32) -> bool {
+        let pool = &self.pools[usize::from(pool.0)];
+        let in_large = (small as usize).saturating_sub(pool.small.len());
+        large as usize + in_large <= pool.large.len()
+    }
+
+    /// Memory of a slot.
+    pub(crate) fn slot_bytes(&self, id: SlotId) -> u64 {
+        let slot = &self.slots[id.0 as usize];
+        if slot.large { LARGE_BYTES as u64 } else { SMALL_BYTES as u64 }
     }
 
     /// One more owner.

@@ -86,6 +86,8 @@ pub(crate) struct Sent {
     pub(crate) replies: u32,
     /// Request bytes that they free.
     pub(crate) reply_bytes: u64,
+    /// Memory of the slots in it.
+    pub(crate) slot_bytes: u64,
 }
 
 impl Outbox {
@@ -137,7 +139,8 @@ impl Outbox {
     ) -> io::Result<Sent> {
         self.sending = false;
         let wanted = message.bytes();
-        let sent = Sent { replies: message.replies, reply_bytes: message.reply_bytes };
+        let slot_bytes = message.spans().map(|span| arena.slot_bytes(span.slot)).sum();
+        let sent = Sent { replies: message.replies, reply_bytes: message.reply_bytes, slot_bytes };
         message.clear(arena);
         if self.spare.len() < SPARE_MAX {
             self.spare.push(message);

@@ -5,7 +5,8 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{Client, Pair, promote, report, status, wait_for, wait_protected};
 use lockstep_nbd::{Command as Nbd, Request};
@@ -105,4 +106,120 @@ fn a_bad_request_is_answered_and_the_next_one_served() {
     client.write(common::SIZE_BYTES - 512, &[5; 512]);
     assert_eq!(client.read(common::SIZE_BYTES - 512, 512), vec![5; 512]);
     client.disconnect();
+}
+
+/// Sends what the server takes at once.
+fn flood(client: &mut Client, request: &[u8], count: usize) -> usize {
+    client.set_nonblocking();
+    (0..count).take_while(|_| client.try_send(request)).count()
+}
+
+#[test]
+fn unread_answers_leave_buffers_to_others() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let mut modest = pair.connect(0);
+    modest.write(0, &vec![4; 8 << 20]);
+    let mut greedy = pair.connect(0);
+    assert_eq!(flood(&mut greedy, &raw_request(Nbd::Read, 0, 4 << 20), 9), 9);
+    wait_for("the greedy one waits", || report(&alpha).memory.slots_in_use >= 32);
+    for len in [512, 65_536, 8 << 20] {
+        assert_eq!(modest.read(0, len), vec![4; len as usize]);
+    }
+}
+
+#[test]
+fn a_client_that_stands_in_the_way_is_closed() {
+    let pair = Pair::new("/dev/shm");
+    let mut config = pair.config(0);
+    config.limits.progress_timeout = Duration::from_millis(300);
+    let alpha = lockstep_engine::Engine::start(config).unwrap();
+    promote(&alpha);
+    // Alone, one may ask for nearly all there is; and one may begin a payload.
+    let mut greedy = pair.connect(0);
+    greedy.send(&raw_request(Nbd::Read, 0, 12 << 20));
+    let mut slow = pair.connect(0);
+    slow.send(&raw_request(Nbd::Write, 0, 4096));
+    wait_for("both hold slots", || report(&alpha).memory.slots_in_use > 90);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(report(&alpha).clients.len(), 2, "nobody else needs what they hold");
+    let others: Vec<Client> = (0..16)
+        .map(|_| {
+            let mut other = pair.connect(0);
+            other.send(&raw_request(Nbd::Read, 0, 10 << 20));
+            other
+        })
+        .collect();
+    wait_for("the greedy one is closed", || report(&alpha).clients.len() < 2 + others.len());
+    drop(others);
+    wait_for("only the slow one is left", || report(&alpha).clients.len() == 1);
+    slow.send(&[1; 4096]);
+    assert_eq!(slow.answer().1, None);
+}
+
+#[test]
+fn requests_whose_answers_are_not_read_are_not_read_either() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let mut unknown = raw_request(Nbd::Flush, 0, 0);
+    unknown[7] = 77;
+    for request in [unknown, raw_request(Nbd::Cache, 0, 512)] {
+        let mut client = pair.connect(0);
+        client.set_nonblocking();
+        let began = Instant::now();
+        let mut sent = 0;
+        while began.elapsed() < Duration::from_secs(1) {
+            sent += usize::from(client.try_send(&request));
+        }
+        // What the socket's buffers hold, and no more.
+        assert!(sent < 100_000, "{sent} requests were taken");
+    }
+}
+
+#[test]
+fn a_large_read_and_many_clients_all_get_their_turn() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let stop = AtomicBool::new(false);
+    let counts: [AtomicU32; 6] = Default::default();
+    std::thread::scope(|scope| {
+        for count in &counts {
+            let mut client = pair.connect(0);
+            let stop = &stop;
+            scope.spawn(move || {
+                let depth = (0..32).map(|_| client.begin(Nbd::Read, false, 0, 131_072, &[])).count();
+                while !stop.load(Ordering::Relaxed) {
+                    client.take_data(131_072);
+                    client.begin(Nbd::Read, false, 0, 131_072, &[]);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+                (0..depth).for_each(|_| drop(client.take_data(131_072)));
+            });
+        }
+        let mut large = pair.connect(0);
+        for _ in 0..3 {
+            assert_eq!(large.read(0, 16 << 20).len(), 16 << 20);
+        }
+        let least = || counts.iter().map(|count| count.load(Ordering::Relaxed)).min().unwrap_or(0);
+        let most = || counts.iter().map(|count| count.load(Ordering::Relaxed)).max().unwrap_or(0);
+        wait_for("some answers", || most() > 1000);
+        assert!(least() * 10 > most(), "{counts:?}");
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_refused_write_is_answered_after_its_payload() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let mut client = pair.connect(0);
+    client.send(&raw_request(Nbd::Write, common::SIZE_BYTES, 4096));
+    client.send(&[0; 4095]);
+    assert!(!client.has_answer_within(Duration::from_millis(300)));
+    client.send(&[0]);
+    assert_eq!(client.answer().1, Some(lockstep_nbd::NbdError::NoSpace));
 }

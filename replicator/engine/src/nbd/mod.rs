@@ -9,12 +9,12 @@ mod directory;
 use std::time::SystemTime;
 
 use lockstep_core::{Instant, PIECE_BYTES_MAX, SlotId};
-use lockstep_nbd::{Negotiation, RequestParser};
+use lockstep_nbd::{Negotiation, ReplyHeader, RequestParser};
 
 pub(crate) use directory::{Directory, Export};
 
 use crate::ring::Fd;
-use crate::slots::{ALIGN_BYTES, Arena, PoolId, Span};
+use crate::slots::{ALIGN_BYTES, Arena, PoolId, Span, fits_small};
 use crate::stream::{Inbox, Outbox};
 
 /// Receive buffer: many requests per receive.
@@ -45,6 +45,9 @@ pub(crate) struct Serving {
     pub(crate) write: Option<Writing>,
     /// Bytes of payload to be thrown away.
     pub(crate) skip: u64,
+    /// The answer to a refused request, sent when its payload was thrown away: some clients take one that
+    /// comes earlier for a broken connection.
+    pub(crate) refusal: Option<ReplyHeader>,
 }
 
 /// Payload on its way to the core: of a write, as it arrives; or the zeroes at the edges of a range to be
@@ -101,6 +104,8 @@ impl Writing {
 pub(crate) struct Piece {
     pub(crate) payload: Span,
     pub(crate) got: u32,
+    /// When it got its slot.
+    pub(crate) since: Instant,
 }
 
 /// Bytes from `offset` to the end of its piece, at most `left`.
@@ -125,7 +130,11 @@ pub(crate) struct Client {
     /// Requests admitted whose answer was not sent, and their bytes.
     pub(crate) unsent: u32,
     pub(crate) unsent_bytes: u64,
-    /// Not read until a slot is free.
+    /// Memory of the slots of its reads.
+    pub(crate) read_slot_bytes: u64,
+    /// When the send in flight began.
+    pub(crate) sending_since: Option<Instant>,
+    /// Not read until answers were sent or a slot is free.
     pub(crate) starved: bool,
     /// It is going: nothing more is taken from it. With a receive in flight, its phase changes when that has
     /// ended.
@@ -150,6 +159,8 @@ impl Client {
             requests: 0,
             unsent: 0,
             unsent_bytes: 0,
+            read_slot_bytes: 0,
+            sending_since: None,
             starved: false,
             is_ending: false,
             is_gone: false,
@@ -206,14 +217,8 @@ impl Request {
 
     /// The parts of its range, with their slots.
     pub(crate) fn spans(&self) -> impl Iterator<Item = Span> {
-        let (mut offset, mut left) = (self.request.offset, u64::from(self.request.length));
-        self.slots.iter().map(move |slot| {
-            let len = piece_bytes(offset, left);
-            let span = Span::of_volume(*slot, offset, len);
-            offset += u64::from(len);
-            left -= u64::from(len);
-            span
-        })
+        let pieces = pieces(self.request.offset, self.request.length);
+        self.slots.iter().zip(pieces).map(|(slot, (offset, len))| Span::of_volume(*slot, offset, len))
     }
 }
 
@@ -225,18 +230,31 @@ pub(crate) fn take_all(
     len: u32,
     slots: &mut Vec<SlotId>,
 ) -> bool {
-    let (mut offset, mut left) = (offset, u64::from(len));
-    while left > 0 {
-        let len = piece_bytes(offset, left);
-        let Some(slot) = arena.take(pool, offset, len) else {
-            slots.drain(..).for_each(|slot| arena.release(slot));
-            return false;
-        };
+    let (small, large) = slots_needed(offset, len);
+    if !arena.has_free(pool, small, large) {
+        // Nothing is taken and given back: that would look as if something had become free.
+        return false;
+    }
+    for (offset, len) in pieces(offset, len) {
+        let Some(slot) = arena.take(pool, offset, len) else { unreachable!("the slots were counted") };
         slots.push(slot);
-        offset += u64::from(len);
-        left -= u64::from(len);
     }
     true
+}
+
+/// How many pieces of a range fit a small slot, and how many need a large one.
+pub(crate) fn slots_needed(offset: u64, len: u32) -> (u32, u32) {
+    pieces(offset, len).fold((0, 0), |(small, large), (offset, len)| match fits_small(offset, len) {
+        true => (small + 1, large),
+        false => (small, large + 1),
+    })
+}
+
+/// Offset and length of each piece of a range.
+fn pieces(offset: u64, len: u32) -> impl Iterator<Item = (u64, u32)> {
+    let end = offset + u64::from(len);
+    let piece = move |offset: u64| (offset < end).then(|| (offset, piece_bytes(offset, end - offset)));
+    std::iter::successors(piece(offset), move |(offset, len)| piece(offset + u64::from(*len)))
 }
 
 #[cfg(test)]
@@ -297,7 +315,7 @@ mod tests {
         let mut slots = Vec::new();
         assert!(!take_all(&mut arena, PoolId(0), 0, 3 * PIECE_BYTES_MAX as u32, &mut slots));
         assert!(slots.is_empty());
-        assert_eq!(arena.in_use(), 0);
+        assert_eq!((arena.in_use(), arena.frees()), (0, 0), "nothing was taken and given back");
         assert!(take_all(&mut arena, PoolId(0), 0, 2 * PIECE_BYTES_MAX as u32, &mut slots));
     }
 }

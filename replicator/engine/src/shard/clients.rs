@@ -11,6 +11,7 @@ use lockstep_nbd::{Limits, Negotiation, RequestParser, Step, Transmission};
 
 use super::Shard;
 use super::resource::Resource;
+use super::turns::Turns;
 use crate::config::ResourceConfig;
 use crate::nbd::{Client, Directory, Export, Phase, Serving};
 use crate::ring::{Completion, Fd, Op};
@@ -28,7 +29,7 @@ impl Shard {
             tracing::debug!("too many unfinished NBD handshakes; dropping {address}");
             return;
         }
-        let _ = rustix::net::sockopt::set_tcp_nodelay(&*fd, true);
+        watch_over(&fd, self.config.limits.progress_timeout);
         let deadline = self.clock.now() + self.config.limits.handshake_timeout;
         let negotiation = Negotiation::new(Limits::default());
         let mut client = Client::new(fd, address, negotiation, deadline);
@@ -154,8 +155,14 @@ impl Shard {
         let parser = RequestParser::new(&agreed.export, agreed.structured);
         let resource = resource as u16;
         let structured = agreed.structured;
-        client.phase =
-            Phase::Serving(Box::new(Serving { resource, parser, structured, write: None, skip: 0 }));
+        client.phase = Phase::Serving(Box::new(Serving {
+            resource,
+            parser,
+            structured,
+            write: None,
+            skip: 0,
+            refusal: None,
+        }));
         client.deadline = None;
         tracing::info!("{}: client {} connected", agreed.export.name, client.address);
         self.count_clients(usize::from(resource));
@@ -183,9 +190,18 @@ impl Shard {
     }
 
     pub(super) fn feed_starved_clients(&mut self) {
-        for index in 0..self.clients.bound() {
-            if self.clients.get(index).is_some_and(|client| client.starved) {
-                self.serve(index);
+        for resource in 0..self.resources.len() {
+            self.give_turns(resource, |entry| &entry.read_turns);
+            self.give_turns(resource, |entry| &entry.write_turns);
+        }
+    }
+
+    /// Serves who waits longest, until one has to go on waiting.
+    fn give_turns(&mut self, resource: usize, turns: fn(&Resource) -> &Turns) {
+        while let Some(first) = turns(&self.resources[resource]).first() {
+            self.serve(first);
+            if turns(&self.resources[resource]).first() == Some(first) {
+                return;
             }
         }
     }
@@ -227,6 +243,13 @@ impl Shard {
             self.stop_reading(index);
         }
         if let Some(resource) = resource {
+            let entry = &mut self.resources[resource];
+            let (was_first_to_read, was_first_to_write) =
+                (entry.read_turns.leave(index), entry.write_turns.leave(index));
+            if was_first_to_read || was_first_to_write {
+                // Who comes next may need less: look again although nothing was freed.
+                self.frees_seen = u64::MAX;
+            }
             self.count_clients(resource);
         }
     }
@@ -280,12 +303,14 @@ impl Shard {
 
     /// Sends what is queued for clients.
     pub(super) fn kick_clients(&mut self) {
+        let now = self.clock.now();
         while let Some(index) = self.talking.pop() {
             let Self { io: Some(io), clients, .. } = self else { return };
             let Some(client) = clients.get_mut(index) else { continue };
             client.is_listed = false;
             if client.outbox.kick(io, Token::ClientSent(index)) {
                 client.ops += 1;
+                client.sending_since = Some(now);
             } else {
                 self.check_ending(index);
             }
@@ -296,10 +321,12 @@ impl Shard {
         let Self { io: Some(io), clients, .. } = self else { return };
         let (Some(client), Op::Send(message)) = (clients.get_mut(index), completion.op) else { return };
         client.ops -= 1;
+        client.sending_since = None;
         match client.outbox.sent(io.arena(), message, completion.result) {
             Ok(sent) => {
                 client.unsent -= sent.replies;
                 client.unsent_bytes -= sent.reply_bytes;
+                client.read_slot_bytes -= sent.slot_bytes;
                 let was_starved = client.starved;
                 if client.outbox.is_empty() {
                     self.check_ending(index);
@@ -317,10 +344,32 @@ impl Shard {
         }
     }
 
+    /// Whether a client stands still with memory that others wait for.
+    fn is_in_the_way(&self, client: &Client, serving: &Serving, now: Instant) -> bool {
+        let is_late = |since: Instant| now.since(since) >= self.config.limits.progress_timeout;
+        let entry = &self.resources[usize::from(serving.resource)];
+        let piece = serving.write.and_then(|write| write.piece);
+        let hinders_reads = client.read_slot_bytes > 0 && client.sending_since.is_some_and(is_late);
+        let hinders_writes = piece.is_some_and(|piece| is_late(piece.since));
+        (hinders_reads && entry.read_turns.first().is_some())
+            || (hinders_writes && entry.write_turns.first().is_some())
+    }
+
     pub(super) fn sweep_clients(&mut self, now: Instant) {
+        let waits = |entry: &Resource| entry.read_turns.first().or(entry.write_turns.first()).is_some();
+        if self.resources.iter().any(waits) {
+            self.want_sweep();
+        }
         for index in 0..self.clients.bound() {
             let Some(client) = self.clients.get(index) else { continue };
             match (&client.phase, client.deadline) {
+                (Phase::Serving(serving), None) if self.is_in_the_way(client, serving, now) => {
+                    tracing::warn!(
+                        "closing client {}: it does not move, and others wait for its buffers",
+                        client.address
+                    );
+                    self.hang_up(index);
+                }
                 (_, None) => {}
                 // Looks again too: the reason for waiting may be gone.
                 (Phase::Held(_), Some(_)) => {
@@ -332,4 +381,19 @@ impl Shard {
             }
         }
     }
+}
+
+/// Small answers leave at once, and the kernel ends a connection whose host is gone. A unix socket knows none
+/// of this, and needs none of it.
+fn watch_over(fd: &Fd, silence_max: Duration) {
+    use rustix::net::sockopt;
+    const PROBES: u32 = 3;
+    let pause = (silence_max / (PROBES + 1)).max(Duration::from_secs(1));
+    let millis = u32::try_from(silence_max.as_millis()).unwrap_or(u32::MAX);
+    let _ = sockopt::set_tcp_nodelay(&**fd, true)
+        .and_then(|()| sockopt::set_socket_keepalive(&**fd, true))
+        .and_then(|()| sockopt::set_tcp_keepidle(&**fd, pause))
+        .and_then(|()| sockopt::set_tcp_keepintvl(&**fd, pause))
+        .and_then(|()| sockopt::set_tcp_keepcnt(&**fd, PROBES))
+        .and_then(|()| sockopt::set_tcp_user_timeout(&**fd, millis));
 }

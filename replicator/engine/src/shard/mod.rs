@@ -12,6 +12,7 @@ mod links;
 mod listen;
 mod requests;
 mod resource;
+mod turns;
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;

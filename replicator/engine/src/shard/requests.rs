@@ -3,13 +3,14 @@
 //! A request is admitted when its bounds and slots allow; until then its header stays unread. A write's
 //! payload goes to the core piece by piece, as it arrives.
 
-use lockstep_core::{Event, IoError, ReqId, RequestKind};
+use lockstep_core::{Event, IoError, ReqId, RequestKind, SlotId};
 use lockstep_nbd::{Command, NbdError, Parsed, reply};
 
 use super::Shard;
-use crate::nbd::{Phase, Piece, Request, Writing, piece_bytes, take_all};
-use crate::slots::Span;
-use crate::token::Token;
+use super::resource::Resource;
+use crate::nbd::{Phase, Piece, Request, Writing, piece_bytes, slots_needed, take_all};
+use crate::slots::{LARGE_BYTES, SMALL_BYTES, Span};
+use crate::token::{Io, Token};
 
 /// What to do after a look at the received bytes.
 enum Next {
@@ -58,17 +59,25 @@ impl Shard {
             serving.skip -= skipped;
             return if serving.skip == 0 { Next::Again } else { Next::Receive };
         }
+        if let Some(reply) = serving.refusal.take() {
+            client.unsent += 1;
+            self.answer(index, reply.as_bytes());
+            return Next::Again;
+        }
         if serving.write.is_some() {
             return self.take_payload(index);
+        }
+        if client.unsent >= self.config.limits.client_requests_max {
+            // Whatever comes next has an answer, and this client does not read its answers.
+            client.starved = true;
+            return Next::Wait;
         }
         match serving.parser.next(client.inbox.data()) {
             Parsed::NeedMore => Next::Receive,
             Parsed::Request { consumed, request } => self.admit(index, consumed, request),
             Parsed::Invalid { consumed, payload_to_skip, reply, .. } => {
-                serving.skip = payload_to_skip;
+                (serving.skip, serving.refusal) = (payload_to_skip, Some(reply));
                 client.inbox.consume(consumed);
-                client.unsent += 1;
-                self.answer(index, reply.as_bytes());
                 Next::Again
             }
             Parsed::Fatal(error) => {
@@ -94,20 +103,19 @@ impl Shard {
         let Some(client) = clients.get_mut(index) else { return Next::Wait };
         let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
         let bytes = counted_bytes(&request);
-        let too_many = client.unsent >= limits.client_requests_max;
-        if too_many || (client.unsent > 0 && client.unsent_bytes + bytes > limits.client_bytes_max) {
+        if client.unsent > 0 && client.unsent_bytes + bytes > limits.client_bytes_max {
             client.starved = true;
             return Next::Wait;
         }
         let resource = usize::from(serving.resource);
         let entry = &mut resources[resource];
         let mut slots = entry.spare_lists.pop().unwrap_or_default();
-        let pool = entry.pools.read;
         if kind == RequestKind::Read
-            && !take_all(io.arena(), pool, request.offset, request.length, &mut slots)
+            && !take_for_read(io, entry, index, &request, &mut client.read_slot_bytes, &mut slots)
         {
             entry.spare_lists.push(slots);
             client.starved = true;
+            self.want_sweep();
             return Next::Wait;
         }
         client.inbox.consume(consumed);
@@ -138,6 +146,7 @@ impl Shard {
 
     /// Goes on with the payload of a write.
     fn take_payload(&mut self, index: u32) -> Next {
+        let now = self.clock.now();
         let Self { io: Some(io), clients, resources, .. } = self else { return Next::Wait };
         let Some(client) = clients.get_mut(index) else { return Next::Wait };
         let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
@@ -157,11 +166,13 @@ impl Shard {
             Some(piece) => piece,
             empty => {
                 let len = piece_bytes(write.offset, write.left);
-                let Some(slot) = io.arena().take(resources[resource].pools.write, write.offset, len) else {
+                let Some(slot) = take_for_write(io, &mut resources[resource], index, write.offset, len)
+                else {
                     client.starved = true;
+                    self.want_sweep();
                     return Next::Wait;
                 };
-                empty.insert(Piece { payload: Span::of_volume(slot, write.offset, len), got: 0 })
+                empty.insert(Piece { payload: Span::of_volume(slot, write.offset, len), got: 0, since: now })
             }
         };
         if write.is_zeroes {
@@ -229,7 +240,10 @@ impl Shard {
             let message = if sends_data { client.outbox.message(false) } else { None };
             match message {
                 Some(message) => message.push_payload(span),
-                None => io.arena().release(span.slot),
+                None => {
+                    client.read_slot_bytes -= io.arena().slot_bytes(span.slot);
+                    io.arena().release(span.slot);
+                }
             }
         }
         request.slots.clear();
@@ -246,6 +260,42 @@ impl Shard {
         }
         self.list_talking(index);
     }
+}
+
+/// Takes the slots of a read, if the client's share (it holds `held_bytes`) and its turn allow.
+fn take_for_read(
+    io: &mut Io,
+    entry: &mut Resource,
+    index: u32,
+    request: &lockstep_nbd::Request,
+    held_bytes: &mut u64,
+    slots: &mut Vec<SlotId>,
+) -> bool {
+    let (offset, len) = (request.offset, request.length);
+    let (small, large) = slots_needed(offset, len);
+    let least_bytes = u64::from(small) * SMALL_BYTES as u64 + u64::from(large) * LARGE_BYTES as u64;
+    if *held_bytes > 0 && *held_bytes + least_bytes > entry.read_share_bytes {
+        // It waits for its own answers to be sent, not for anybody's slots.
+        return false;
+    }
+    if !entry.read_turns.may_take(index) || !take_all(io.arena(), entry.pools.read, offset, len, slots) {
+        entry.read_turns.wait(index);
+        return false;
+    }
+    entry.read_turns.took(index);
+    *held_bytes += slots.iter().map(|slot| io.arena().slot_bytes(*slot)).sum::<u64>();
+    true
+}
+
+/// Takes a slot for a piece of a payload, if it is the client's turn.
+fn take_for_write(io: &mut Io, entry: &mut Resource, index: u32, offset: u64, len: u32) -> Option<SlotId> {
+    let may_take = entry.write_turns.may_take(index);
+    let slot = if may_take { io.arena().take(entry.pools.write, offset, len) } else { None };
+    match slot {
+        Some(_) => entry.write_turns.took(index),
+        None => entry.write_turns.wait(index),
+    }
+    slot
 }
 
 /// What a request counts against the bound of its client.

@@ -14,6 +14,8 @@ use crate::slab::Slab;
 use crate::slots::{LARGE_BYTES, PoolId, PoolSize, SMALL_BYTES};
 use lockstep_core::{Done, Instant, Refusal};
 
+use super::turns::Turns;
+
 /// Pools of one resource. They are apart, so that what one kind of traffic holds never stops another that
 /// must move for the first to end; and no resource waits for another's memory.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +62,10 @@ impl Pools {
     }
 }
 
+/// One client may hold one part in so many of the slots to read into: what it does not take from its socket
+/// must not stop others.
+const READ_SHARE: u64 = 4;
+
 /// Between up and down.
 pub(crate) enum Stage {
     /// The core runs.
@@ -86,6 +92,12 @@ pub(crate) struct Resource {
     pub(crate) storage: Storage,
     pub(crate) pools: Pools,
     pub(crate) requests: Slab<Request>,
+    /// Clients that wait for slots to read into.
+    pub(crate) read_turns: Turns,
+    /// Clients that wait for slots for what they write.
+    pub(crate) write_turns: Turns,
+    /// Most that one client may hold of the slots to read into, in bytes; a single larger read goes alone.
+    pub(crate) read_share_bytes: u64,
     /// Lists of slots that are not in use, to be used again.
     pub(crate) spare_lists: Vec<Vec<SlotId>>,
     /// Events made while the core's actions were executed.
@@ -120,6 +132,9 @@ impl Resource {
             storage: Storage::new(index, &config.name, pools.serve),
             pools,
             requests: Slab::with_capacity(1024),
+            read_turns: Turns::default(),
+            write_turns: Turns::default(),
+            read_share_bytes: sizes[1].bytes() as u64 / READ_SHARE,
             spare_lists: Vec::new(),
             events: VecDeque::with_capacity(64),
             link: None,

@@ -267,6 +267,11 @@ impl Client {
 
     pub(crate) fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
         self.begin(Nbd::Read, false, offset, length, &[]);
+        self.take_data(length)
+    }
+
+    /// Waits for the next answer, to a read of this length.
+    pub(crate) fn take_data(&mut self, length: u32) -> Vec<u8> {
         loop {
             match next_reply(&self.received) {
                 Reply::NeedMore => read_more(&mut self.stream, &mut self.received).unwrap(),
@@ -280,6 +285,14 @@ impl Client {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// Whether something arrives in this time.
+    pub(crate) fn has_answer_within(&mut self, wait: Duration) -> bool {
+        self.stream.set_read_timeout(Some(wait)).unwrap();
+        let arrived = read_more(&mut self.stream, &mut self.received).is_ok();
+        self.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        arrived
     }
 
     /// Bytes as they are.
