@@ -35,6 +35,8 @@ pub(crate) enum Message {
     Command(usize, Command, CommandReply),
     /// A report.
     Status(usize, StatusReply),
+    /// Whether a resource lacks a disk, and may be given one.
+    NeedsDisk(usize, Box<dyn FnOnce(Result<bool, String>) + Send>),
     /// The disks of a resource were opened; run it.
     Up(usize, Box<Result<Attached, AttachError>>, UpReply),
     /// Leave, then close the disks.
@@ -163,15 +165,15 @@ impl EngineHandle {
         let index = self.index(resource)?;
         let (config, queue) = (Arc::clone(&self.config), self.queue.clone());
         let attach = move || {
-            let (answer, has_disk) = channel();
-            let question = move |report: ResourceReport| {
-                let _ = answer.send(report.disk_mode.is_some());
+            let (answer, needs_disk) = channel();
+            let question = move |needs_disk| {
+                let _ = answer.send(needs_disk);
             };
-            queue.send(Message::Status(index, Box::new(question)));
-            match has_disk.recv() {
-                // Its own lock would be in the way.
-                Ok(true) => reply(Ok(Done::Already)),
-                Ok(false) => {
+            queue.send(Message::NeedsDisk(index, Box::new(question)));
+            match needs_disk.recv() {
+                Ok(Err(why)) => reply(Err(why)),
+                Ok(Ok(false)) => reply(Ok(Done::Already)),
+                Ok(Ok(true)) => {
                     let attached = attach::attach(&config, index);
                     queue.send(Message::Up(index, Box::new(attached), reply));
                 }

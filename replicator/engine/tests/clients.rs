@@ -85,12 +85,29 @@ fn unfinished_handshakes_are_bounded_and_do_not_keep_others_out() {
     let pair = Pair::new("/dev/shm");
     let mut config = pair.config(0);
     config.limits.handshakes_max = 4;
-    config.limits.handshake_timeout = Duration::from_millis(300);
+    config.limits.handshake_timeout = Duration::from_secs(60);
     let alpha = lockstep_engine::Engine::start(config).unwrap();
     promote(&alpha);
-    let idle: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(pair.socket(0)).unwrap()).collect();
-    wait_for("room again", || Client::connect(&pair.socket(0), "r0", false).is_ok());
-    drop(idle);
+    let mut idle: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(pair.socket(0)).unwrap()).collect();
+    Client::connect(&pair.socket(0), "r0", false).unwrap();
+    // The oldest ones had to go.
+    idle[0].set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert!(idle[0].read_to_end(&mut Vec::new()).is_ok());
+}
+
+#[test]
+fn silent_strangers_do_not_keep_the_peer_out() {
+    let pair = Pair::new("/dev/shm");
+    let mut config = pair.config(1);
+    config.limits.hellos_max = 4;
+    config.limits.hello_timeout = Duration::from_secs(60);
+    let port = config.listen;
+    let _beta = lockstep_engine::Engine::start(config).unwrap();
+    let silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(port).unwrap()).collect();
+    let alpha = pair.start(0);
+    promote(&alpha);
+    wait_protected(&alpha);
+    drop(silent);
 }
 
 #[test]

@@ -143,6 +143,33 @@ fn down_and_up_again_while_the_peer_serves() {
 }
 
 #[test]
+fn up_never_mistakes_going_down_for_being_up() {
+    let pair = Pair::new("/dev/shm");
+    let (alpha, beta) = (pair.start(0), pair.start(1));
+    promote(&alpha);
+    for _ in 0..5 {
+        wait_protected(&alpha);
+        let (downs, is_down) = std::sync::mpsc::channel();
+        beta.down("r0", Box::new(move |result| downs.send(result.is_ok()).unwrap())).unwrap();
+        let up = || {
+            let (ups, is_up) = std::sync::mpsc::channel();
+            beta.up("r0", Box::new(move |result| ups.send(result).unwrap())).unwrap();
+            is_up.recv().unwrap()
+        };
+        let first = up();
+        assert!(is_down.recv().unwrap());
+        match first {
+            // It was down already.
+            Ok(done) => assert_eq!(done, Done::Changed),
+            Err(why) => {
+                assert!(why.contains("going down"), "{why}");
+                assert_eq!(up(), Ok(Done::Changed));
+            }
+        }
+    }
+}
+
+#[test]
 fn another_secret_is_no_peer() {
     let mut pair = Pair::new("/dev/shm");
     pair.secrets[1] = [8; 32];

@@ -127,7 +127,11 @@ impl Shard {
 
     /// The core has left: nothing runs afterwards but what is on its way.
     pub(super) fn left(&mut self, resource: usize, result: Result<Done, Refusal>) {
-        self.resources[resource].stage = Stage::Closing { result };
+        let since = match self.resources[resource].stage {
+            Stage::Leaving { since } => since,
+            _ => self.clock.now(),
+        };
+        self.resources[resource].stage = Stage::Closing { since, result };
         self.want_sweep();
     }
 

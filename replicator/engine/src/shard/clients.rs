@@ -23,12 +23,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 impl Shard {
     /// A connection came in on an NBD listener.
     pub(super) fn client_accepted(&mut self, fd: Fd, address: String) {
-        let waiting =
-            self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Handshake(_))).count();
-        if waiting >= self.config.limits.handshakes_max {
-            tracing::debug!("too many unfinished NBD handshakes; dropping {address}");
-            return;
-        }
+        self.make_room_for_handshake();
         watch_over(&fd, self.config.limits.progress_timeout);
         let deadline = self.clock.now() + self.config.limits.handshake_timeout;
         let negotiation = Negotiation::new(Limits::default());
@@ -40,6 +35,20 @@ impl Shard {
         self.list_talking(index);
         self.receive_from(index);
         self.want_sweep();
+    }
+
+    /// Who connects and says nothing must not keep others out: the oldest goes.
+    fn make_room_for_handshake(&mut self) {
+        let is_open = |client: &Client| matches!(client.phase, Phase::Handshake(_)) && !client.is_ending;
+        let open = || self.clients.iter().filter(|(_, client)| is_open(client));
+        if open().count() < self.config.limits.handshakes_max {
+            return;
+        }
+        let oldest = open().min_by_key(|(_, client)| client.deadline).map(|(index, _)| index);
+        if let Some(index) = oldest {
+            tracing::debug!("too many unfinished NBD handshakes; closing the oldest");
+            self.hang_up(index);
+        }
     }
 
     fn receive_from(&mut self, index: u32) {

@@ -17,6 +17,8 @@ use crate::system;
 const WRITES_MAX: usize = 1024;
 /// Writes that were answered and are not durable on both copies yet.
 const UNDURABLE_MAX: usize = 8192;
+/// How much longer than `stop_wait` a down may take until it is answered although disk operations have not ended.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Resync pieces in flight.
 const RESYNC_WINDOW: usize = 32;
 
@@ -25,6 +27,7 @@ impl Shard {
         match message {
             Message::Command(resource, command, reply) => self.command(resource, command, reply),
             Message::Status(resource, reply) => reply(self.report(resource)),
+            Message::NeedsDisk(resource, reply) => reply(self.needs_disk(resource)),
             Message::Up(resource, attached, reply) => self.up(resource, attached, reply),
             Message::Down(resource, reply) => self.down(resource, Some(reply)),
             Message::Stop => {
@@ -95,6 +98,19 @@ impl Shard {
         entry.link_error = None;
         entry.events.clear();
         self.feed(resource, Event::Start { unix_ms: system::unix_ms() });
+    }
+
+    /// Whether an attach is worth trying; an error in words while it is not.
+    fn needs_disk(&self, resource: usize) -> Result<bool, String> {
+        let entry = &self.resources[resource];
+        match entry.stage {
+            _ if self.stopping.is_some() => Err("the daemon is stopping".into()),
+            // Its own locks would be in the way.
+            Stage::Leaving { .. } | Stage::Closing { .. } => {
+                Err(format!("{} is going down; try again when it is down", entry.name))
+            }
+            Stage::Up | Stage::Down => Ok(entry.storage.disk.is_none()),
+        }
     }
 
     fn up(&mut self, resource: usize, attached: Box<Result<Attached, AttachError>>, reply: UpReply) {
@@ -181,27 +197,42 @@ impl Shard {
     fn finish_down(&mut self, resource: usize) {
         if self.resources[resource].node.is_some() {
             self.close_clients(resource);
-            if !self.resources[resource].storage.is_idle() {
-                return;
-            }
+            // First, so that a disk that does not answer does not keep the peer waiting.
             self.drop_links(resource);
+            if !self.resources[resource].storage.is_idle() {
+                return self.give_up_waiting(resource);
+            }
             self.drop_node(resource);
         }
         let is_busy = self.has_links(resource) || !self.resources[resource].storage.is_idle();
         if is_busy {
-            return;
+            return self.give_up_waiting(resource);
         }
         let entry = &mut self.resources[resource];
         entry.storage.disk = None;
         entry.storage.meta = None;
-        let Stage::Closing { result } = std::mem::replace(&mut entry.stage, Stage::Down) else { return };
+        let Stage::Closing { result, .. } = std::mem::replace(&mut entry.stage, Stage::Down) else { return };
         tracing::info!("{}: down", entry.name);
         for reply in std::mem::take(&mut entry.down_replies) {
             reply(result);
         }
-        if let Some((attached, reply)) = entry.restart.take() {
-            self.start_again(resource, *attached, reply);
+        match entry.restart.take() {
+            Some((_, reply)) if self.stopping.is_some() => reply(Err("the daemon is stopping".into())),
+            Some((attached, reply)) => self.start_again(resource, *attached, reply),
+            None => {}
         }
+    }
+
+    /// Who waits for a down is told after a while, even if a disk never answers. The resource stays closing.
+    fn give_up_waiting(&mut self, resource: usize) {
+        let now = self.clock.now();
+        let entry = &mut self.resources[resource];
+        let Stage::Closing { since, .. } = entry.stage else { return };
+        if now.since(since) < self.config.stop_wait + CLOSE_WAIT || entry.down_replies.is_empty() {
+            return;
+        }
+        tracing::error!("{}: its disk does not complete what it was given; it stays locked", entry.name);
+        std::mem::take(&mut entry.down_replies).into_iter().for_each(|reply| reply(Ok(Done::LeftAsIs)));
     }
 
     /// The core goes; what it had not answered is answered with an error, what it held is free again.
@@ -223,7 +254,7 @@ impl Shard {
     pub(super) fn has_stopped(&self) -> bool {
         let Some(since) = self.stopping else { return false };
         let all_down = self.resources.iter().all(|resource| matches!(resource.stage, Stage::Down));
-        let grace = self.config.stop_wait + Duration::from_secs(2);
+        let grace = self.config.stop_wait + CLOSE_WAIT;
         all_down || self.clock.now().since(since) >= grace
     }
 

@@ -7,6 +7,7 @@ use lockstep_core::{Event, Instant, LinkId, LinkLoss, PeerHello};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::Shard;
+use super::resource::Stage;
 use crate::link::{Expected, Hello, Link, Parsed, Phase, Step};
 use crate::ring::{Completion, Fd, Op, SocketAddress};
 use crate::system;
@@ -19,6 +20,10 @@ impl Shard {
     /// Connects to the peer. Answered by LinkUp, or by LinkDown without a link.
     pub(super) fn dial(&mut self, resource: usize) {
         let Some(peer) = self.config.resources[resource].peer.clone() else { return };
+        if matches!(self.resources[resource].stage, Stage::Closing { .. }) {
+            let down = Event::LinkDown { link: None, loss: LinkLoss::Unreachable };
+            return self.resources[resource].events.push_back(down);
+        }
         let family = if peer.address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let fd: Fd = match rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None) {
             Ok(fd) => Rc::new(fd),
@@ -59,17 +64,29 @@ impl Shard {
 
     /// A connection came in on the replication port.
     pub(super) fn peer_accepted(&mut self, fd: Fd, address: String) {
-        let hellos = self.links.iter().filter(|(_, link)| matches!(link.phase, Phase::Hello(_))).count();
         let Ok(nonce) = system::random() else { return };
-        if hellos >= self.config.limits.hellos_max {
-            tracing::debug!("too many unfinished connections to the replication port; dropping {address}");
-            return;
-        }
+        self.make_room_for_hello();
         let deadline = self.clock.now() + self.config.limits.hello_timeout;
         let index = self.links.insert(Link::new(fd, Phase::Connecting, address, deadline));
         self.scratch.clear();
         let hello = Hello::accept(self.local.clone(), nonce);
         self.begin_hello(index, hello);
+    }
+
+    /// Strangers that connect and say nothing must not keep the peer out: the oldest goes.
+    fn make_room_for_hello(&mut self) {
+        let is_stranger = |link: &Link| {
+            link.resource.is_none() && matches!(link.phase, Phase::Hello(_) | Phase::Draining(_))
+        };
+        let strangers = || self.links.iter().filter(|(_, link)| is_stranger(link));
+        if strangers().count() < self.config.limits.hellos_max {
+            return;
+        }
+        let oldest = strangers().min_by_key(|(_, link)| link.deadline).map(|(index, _)| index);
+        if let Some(index) = oldest {
+            tracing::debug!("too many unfinished connections to the replication port; closing the oldest");
+            self.fail_link(index, LinkLoss::Lost, "");
+        }
     }
 
     fn begin_hello(&mut self, index: u32, hello: Hello) {
@@ -98,7 +115,7 @@ impl Shard {
         let node = &self.config.node_name;
         let index = self.resources.iter().position(|resource| resource.name == name);
         let Some(index) = index else { return Err(format!("{node} has no resource {name:?}")) };
-        if self.resources[index].node.is_none() {
+        if matches!(self.resources[index].stage, Stage::Closing { .. } | Stage::Down) {
             return Err(format!("resource {name} is down on {node}"));
         }
         self.expected(index).ok_or_else(|| format!("resource {name} has no peer on {node}"))
@@ -160,7 +177,7 @@ impl Shard {
 
     fn link_up(&mut self, index: u32, name: &str, peer: PeerHello) {
         let Some(resource) = self.resources.iter().position(|resource| resource.name == name) else { return };
-        if self.resources[resource].node.is_none() {
+        if matches!(self.resources[resource].stage, Stage::Closing { .. } | Stage::Down) {
             return self.fail_link(index, LinkLoss::Lost, "the resource went down");
         }
         // Every older link is reported down before this one is reported up.

@@ -72,8 +72,8 @@ pub(crate) enum Stage {
     Up,
     /// The core was told to leave.
     Leaving { since: Instant },
-    /// The core is done; the last disk operations end.
-    Closing { result: Result<Done, Refusal> },
+    /// The core is done; the last disk operations end. Its leaving began at `since`.
+    Closing { since: Instant, result: Result<Done, Refusal> },
     /// Nothing runs.
     Down,
 }
