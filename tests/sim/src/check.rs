@@ -1,10 +1,11 @@
 //! Checks over both machines: the cover of differing sectors by durable metadata (C4), what a promoted copy
 //! holds (C2), and that a healed cluster converges (C8), is at rest and has answered everything (C11, C12).
 
+use crate::host::Request;
 use crate::setup::MS;
 use crate::world::{Ev, Phase, World};
-use lockstep_bitmap::Store;
-use lockstep_core::{DiskState, Node, ReplicationState, Role, Status};
+use lockstep_bitmap::{Base, PeerCopy, Store};
+use lockstep_core::{DiskState, Node, ReplicationState, RequestKind, Role, Status};
 
 /// A healed cluster has this long to come to rest, in virtual time.
 const REST_NS_MAX: u64 = 60_000 * MS;
@@ -50,6 +51,37 @@ impl World {
                     words[0],
                     words[1]
                 ),
+            );
+        }
+    }
+
+    /// C3: a write that only this machine has is acknowledged only when its durable record says that the other copy is
+    /// behind (ordering 4): no copy that may carry the current generation lacks it.
+    pub(crate) fn check_ack_rule(&mut self, n: usize, req: u32) {
+        // A trim of less than two units may contain no whole one: it writes nothing.
+        let writes = |request: &Request| {
+            let small_trim = request.kind == RequestKind::Trim && request.range.1 < 16;
+            request.write.is_some() && !small_trim
+        };
+        if !self.hosts[n].requests.get(&req).is_some_and(writes) {
+            return;
+        }
+        let superblock = match self.recovered(n) {
+            Ok((store, _)) => store.superblock,
+            Err(why) => return self.fail("recover", why),
+        };
+        let peer = &superblock.peers[0];
+        let current = superblock.log.current().map(|generation| Base::Generation(generation.id));
+        let behind = match peer.copy {
+            PeerCopy::NoGeneration | PeerCopy::RotatedWithout => true,
+            PeerCopy::SyncTarget => Some(peer.base) != current,
+            PeerCopy::MayHold | PeerCopy::LeftOutdated | PeerCopy::ToldToFinish => false,
+        };
+        if !behind {
+            let record = format!("{:?} with base {:?}", peer.copy, peer.base);
+            self.fail(
+                "C3 acknowledgement",
+                format!("node {n}: write {req} alone, while the record says {record}"),
             );
         }
     }

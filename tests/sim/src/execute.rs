@@ -7,7 +7,9 @@ use crate::host::{DiskOp, Input};
 use crate::net;
 use crate::world::{Ev, World};
 use lockstep_bitmap::{CopyRank, Origin};
-use lockstep_core::{Action, Command, DiskState, Done, ExportState, Frame, Node, Notice, Refusal, SlotId};
+use lockstep_core::{
+    Action, Command, ConnectionState, DiskState, Done, ExportState, Frame, Node, Notice, Refusal, SlotId,
+};
 
 impl World {
     /// Executes one action. True if the node has left.
@@ -72,6 +74,11 @@ impl World {
                     // The Primary is a target: the promise rests on the other copy.
                     _ => 1 << (1 - n),
                 };
+                // A link that ended in this very step may have confirmed the write before.
+                let alone = status.peers[0].connection != ConnectionState::Connected;
+                if result.is_ok() && alone && status.peers[0].since_ms > 0 {
+                    self.check_ack_rule(n, req.0);
+                }
                 self.replied(n, req.0, result, held);
             }
             Action::ReleaseSlot { slot } => self.release(n, slot.0),

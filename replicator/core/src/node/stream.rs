@@ -237,6 +237,14 @@ impl Node {
             task.stage = Stage::Held;
             return;
         }
+        if task.failed.is_none() && !self.reaches_up_to_date_copy() {
+            // Written on both, but the one that counts is out of reach: only it can say that it still counts.
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.stage = Stage::Suspended;
+            }
+            return;
+        }
+        let Some(task) = self.tasks.get(id) else { return };
         let (pos, failed) = (task.pos, task.failed);
         self.stream.replied = self.stream.replied.max(pos.unwrap_or_default());
         self.finish_client_task(id, failed);
