@@ -22,6 +22,10 @@ pub(crate) const LARGE_BYTES: usize = 128 * 1024;
 /// Alignment of every slot.
 pub(crate) const ALIGN_BYTES: u64 = 4096;
 
+/// The arena is registered with the kernel in chunks of this size, the most it takes as one buffer. It is a
+/// multiple of both sizes of slots, so that no slot lies in two.
+pub(crate) const CHUNK_BYTES: usize = 1 << 30;
+
 /// A run of bytes inside one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
@@ -288,9 +292,24 @@ impl Arena {
         *count -= 1;
     }
 
-    /// Address and size of the whole arena, to register it as one fixed buffer.
-    pub(crate) fn whole(&self) -> (*mut u8, usize) {
-        (self.base.as_ptr(), self.bytes)
+    /// Address and size of each chunk of the arena, to register them as fixed buffers.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (*mut u8, usize)> {
+        let starts = (0..self.bytes).step_by(CHUNK_BYTES);
+        starts.map(|start| {
+            // SAFETY: `start` lies inside the mapping.
+            let address = unsafe { self.base.as_ptr().add(start) };
+            (address, CHUNK_BYTES.min(self.bytes - start))
+        })
+    }
+
+    /// Number of the chunk that holds a slot.
+    pub(crate) fn chunk_of(&self, id: SlotId) -> u16 {
+        (self.slots[id.0 as usize].start / CHUNK_BYTES) as u16
+    }
+
+    /// Bytes in all.
+    pub(crate) fn bytes_in_all(&self) -> usize {
+        self.bytes
     }
 
     /// Slots that are not free.
@@ -382,6 +401,22 @@ mod tests {
         assert!(arena.take(PoolId(0), 0, 128 << 10).is_none(), "the other pool is not touched");
         assert!(arena.take(PoolId(1), 0, 512).is_some(), "a large slot serves where no small one is");
         assert_eq!(arena.in_use(), 3);
+    }
+
+    #[test]
+    fn a_large_arena_is_registered_in_chunks_that_hold_whole_slots() {
+        // The memory is reserved, not touched.
+        let arena = Arena::new(&[PoolSize { small: 5, large: 3 * 8192 + 7 }]).unwrap();
+        let chunks: Vec<(usize, usize)> =
+            arena.chunks().map(|(address, bytes)| (address as usize, bytes)).collect();
+        assert_eq!(chunks.len(), 4);
+        assert_eq!(chunks.iter().map(|(_, bytes)| bytes).sum::<usize>(), arena.bytes_in_all());
+        for (index, slot) in (0..).zip(&arena.slots) {
+            let (address, bytes) = chunks[usize::from(arena.chunk_of(SlotId(index)))];
+            let start = arena.base.as_ptr() as usize + slot.start;
+            let slot_bytes = arena.slot_bytes(SlotId(index)) as usize;
+            assert!(start >= address && start + slot_bytes <= address + bytes, "slot {index}");
+        }
     }
 
     #[test]

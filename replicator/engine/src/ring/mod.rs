@@ -1,8 +1,8 @@
 //! The ring: submits operations and hands back each with its result, exactly once.
 //!
 //! A table of operations owns every `user_data`; an operation and the memory it names stay there until its
-//! completion was reaped. Dropping the ring cancels and waits for what is in flight; if that fails the memory
-//! is leaked rather than freed under the kernel.
+//! completion was reaped. Closing the ring cancels and waits for what is in flight. What is then still in
+//! flight, or when a ring is dropped without that, is leaked rather than freed under the kernel.
 //!
 //! One `submit_and_wait` per turn. Before sleeping the thread spins for a while, since a wake-up costs more
 //! than most operations; the time adapts, so that an idle daemon does not burn a processor.
@@ -121,14 +121,16 @@ impl<T: Copy> Ring<T> {
                 self.spin.found();
                 return;
             }
-            if uring.submission().taskrun() {
-                submit(uring);
-                continue;
-            }
             if began.elapsed() >= budget {
+                // Sleeping runs deferred work as well.
                 break;
             }
-            rustix::thread::sched_yield();
+            if uring.submission().taskrun() {
+                // Runs deferred work, since `io_uring` asks for completions when this flag is set.
+                submit(uring);
+            } else {
+                rustix::thread::sched_yield();
+            }
         }
         let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
         if left != Some(Duration::ZERO) {
@@ -152,17 +154,23 @@ impl<T: Copy> Ring<T> {
 
     fn register(&mut self) {
         let (Some(uring), Some(arena)) = (&self.uring, &self.arena) else { return };
-        let (base, bytes) = arena.whole();
-        let whole = [libc::iovec { iov_base: base.cast(), iov_len: bytes }];
-        // SAFETY: the range is the arena's mapping; it is unmapped only after the ring was closed (see
+        let iovec =
+            |(address, bytes): (*mut u8, usize)| libc::iovec { iov_base: address.cast(), iov_len: bytes };
+        let chunks: Vec<libc::iovec> = arena.chunks().map(iovec).collect();
+        // SAFETY: the ranges lie in the arena's mapping; it is unmapped only after the ring was closed (see
         // `drop`).
-        match unsafe { uring.submitter().register_buffers(&whole) } {
+        match unsafe { uring.submitter().register_buffers(&chunks) } {
             Ok(()) => self.registered = true,
-            Err(error) => tracing::info!(
-                "buffers are not registered with the kernel ({error}): a little slower; raise RLIMIT_MEMLOCK \
-                 (LimitMEMLOCK=) above {} MiB",
-                bytes >> 20
-            ),
+            Err(error) => {
+                let advice = match error.raw_os_error() {
+                    Some(libc::ENOMEM | libc::EPERM) => "; raise RLIMIT_MEMLOCK (LimitMEMLOCK=) above that",
+                    _ => "",
+                };
+                tracing::info!(
+                    "{} MiB of buffers are not registered with the kernel ({error}): a little slower{advice}",
+                    arena.bytes_in_all() >> 20
+                );
+            }
         }
     }
 }
@@ -217,8 +225,8 @@ fn set_up() -> Result<IoUring, StartError> {
     }
 }
 
-/// Entries for submissions and completions. The small one fits the smallest usual RLIMIT_MEMLOCK; what does not fit it
-/// is kept by the kernel until there is room.
+/// Entries for submissions and completions. The small one fits the smallest usual RLIMIT_MEMLOCK; what does
+/// not fit it is kept by the kernel until there is room.
 const SIZES: [(u32, u32); 2] = [(1024, 8192), (128, 512)];
 
 fn build((submissions, completions): (u32, u32), is_deferred: bool) -> io::Result<IoUring> {

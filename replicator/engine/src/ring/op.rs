@@ -69,7 +69,8 @@ impl Op {
                 let address = arena.kernel_begins(*span, true);
                 let fd = raw(fd);
                 if registered {
-                    opcode::ReadFixed::new(fd, address, span.len, ARENA_INDEX).offset(*offset).build()
+                    let chunk = arena.chunk_of(span.slot);
+                    opcode::ReadFixed::new(fd, address, span.len, chunk).offset(*offset).build()
                 } else {
                     opcode::Read::new(fd, address, span.len).offset(*offset).build()
                 }
@@ -79,7 +80,7 @@ impl Op {
                 let fd = raw(fd);
                 let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
                 if registered {
-                    let write = opcode::WriteFixed::new(fd, address, span.len, ARENA_INDEX);
+                    let write = opcode::WriteFixed::new(fd, address, span.len, arena.chunk_of(span.slot));
                     write.offset(*offset).rw_flags(flags).build()
                 } else {
                     opcode::Write::new(fd, address, span.len).offset(*offset).rw_flags(flags).build()
@@ -119,9 +120,6 @@ impl Op {
         }
     }
 }
-
-/// Index of the arena among the registered buffers.
-const ARENA_INDEX: u16 = 0;
 
 pub(super) fn raw(fd: &Fd) -> types::Fd {
     types::Fd(fd.as_raw_fd())
