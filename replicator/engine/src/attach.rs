@@ -32,6 +32,13 @@ pub(crate) fn attach(config: &EngineConfig, index: usize) -> Result<Attached, At
         std::io::ErrorKind::NotFound => AttachError::NoDisk(resource.disk.clone()),
         _ => AttachError::io(&resource.disk, error),
     })?;
+    if facts.is_ambiguous {
+        tracing::warn!(
+            "{}: {} has no serial number or UUID: a mix-up with another such disk would go unnoticed",
+            resource.name,
+            resource.disk.display()
+        );
+    }
     let recorded = &store.superblock.identity.device;
     if facts.identity != *recorded {
         return Err(AttachError::Foreign {
@@ -55,7 +62,8 @@ pub(crate) fn attach(config: &EngineConfig, index: usize) -> Result<Attached, At
     tracing::info!("{name}: attached {}, {} hot regions", resource.disk.display(), findings.hot_regions);
     let meta_in_memory = disk::is_in_memory(&resource.meta);
     let sample = match store.superblock.declared_clean {
-        true => disk::sample(&disk).map_err(|error| AttachError::io(&resource.disk, error))?,
+        true => disk::sample(&disk, store.superblock.size_bytes)
+            .map_err(|error| AttachError::io(&resource.disk, error))?,
         false => 0,
     };
     Ok(Attached { disk, meta: file.into(), meta_in_memory, store, sample })

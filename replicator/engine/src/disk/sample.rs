@@ -10,9 +10,9 @@ use super::OpenDisk;
 const BLOCK_BYTES: u64 = 4096;
 const BLOCKS: u64 = 256;
 
-/// Reads up to 256 blocks. Not for the shard's thread.
-pub(crate) fn sample(disk: &OpenDisk) -> io::Result<u128> {
-    let last = (disk.size_bytes / BLOCK_BYTES).saturating_sub(1);
+/// Reads up to 256 blocks of the volume, which may be smaller than the disk. Not for the shard's thread.
+pub(crate) fn sample(disk: &OpenDisk, volume_bytes: u64) -> io::Result<u128> {
+    let last = (volume_bytes / BLOCK_BYTES).saturating_sub(1);
     let mut hasher = blake3::Hasher::new();
     // O_DIRECT wants an aligned buffer: the part of a double one that begins at a multiple of the block.
     let mut buffer = vec![0u8; 2 * BLOCK_BYTES as usize];
@@ -37,12 +37,13 @@ mod tests {
     #[test]
     fn equal_disks_agree_and_other_ones_do_not() {
         let dir = tempfile::tempdir().unwrap();
-        let of = |name: &str, fill: u8| {
+        let of = |name: &str, blocks: usize, fill: u8| {
             let path = dir.path().join(name);
-            fs::write(&path, vec![fill; 64 * 4096]).unwrap();
-            sample(&super::super::open(&path, Duration::from_secs(1)).unwrap()).unwrap()
+            fs::write(&path, vec![fill; blocks * 4096]).unwrap();
+            sample(&super::super::open(&path, Duration::from_secs(1)).unwrap(), 1000 * 4096).unwrap()
         };
-        assert_eq!(of("a", 1), of("b", 1));
-        assert_ne!(of("a", 1), of("c", 2));
+        assert_eq!(of("a", 1000, 1), of("b", 1000, 1));
+        assert_ne!(of("a", 1000, 1), of("c", 1000, 2));
+        assert_eq!(of("a", 1000, 1), of("d", 1500, 1), "a disk that has grown");
     }
 }
