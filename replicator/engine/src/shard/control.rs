@@ -17,7 +17,8 @@ use crate::system;
 const WRITES_MAX: usize = 1024;
 /// Writes that were answered and are not durable on both copies yet.
 const UNDURABLE_MAX: usize = 8192;
-/// How much longer than `stop_wait` a down may take until it is answered although disk operations have not ended.
+/// How much longer than `stop_wait` a down may take until it is answered although disk operations have not
+/// ended.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Resync pieces in flight.
 const RESYNC_WINDOW: usize = 32;

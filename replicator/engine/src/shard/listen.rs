@@ -11,6 +11,8 @@ use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::Mode;
+
 use super::Shard;
 use crate::config::{EngineConfig, Listener};
 use crate::error::StartError;
@@ -26,6 +28,14 @@ pub(super) struct Socket {
     path: Option<PathBuf>,
     /// Accepting failed; tried again at the next sweep.
     is_paused: bool,
+    /// That was said.
+    is_reported: bool,
+}
+
+impl Socket {
+    fn new(fd: OwnedFd, is_nbd: bool, path: Option<PathBuf>) -> Self {
+        Self { fd: Rc::new(fd), is_nbd, path, is_paused: false, is_reported: false }
+    }
 }
 
 /// Opens the replication port and all NBD listeners.
@@ -35,7 +45,7 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
         let address = config.listen;
         let bound = patiently(config.lock_wait, || TcpListener::bind(address));
         let listener = bound.map_err(|error| StartError::Listen { address, error })?;
-        sockets.push(Socket { fd: Rc::new(listener.into()), is_nbd: false, path: None, is_paused: false });
+        sockets.push(Socket::new(listener.into(), false, None));
     }
     for listener in &config.nbd_listeners {
         let failed = |error| StartError::ListenNbd { listener: describe(listener), error };
@@ -49,7 +59,7 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
                 (bound.map_err(failed)?.into(), Some(path.clone()))
             }
         };
-        sockets.push(Socket { fd: Rc::new(fd), is_nbd: true, path, is_paused: false });
+        sockets.push(Socket::new(fd, true, path));
     }
     Ok(sockets)
 }
@@ -68,7 +78,8 @@ fn describe(listener: &Listener) -> String {
     }
 }
 
-/// The pending accept of a killed predecessor keeps its socket for a moment, as its last request keeps the disk.
+/// The pending accept of a killed predecessor keeps its socket for a moment, as its last request keeps the
+/// disk.
 fn patiently<T>(wait: Duration, mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let began = Instant::now();
     loop {
@@ -89,10 +100,15 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok() {
         match UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-            _ => return Err(io::ErrorKind::AddrInUse.into()),
+            Err(error) => return Err(error),
+            Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
         }
     }
-    let listener = UnixListener::bind(path)?;
+    // Nobody else may connect before the mode is set, whatever umask we were started with.
+    let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(umask);
+    let listener = listener?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
@@ -120,10 +136,14 @@ impl Shard {
     pub(super) fn accepted(&mut self, index: u16, completion: Completion<Token>) {
         let socket = usize::from(index);
         if let Err(error) = &completion.result {
-            tracing::warn!("accepting a connection: {error}");
-            self.sockets[socket].is_paused = true;
+            let entry = &mut self.sockets[socket];
+            if !std::mem::replace(&mut entry.is_reported, true) {
+                tracing::warn!("accepting a connection: {error}; trying again");
+            }
+            entry.is_paused = true;
             return self.want_sweep();
         }
+        self.sockets[socket].is_reported = false;
         let Op::Accept { accepted: Some(fd), .. } = completion.op else { return };
         let fd = Rc::new(fd);
         self.accept_on(socket);
