@@ -26,7 +26,7 @@ impl Extent {
     fn rounds(self) -> [(&'static str, &'static str); 4] {
         let [cut, kill, relocate, seeds] = match self {
             Extent::Quick => ["1", "1", "1", "50"],
-            Extent::Test => ["3", "5", "3", "300"],
+            Extent::Test => ["3", "5", "3", "1000"],
             Extent::Nightly => ["50", "100", "50", "20000"],
         };
         [

@@ -23,7 +23,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
@@ -84,6 +84,22 @@ type App<B> = State<Arc<Shared<B>>>;
 
 /// Bind the control socket, replacing one that no daemon answers on.
 pub(crate) fn bind(socket: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let began = Instant::now();
+    loop {
+        match bind_once(socket) {
+            // A killed predecessor that nobody has waited for answers until it is gone.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < PREDECESSOR_WAIT => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// How long a predecessor may take to die before it counts as another daemon.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(1);
+
+fn bind_once(socket: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     if let Ok(existing) = std::fs::symlink_metadata(socket) {
         if !existing.file_type().is_socket() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is no socket is there"));
