@@ -186,6 +186,13 @@ impl Node {
         self.lockstep(&["demote", RESOURCE])
     }
 
+    /// `demote` when the daemon has noticed that its last client went: closing a socket does not wait for that.
+    #[track_caller]
+    pub fn demote_idle(&self) {
+        self.wait_status("no client", |status| status["clients"].as_array().is_some_and(Vec::is_empty));
+        self.demote().ok();
+    }
+
     /// What `status` says of the resource.
     #[track_caller]
     pub fn status(&self) -> Value {

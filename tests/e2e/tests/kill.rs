@@ -89,7 +89,7 @@ fn the_primary_is_killed_and_the_survivor_promoted() {
         assert!(resynced > 0 && resynced <= bound, "{resynced} bytes resynced, at most {bound} expected");
         scene.ledger = load.stop();
         scene.settle();
-        scene.cluster.beta.demote().ok();
+        scene.cluster.beta.demote_idle();
         scene.cluster.alpha.promote().ok();
     }
 }

@@ -34,10 +34,10 @@ fn planned_moves_copy_nothing() {
             load.retarget(to.nbd());
             load.wait_acked(1000);
             ledger = load.stop();
-            to.demote().ok();
-            from.demote().ok();
+            to.demote_idle();
+            from.demote_idle();
             from.promote().ok();
-            from.demote().ok();
+            from.demote_idle();
             to.promote().ok();
             to.promote().ok();
         }
@@ -74,7 +74,7 @@ fn of_two_promotions_at_once_one_wins() {
         let winner = usize::from(codes[0] != 0);
         let primary = roles(&cluster).iter().position(|role| role == "Primary");
         assert_eq!(primary, Some(winner), "{}\n{}", ran[0], ran[1]);
-        [&cluster.alpha, &cluster.beta][winner].demote().ok();
+        [&cluster.alpha, &cluster.beta][winner].demote_idle();
     }
     assert_eq!(cluster.resynced_bytes(), 0);
 }
@@ -128,7 +128,7 @@ fn a_frozen_primary_that_wakes_up_acknowledges_nothing_alone() {
     client.read(0, 4096).expect("a read");
     drop(client);
     cluster.alpha.wait_status("no clients", |status| status["clients"].as_array().is_some_and(Vec::is_empty));
-    cluster.alpha.demote().ok();
+    cluster.alpha.demote_idle();
     cluster.alpha.lockstep(&["resolve", RESOURCE, "--discard", "alpha"]).ok();
     cluster.assert_replicas_equal();
     ledger.assert_kept(cluster.alpha.disk());

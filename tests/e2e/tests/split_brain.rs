@@ -63,7 +63,7 @@ fn it_is_resolved_as_told_and_the_winner_is_not_disturbed() {
     cluster.alpha.wait_replication("SplitBrain");
     let load = on_alpha.start(cluster.alpha.nbd(), 4);
     load.wait_acked(200);
-    cluster.beta.demote().ok();
+    cluster.beta.demote_idle();
     cluster.alpha.wait_status("beta as Secondary", |status| status["peers"][0]["role"] == "Secondary");
     cluster.alpha.lockstep(&resolve("beta")).ok();
     cluster.wait_synced();
@@ -79,7 +79,7 @@ fn it_is_resolved_as_told_and_the_winner_is_not_disturbed() {
 #[test]
 fn the_other_side_may_be_discarded_and_it_may_be_told_there() {
     let (cluster, _, mut on_beta) = split("discard alpha");
-    cluster.alpha.demote().ok();
+    cluster.alpha.demote_idle();
     cluster.alpha.lockstep(&["resolve", RESOURCE, "--discard", "alpha"]).ok();
     cluster.assert_replicas_equal();
     on_beta.assert_kept(cluster.alpha.disk());

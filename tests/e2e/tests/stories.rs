@@ -228,7 +228,7 @@ fn a_secondary_restarts_in_the_middle_of_a_resync() {
 fn a_node_is_away_for_a_day() {
     let mut cluster = Cluster::primary(&plan());
     let ledger = ledger("a day").write_some(cluster.alpha.nbd(), 1000);
-    cluster.alpha.demote().ok();
+    cluster.alpha.demote_idle();
     cluster.alpha.stop();
     cluster.beta.promote().ok();
     let load = ledger.start(cluster.beta.nbd(), 8);
@@ -355,7 +355,7 @@ fn the_link_flaps_while_the_primary_is_the_target() {
     let load = ledger.start(cluster.alpha.nbd(), 8);
     load.wait_acked(15_000);
     let ledger = load.stop();
-    cluster.alpha.demote().ok();
+    cluster.alpha.demote_idle();
     cluster.proxy.slow_down(SLOW / 4);
     cluster.beta.start();
     cluster.beta.wait_replication("SyncTarget");
