@@ -242,8 +242,15 @@ fn is_out_of_memory(result: &io::Result<IoUring>) -> bool {
     matches!(result, Err(error) if error.raw_os_error() == Some(libc::ENOMEM))
 }
 
-/// Submits what is queued. A full completion queue or an interruption is no error: the entries stay queued.
+/// Submits what is queued and runs deferred work; does not enter the kernel when there is neither. A full
+/// completion queue or an interruption is no error: the entries stay queued.
 fn submit(uring: &mut IoUring) {
+    let queue = uring.submission();
+    let is_idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+    drop(queue);
+    if is_idle {
+        return;
+    }
     match uring.submit() {
         Ok(_) => {}
         Err(error) if is_passing(&error) => rustix::thread::sched_yield(),
