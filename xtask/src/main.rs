@@ -4,6 +4,7 @@
 //! `setup` is the only part that changes the machine, and says what it installs.
 
 mod bans;
+mod cited;
 mod setup;
 mod shell;
 mod suite;
@@ -22,12 +23,12 @@ usage: cargo xtask COMMAND
                       (--quick: no kernels, one round of each)
   nightly             the same with many rounds
   setup               install the Debian packages that the tests need, or say which are missing
-  tidy                sizes, headers, leftovers, links
+  tidy                sizes, headers, leftovers, links, cited tests
   bans                dependencies of the pure crates
   sim ARGS            the simulator: run --seed S | swarm --minutes N | seeds N
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
-Rounds are set by LOCKSTEP_ROUNDS_CUT, LOCKSTEP_ROUNDS_KILL, LOCKSTEP_ROUNDS_MOVE and LOCKSTEP_SIM_SEEDS.";
+Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _KILL and _MOVE, and by LOCKSTEP_SIM_SEEDS.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,15 +1,16 @@
 //! `tidy`: the house rules that no compiler checks.
 //!
 //! Sizes of files, functions and lines; a `//!` at the head of each Rust file; no leftovers; no dead link
-//! from a document. It reads the working tree, not git: what is on the disk must be in order. The length
-//! of a function is measured by indentation, which formatted code allows.
+//! from a document, no citation of code that is gone (`cited.rs`). It reads the working tree, not git: what
+//! is on the disk must be in order. The length of a function is measured by indentation, which formatted
+//! code allows.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::shell;
+use crate::{cited, shell};
 
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 100;
@@ -32,17 +33,22 @@ pub(crate) fn tidy() -> Result<()> {
     let mut files = Vec::new();
     walk(root, &mut files)?;
     files.sort();
-    let mut problems = Vec::new();
-    for path in &files {
-        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let shown = path.strip_prefix(root).unwrap_or(path).display().to_string();
-        problems.extend(check(path, &text).into_iter().map(|problem| format!("{shown}{problem}")));
+    let mut sources = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        sources.push((path, text));
     }
+    let mut problems = Vec::new();
+    for (path, text) in &sources {
+        let shown = path.strip_prefix(root).unwrap_or(path).display().to_string();
+        problems.extend(check(path, text).into_iter().map(|problem| format!("{shown}{problem}")));
+    }
+    problems.extend(cited::check(root, &sources));
     if !root.join("README.md").exists() {
         problems.push("README.md: missing".to_string());
     }
     ensure!(problems.is_empty(), "{} problems\n{}", problems.len(), problems.join("\n"));
-    println!("tidy: {} files are in order", files.len());
+    println!("tidy: {} files are in order", sources.len());
     Ok(())
 }
 
