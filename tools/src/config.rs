@@ -6,6 +6,8 @@
 //! compute the same ones. Nothing here opens a disk or a socket.
 
 mod address;
+#[cfg(test)]
+mod bad_input;
 mod init;
 mod quantity;
 mod reader;
@@ -34,6 +36,24 @@ pub(crate) const DEFAULT_SOCKET: &str = "/run/lockstep/control.sock";
 pub(crate) const DEFAULT_NBD_SOCKET: &str = "/run/lockstep/nbd.sock";
 /// Bytes of one region of the activity map, the unit in which `max-hot` counts.
 pub(crate) const REGION_BYTES: u64 = 4 << 20;
+
+/// Every key that the file may have, by where it belongs.
+const TOP_KEYS: &[&str] = &["cluster", "secret-file", "hold-greeting", "node", "resource"];
+const NODE_KEYS: &[&str] = &["address", "nbd", "tls"];
+const RESOURCE_KEYS: &[&str] = &[
+    "name",
+    "disk",
+    "size",
+    "meta",
+    "max-hot",
+    "buffer-memory",
+    "timeout",
+    "heartbeat",
+    "io-timeout",
+    "epoch",
+];
+const PLACES: &[(&str, &[&str])] =
+    &[("the top of the file", TOP_KEYS), ("[node.NAME]", NODE_KEYS), ("[[resource]]", RESOURCE_KEYS)];
 
 const NODES: usize = 2;
 const NAME_BYTES_MAX: usize = 64;
@@ -152,8 +172,7 @@ impl Config {
     /// Check a text. `file` is for messages.
     pub(crate) fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
         let document = Document::new(file, text);
-        const KEYS: &[&str] = &["cluster", "secret-file", "hold-greeting", "node", "resource"];
-        let mut top = document.parse(KEYS)?;
+        let mut top = document.parse(TOP_KEYS)?;
         let (cluster, span) = top.required_string("cluster")?;
         check_name(&document, "cluster", &cluster, span)?;
         let (secret_file, span) = top.required_string("secret-file")?;
@@ -200,7 +219,7 @@ impl ResourceEntry {
 type Placed = (ResourceEntry, Span);
 
 fn read_nodes(document: &Document<'_>, top: &mut Table<'_, '_>) -> Result<Vec<NodeEntry>, ConfigError> {
-    let (tables, span) = top.required_named_tables("node", "[node.NAME]", &["address", "nbd", "tls"])?;
+    let (tables, span) = top.required_named_tables("node", "[node.NAME]", NODE_KEYS)?;
     let mut nodes = Vec::new();
     for (name, name_span, mut table) in tables {
         check_name(document, "node", &name, name_span)?;
@@ -279,19 +298,7 @@ fn read_resources(
     top: &mut Table<'_, '_>,
     nodes: &[NodeEntry],
 ) -> Result<Vec<Placed>, ConfigError> {
-    const KEYS: &[&str] = &[
-        "name",
-        "disk",
-        "size",
-        "meta",
-        "max-hot",
-        "buffer-memory",
-        "timeout",
-        "heartbeat",
-        "io-timeout",
-        "epoch",
-    ];
-    let (tables, span) = top.required_table_array("resource", "[[resource]]", KEYS)?;
+    let (tables, span) = top.required_table_array("resource", "[[resource]]", RESOURCE_KEYS)?;
     if tables.is_empty() || tables.len() > RESOURCES_MAX {
         return Err(document.error(span, format!("1 to {RESOURCES_MAX} [[resource]] tables are allowed")));
     }

@@ -15,7 +15,13 @@ const KEY_CONTEXT: &str = "lockstep 2026 replication link shared secret";
 
 /// The 32-byte key of a secret file.
 pub(crate) fn load(file: &Path) -> Result<[u8; 32], Failure> {
-    let named = |error: std::io::Error| Failure::config(format!("secret-file {}: {error}", file.display()));
+    let named = |error: std::io::Error| {
+        let next = match error.kind() {
+            std::io::ErrorKind::NotFound => "; copy it from the other node: both have the same one",
+            _ => "",
+        };
+        Failure::config(format!("secret-file {}: {error}{next}", file.display()))
+    };
     let mut handle = std::fs::File::open(file).map_err(named)?;
     // The mode of what was opened, not of whatever has that name by now.
     let mode = handle.metadata().map_err(named)?.mode() & 0o7777;
@@ -31,7 +37,7 @@ pub(crate) fn load(file: &Path) -> Result<[u8; 32], Failure> {
     let secret = text.trim_ascii();
     if secret.len() < SECRET_BYTES_MIN || text.len() as u64 > SECRET_BYTES_MAX {
         return Err(Failure::config(format!(
-            "secret-file {}: {} bytes; {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} are needed",
+            "secret-file {}: {} bytes; {SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} are needed, the same on both nodes",
             file.display(),
             secret.len()
         )));
@@ -77,9 +83,19 @@ mod tests {
             assert_eq!(failure.code, 10);
             assert!(failure.message.contains("chmod 0600"), "{}", failure.message);
         }
-        assert!(load(&file(dir.path(), "short", 0o600)).is_err());
-        assert!(load(&file(dir.path(), &"x".repeat(5000), 0o600)).is_err());
-        assert!(load(&dir.path().join("absent")).is_err());
+        let refused = |path: &Path, word: &str| {
+            let failure = load(path).unwrap_err();
+            assert_eq!(failure.code, 10);
+            let file = path.display().to_string();
+            assert!(failure.message.contains(word) && failure.message.contains(&file), "{failure}");
+        };
+        for content in ["", "\n", "short", "               x", &"x".repeat(5000)] {
+            refused(&file(dir.path(), content, 0o600), "16 to 4096 are needed");
+        }
+        refused(&dir.path().join("absent"), "copy it from the other node");
+        refused(&dir.path().join("absent/secret"), "copy it from the other node");
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        refused(dir.path(), "directory");
     }
 
     #[test]

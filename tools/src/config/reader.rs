@@ -29,15 +29,19 @@ impl<'a> Document<'a> {
     /// The top table, with its keys checked.
     pub(crate) fn parse(&self, allowed: &'static [&'static str]) -> Result<Table<'a, '_>, ConfigError> {
         let table = DeTable::parse(self.text).map_err(|error| {
+            let span = error.span().unwrap_or(0..0);
             let twice = ["duplicate key", "cannot extend value"];
             let hint = if twice.iter().any(|words| error.message().contains(words)) {
-                " (for a value that differs between nodes give one key per node and no common one: \
-                 disk.alpha, disk.beta)"
+                let written = self.text.get(span.clone()).unwrap_or("");
+                format!(
+                    ": {written} (give it once; for a value that differs between nodes give one key per node \
+                     and no common one: disk.alpha, disk.beta)"
+                )
             } else {
-                ""
+                String::new()
             };
             let message = format!("{}{hint}", error.message().trim().replace('\n', "; "));
-            self.error(error.span().unwrap_or(0..0), message)
+            self.error(span, message)
         })?;
         Table::new(self, "the top of the file".to_owned(), table, allowed)
     }
@@ -275,7 +279,9 @@ impl<'a, 'd> Table<'a, 'd> {
 /// "unknown key ..., did you mean ...; allowed: ...".
 pub(crate) fn unknown(key: &str, place: &str, allowed: &[&str]) -> String {
     let near = allowed.iter().map(|known| (distance(key, known), known)).min();
+    let home = super::PLACES.iter().find(|(_, known)| known.contains(&key));
     let guess = match near {
+        _ if home.is_some() => home.map_or(String::new(), |(home, _)| format!("; it belongs into {home}")),
         Some((edits, known)) if edits <= 2 && edits < known.len() => format!("; did you mean \"{known}\"?"),
         _ => String::new(),
     };
