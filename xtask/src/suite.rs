@@ -57,7 +57,7 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     stages.run("tidy", tidy::tidy);
     stages.run("bans", bans::bans);
     stages.run("clippy", clippy);
-    stages.run("unit", || unit(extent));
+    stages.run("unit", unit);
     stages.run("simulator", || sim(&["seeds", &extent.seeds()]));
     stages.run("end to end", || end_to_end(extent));
     if extent != Extent::Quick {
@@ -75,9 +75,9 @@ fn clippy() -> Result<()> {
         .status()
 }
 
-fn unit(extent: Extent) -> Result<()> {
+fn unit() -> Result<()> {
     let tests = cargo().args(["test", "--profile", PROFILE, "--workspace", "--exclude", "lockstep-e2e"]);
-    extent.with_rounds(tests.args(["--no-fail-fast"])).status()
+    tests.args(["--no-fail-fast"]).status()
 }
 
 fn end_to_end(extent: Extent) -> Result<()> {

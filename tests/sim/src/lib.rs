@@ -29,6 +29,7 @@ pub use world::Violation;
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError, mpsc};
 
 /// What came of a run.
 #[derive(Clone, Debug)]
@@ -80,20 +81,41 @@ pub fn run(seed: u64, log: bool) -> Outcome {
     }
 }
 
-/// Runs a range of seeds, every hundredth twice; gives each outcome to `seen`. Returns how many failed.
-pub fn run_seeds(seeds: impl Iterator<Item = u64>, mut seen: impl FnMut(&Outcome)) -> u64 {
-    let mut failed = 0;
-    for seed in seeds {
-        let mut outcome = run(seed, false);
-        if seed % 100 == 0 && outcome.violation.is_none() {
-            let again = run(seed, false);
-            if again.trace != outcome.trace {
-                let what = format!("two runs differ: {:x} and {:x}", outcome.trace, again.trace);
-                outcome.violation = Some(Violation { check: "determinism", at_ns: 0, what });
-            }
+/// Runs a range of seeds on all processors, every hundredth twice; gives each outcome to `seen`, as they come.
+/// Returns how many failed.
+pub fn run_seeds(seeds: impl Iterator<Item = u64> + Send, mut seen: impl FnMut(&Outcome)) -> u64 {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let seeds = Mutex::new(seeds);
+    let (results, outcomes) = mpsc::sync_channel(threads);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (seeds, results) = (&seeds, results.clone());
+            scope.spawn(move || {
+                while let Some(seed) = next_of(seeds) {
+                    if results.send(run_checked(seed)).is_err() {
+                        return;
+                    }
+                }
+            });
         }
-        failed += u64::from(outcome.violation.is_some());
-        seen(&outcome);
+        drop(results);
+        outcomes.iter().map(|outcome| (seen(&outcome), u64::from(outcome.violation.is_some())).1).sum()
+    })
+}
+
+fn next_of(seeds: &Mutex<impl Iterator<Item = u64>>) -> Option<u64> {
+    seeds.lock().unwrap_or_else(PoisonError::into_inner).next()
+}
+
+/// Every hundredth seed has to give the same history twice.
+fn run_checked(seed: u64) -> Outcome {
+    let mut outcome = run(seed, false);
+    if seed.is_multiple_of(100) && outcome.violation.is_none() {
+        let again = run(seed, false);
+        if again.trace != outcome.trace {
+            let what = format!("two runs differ: {:x} and {:x}", outcome.trace, again.trace);
+            outcome.violation = Some(Violation { check: "determinism", at_ns: 0, what });
+        }
     }
-    failed
+    outcome
 }

@@ -64,7 +64,7 @@ fn swarm(minutes: u64, start: u64) -> u64 {
         runs += 1;
         report(outcome);
     });
-    let minutes_used = began.elapsed().as_secs_f64() / 60.0;
-    println!("{runs} runs, {failed} violations, {:.0} runs per core-minute", runs as f64 / minutes_used);
+    let per_minute = runs as f64 / (began.elapsed().as_secs_f64() / 60.0);
+    println!("{runs} runs, {failed} violations, {per_minute:.0} runs per minute");
     failed
 }
