@@ -25,6 +25,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nbd-client", "the kernel's client"),
     ("nbdkit", "benchmark baseline"),
     ("nftables", "cut links"),
+    ("postgresql", "transactions through a failover"),
     ("python3-libnbd", "scripted clients"),
     ("qemu-system-common", "qemu-storage-daemon"),
     ("qemu-system-x86", "the guest's machine"),

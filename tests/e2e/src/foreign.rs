@@ -2,15 +2,20 @@
 
 use crate::run::{Ran, run};
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Longest run of a foreign program, in seconds.
 const LIMIT_S: &str = "120";
 
 const PACKAGES: &[(&str, &str)] = &[
+    ("e2fsck", "e2fsprogs"),
     ("fio", "fio"),
+    ("fusermount3", "fuse3"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mount", "mount"),
     ("nbdcopy", "libnbd-bin"),
+    ("nbdfuse", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdkit", "nbdkit"),
     ("python3", "python3-libnbd"),
@@ -26,14 +31,22 @@ pub struct Tool(Command);
 /// A program by name. Panics if it is not installed, naming its package.
 #[track_caller]
 pub fn tool(program: &str) -> Tool {
+    let mut command = Command::new("timeout");
+    command.arg(LIMIT_S).arg(require(program));
+    Tool(command)
+}
+
+/// Where a program is. Panics if it is not installed, naming its package.
+#[track_caller]
+pub(crate) fn require(program: &str) -> PathBuf {
     let package = PACKAGES.iter().find(|(name, _)| *name == program).map(|(_, package)| *package);
     let package = package.unwrap_or_else(|| panic!("{program} is not in the table of packages"));
     // Debian's modules belong to Debian's interpreter, whatever else is first in PATH.
-    let path = Path::new("/usr/bin").join(program);
-    assert!(path.exists(), "{program} is missing: apt-get install {package} (or cargo xtask setup)");
-    let mut command = Command::new("timeout");
-    command.arg(LIMIT_S).arg(path);
-    Tool(command)
+    let places = ["/usr/bin", "/usr/sbin", "/sbin"].map(|folder| Path::new(folder).join(program));
+    places
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("{program} is missing: apt-get install {package} (or cargo xtask setup)"))
 }
 
 impl Tool {
