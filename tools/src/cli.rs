@@ -91,6 +91,10 @@ pub(crate) enum Verb {
     /// End a split brain: name the node whose changes are given up.
     #[command(after_help = "Example:\n  lockstep resolve r0 --discard beta")]
     Resolve(Resolve),
+    /// Declare a copy wrong: all of it is synchronised from the other node.
+    #[command(after_help = "Examples:\n  lockstep invalidate r0          # the copy of this node\n  \
+                            lockstep invalidate r0 --peer   # the copy of the other node")]
+    Invalidate(Invalidate),
     /// Wait until a resource has reached a state.
     #[command(after_help = "Example:\n  lockstep wait r0 --for uptodate -t 30s")]
     Wait(Wait),
@@ -215,6 +219,17 @@ pub(crate) struct Resolve {
     /// The node whose changes since the split are given up.
     #[arg(long, value_name = "NODE")]
     pub(crate) discard: String,
+}
+
+/// `invalidate`.
+#[derive(Debug, Args)]
+pub(crate) struct Invalidate {
+    /// Name of the resource.
+    #[arg(value_name = "R")]
+    pub(crate) resource: String,
+    /// The peer's copy, not the one of this node.
+    #[arg(long)]
+    pub(crate) peer: bool,
 }
 
 /// `wait`.

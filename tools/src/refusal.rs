@@ -67,7 +67,7 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
         ),
         Refusal::NothingToResolve => "there is no split brain to resolve".to_owned(),
         Refusal::LoserIsPrimary(node) => format!(
-            "{0} is Primary, and its changes would be discarded under its clients; demote it first, \
+            "{0} is Primary, and its data would be given up under its clients; demote it first, \
              there: lockstep demote {resource}",
             name(node)
         ),
@@ -77,12 +77,45 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
         Refusal::Leaving => {
             format!("{resource} is down on this node, or on its way; type: lockstep up {resource}")
         }
+        Refusal::OnlyCopy(_)
+        | Refusal::NotConnected(_)
+        | Refusal::PeerRefused(_)
+        | Refusal::Unanswered(_) => invalidate_refusal(refusal, resource, name),
         Refusal::WrongRole(Role::Primary) => {
             format!("not possible while this node is Primary; first: lockstep demote {resource}")
         }
         Refusal::WrongRole(Role::Secondary) => {
             format!("not possible while this node is Secondary; first: lockstep promote {resource}")
         }
+    }
+}
+
+/// Why a copy was not declared wrong.
+fn invalidate_refusal(refusal: &Refusal, resource: &str, name: impl Fn(&NodeId) -> String) -> String {
+    match refusal {
+        Refusal::OnlyCopy(node) => format!(
+            "the copy of {0} is, or may be, the only one that is UpToDate, and is not given up. Wait until \
+             the other one is UpToDate (lockstep status {resource}), or, if this data is to be given up for \
+             good, on {0}: lockstep down {resource}; lockstep create-md {resource} --overwrite; lockstep up \
+             {resource}",
+            name(node)
+        ),
+        Refusal::NotConnected(node) => format!(
+            "nothing is replicated with {} (lockstep status {resource} says why). Connect it, or type the \
+             command there without --peer",
+            name(node)
+        ),
+        Refusal::PeerRefused(node) => format!(
+            "{} refused: another change is under way there, or its copy may not be given up. Try again, or \
+             type there: lockstep invalidate {resource}",
+            name(node)
+        ),
+        Refusal::Unanswered(node) => format!(
+            "the connection was lost before {} answered: it may have done it. Look at lockstep status \
+             {resource} there, then try again",
+            name(node)
+        ),
+        _ => refusal.to_string(),
     }
 }
 
@@ -126,6 +159,10 @@ mod tests {
             (Refusal::InUse { clients: 2 }, &["2 clients are attached"]),
             (Refusal::LoserIsPrimary(beta), &["beta is Primary", "lockstep demote r0"]),
             (Refusal::UnknownNode(NodeId(7)), &["node 7", "alpha, beta"]),
+            (Refusal::OnlyCopy(beta), &["the copy of beta", "lockstep create-md r0 --overwrite"]),
+            (Refusal::NotConnected(beta), &["with beta", "without --peer"]),
+            (Refusal::PeerRefused(beta), &["beta refused", "lockstep invalidate r0"]),
+            (Refusal::Unanswered(beta), &["beta answered", "lockstep status r0"]),
             (Refusal::Leaving, &["lockstep up r0"]),
             (Refusal::WrongRole(Role::Primary), &["lockstep demote r0"]),
         ] {

@@ -1,7 +1,7 @@
 //! The verbs that the daemon executes; this side asks, waits and says what came of it.
 
 use crate::cli::{Global, StatusArgs, Verb, Wait, WaitFor};
-use crate::control::{Client, DemoteBody, DoneDoc, NoBody, PromoteBody, ResolveBody};
+use crate::control::{Client, DemoteBody, DoneDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody};
 use crate::failure::{Failure, NOT_RUNNING, TIMEOUT, UNREACHABLE};
 use crate::output::Output;
 use crate::status::{ResourceDoc, StatusDoc, render};
@@ -31,6 +31,9 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         }
         Verb::Demote(args) => {
             say(client.command(&args.resource, "demote", &DemoteBody { force: args.force })?)
+        }
+        Verb::Invalidate(args) => {
+            say(client.command(&args.resource, "invalidate", &InvalidateBody { peer: args.peer })?)
         }
         Verb::Resolve(args) => {
             let options = ResolveBody { discard: args.discard.clone() };

@@ -37,6 +37,8 @@ pub enum CloseReason {
     DiskFailed,
     /// The operator resolved a split brain: the handshake starts again.
     Resolving,
+    /// A copy was declared wrong: the handshake starts again.
+    Invalidated,
 }
 
 /// A change worth a line in the log.
@@ -97,6 +99,8 @@ pub enum Notice {
     DiskFailed,
     /// A metadata write failed.
     MetadataFailed,
+    /// This copy was declared wrong, durably.
+    Invalidated,
     /// Client I/O waits because no UpToDate copy can be reached.
     Suspended,
     /// Client I/O goes on.

@@ -83,6 +83,11 @@ pub enum Command {
         /// The node whose changes are given up.
         discard: NodeId,
     },
+    /// Declare a copy wrong: all of it is synchronised from the other one.
+    Invalidate {
+        /// The peer's copy, not this one.
+        peer: bool,
+    },
     /// Leave cleanly: demote by force, ask the peer, record, close; nothing runs afterwards.
     Leave,
 }

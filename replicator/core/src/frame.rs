@@ -173,6 +173,13 @@ pub enum Frame {
     },
     /// The sender has recorded itself as Outdated.
     Left,
+    /// The sender's operator declares the receiver's copy wrong.
+    Invalidate,
+    /// Answer to Invalidate.
+    InvalidateReply {
+        /// The sender is durably Inconsistent, with every bit set. No: it is Primary, or busy.
+        done: bool,
+    },
     /// Nothing; shows life.
     Heartbeat,
     /// The sender closes the link.
@@ -324,6 +331,8 @@ impl Frame {
             Frame::Left => (26, 0, 0, 0, 0),
             Frame::Heartbeat => (27, 0, 0, 0, 0),
             Frame::Goodbye { reason } => (28, 0, u64::from(reason), 0, 0),
+            Frame::Invalidate => (42, 0, 0, 0, 0),
+            Frame::InvalidateReply { done } => (43, yes(done, FLAG_YES), 0, 0, 0),
         }
     }
 
@@ -367,6 +376,8 @@ impl Frame {
             26 => Frame::Left,
             27 => Frame::Heartbeat,
             28 => Frame::Goodbye { reason: byte(a)? },
+            42 => Frame::Invalidate,
+            43 => Frame::InvalidateReply { done: yes },
             _ => return Err(FrameError::Unknown),
         };
         if frame.to_raw() == raw { Ok(frame) } else { Err(FrameError::Unknown) }
@@ -398,7 +409,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn samples() -> impl Iterator<Item = Frame> {
-        (0..=40u8).flat_map(|kind| {
+        (0..=63u8).flat_map(|kind| {
             (0..8u8).filter_map(move |flags| {
                 [(7, 4096, 512), (7, 0, 0), (0, 0, 0), (1, 3, 0)]
                     .into_iter()
@@ -420,7 +431,7 @@ mod tests {
             let head = frame.encode(body, 0xABCD, crc32c);
             assert_eq!(Frame::decode(&head, crc32c), Ok((frame, body, 0xABCD)));
         }
-        assert_eq!(kinds.len(), 28);
+        assert_eq!(kinds.len(), 30);
     }
 
     #[test]

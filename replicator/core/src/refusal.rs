@@ -81,6 +81,14 @@ pub enum Refusal {
     Leaving,
     /// Not possible in this role.
     WrongRole(Role),
+    /// This node's copy is the only one that is known to be UpToDate, or may be.
+    OnlyCopy(NodeId),
+    /// The peer is not connected, or nothing is replicated.
+    NotConnected(NodeId),
+    /// The peer was asked and refused.
+    PeerRefused(NodeId),
+    /// The peer was asked, and the link was lost before it answered.
+    Unanswered(NodeId),
 }
 
 impl Refusal {
@@ -164,6 +172,25 @@ impl fmt::Display for Refusal {
             Refusal::UnknownNode(n) => write!(f, "node {} is not part of this resource", n.0),
             Refusal::Leaving => write!(f, "this node is leaving the resource"),
             Refusal::WrongRole(role) => write!(f, "not possible while this node is {role}"),
+            Refusal::OnlyCopy(n) => write!(
+                f,
+                "the copy of node {} is, or may be, the only one that is UpToDate: it is not given up. Connect an \
+                 UpToDate peer first; if the data is to be given up: lockstep create-md --overwrite",
+                n.0
+            ),
+            Refusal::NotConnected(n) => {
+                write!(f, "nothing is replicated with node {}; connect it, or type the command there", n.0)
+            }
+            Refusal::PeerRefused(n) => write!(
+                f,
+                "node {} refused: it is Primary, or another change is under way there. Type the command there",
+                n.0
+            ),
+            Refusal::Unanswered(n) => write!(
+                f,
+                "the connection was lost before node {} answered: look at its status, then try again",
+                n.0
+            ),
         }
     }
 }

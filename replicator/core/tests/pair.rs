@@ -482,3 +482,46 @@ fn leaving_in_order_needs_no_flag() {
     assert_eq!(w.promote(0), Ok(Done::Changed));
     w.settled();
 }
+
+#[test]
+fn a_copy_declared_wrong_is_copied_whole_from_the_other() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    let total = w.status(0).peers[0].resynced_bytes_total;
+    assert_eq!(w.command(1, Command::Invalidate { peer: false }), Ok(Done::Changed));
+    assert_eq!(w.status(1).disk, DiskState::Inconsistent);
+    w.hosts[1].data[4096..8192].fill(0xee);
+    w.write(0, 0, 1, 4096);
+    w.settled();
+    assert_eq!(w.status(0).peers[0].resynced_bytes_total - total, SIZE);
+    // The same, asked for from the other node; a restart in between changes nothing.
+    assert_eq!(w.command(0, Command::Invalidate { peer: true }), Ok(Done::Changed));
+    w.hosts[1].data.fill(0xee);
+    w.kill(1);
+    w.settled();
+    assert_eq!(w.status(0).role, Role::Primary);
+}
+
+#[test]
+fn the_only_copy_that_counts_is_not_given_up() {
+    let invalidate = |peer| Command::Invalidate { peer };
+    let mut w = World::new();
+    assert_eq!(w.command(0, invalidate(false)), Err(Refusal::OnlyCopy(NodeId(0))), "the peer has no data");
+    w.promote(0).unwrap();
+    w.settled();
+    assert_eq!(w.command(0, invalidate(false)), Err(Refusal::LoserIsPrimary(NodeId(0))));
+    assert_eq!(w.command(1, invalidate(true)), Err(Refusal::LoserIsPrimary(NodeId(0))));
+    w.cut();
+    assert_eq!(w.command(0, invalidate(true)), Err(Refusal::NotConnected(NodeId(1))));
+    // Alone it is nobody's only copy as far as it knows: its peer was UpToDate when it was last heard of.
+    assert_eq!(w.command(1, invalidate(false)), Ok(Done::Changed));
+    assert_eq!(w.command(1, invalidate(false)), Ok(Done::Changed));
+    w.kill(1);
+    assert_eq!(w.status(1).disk, DiskState::Inconsistent);
+    assert_eq!(w.command(0, Command::Demote { force: false }), Ok(Done::Changed));
+    assert_eq!(w.status(0).disk, DiskState::UpToDate, "it rotated without the peer");
+    assert_eq!(w.command(0, invalidate(false)), Err(Refusal::OnlyCopy(NodeId(0))));
+    w.cut = false;
+    w.settled();
+}

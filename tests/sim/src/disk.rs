@@ -164,6 +164,16 @@ impl DataDisk {
         }
     }
 
+    /// Somebody else writes to the disk: a few sectors change, durably.
+    pub(crate) fn scribble(&mut self, tag: impl Fn(usize) -> u64, rng: &mut Prng) {
+        for sector in 0..self.visible.len() {
+            if rng.chance(20) {
+                self.volatile.remove(&sector);
+                (self.visible[sector], self.durable[sector]) = (tag(sector), tag(sector));
+            }
+        }
+    }
+
     /// True if the sector might hold anything but `tag` now or after a power loss.
     pub(crate) fn may_differ(&self, sector: usize, tag: u64) -> bool {
         self.visible[sector] != tag

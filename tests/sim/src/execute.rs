@@ -307,6 +307,8 @@ impl World {
             Notice::SplitBrain if !self.split_allowed => {
                 self.fail("C6", format!("node {n} reports split brain that nobody caused"));
             }
+            Notice::Invalidated => self.spoil(n),
+            Notice::Disk { new: DiskState::UpToDate, .. } => self.hosts[n].declared_wrong = false,
             Notice::UnrelatedData => self.fail("C6", format!("node {n} reports unrelated data")),
             Notice::Generation { .. } => {
                 let line = self.learn_generation(n, node);
@@ -316,6 +318,24 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// The copy of this node was declared wrong, and it is: only a full resync brings it back.
+    fn spoil(&mut self, n: usize) {
+        let record = match self.recovered(n) {
+            Ok((store, _)) => store,
+            Err(why) => return self.fail("recover", why),
+        };
+        let dirty = record.slots[0].bits.count();
+        if record.superblock.inconsistent.is_none() || dirty < record.geometry().blocks() {
+            return self.fail("C3 invalidate", format!("node {n}: told before it is durable, {dirty} dirty"));
+        }
+        let tag = |sector| (1 << 63) | ((n as u64 + 1) << 40) | (1 << 39) | sector as u64;
+        self.say(format_args!("n{n} SPOILT"));
+        self.hosts[n].disk.scribble(tag, &mut self.rng.disk[n]);
+        self.hosts[n].declared_wrong = true;
+        // What it held unflushed is no help to the other one any more.
+        self.failures.unclean[n] = self.next_seq();
     }
 
     /// A client has gone (or the shell closed it): incomplete writes are abandoned.

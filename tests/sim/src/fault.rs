@@ -43,7 +43,7 @@ impl World {
     /// Kills now, or at one of the core's next actions.
     fn strike(&mut self, mut n: usize, how: Stop) {
         if self.setup.faults.aimed && self.rng.fault.chance(700) {
-            // Actions 3..14 and frames 21..48, with a liking for metadata writes and the handshake's frames.
+            // Actions 3..14 and frames 21..63, with a liking for metadata writes and the handshake's frames.
             let code: u64 = match self.rng.fault.below(6) {
                 4 | 5 if self.setup.faults.reset => {
                     // Between the loss of the link and the end of the rotation that must follow it.
@@ -54,7 +54,7 @@ impl World {
                 0 => 6,
                 1 => self.rng.fault.between(3, 13),
                 2 => self.rng.fault.between(21, 25),
-                _ => self.rng.fault.between(21, 46),
+                _ => self.rng.fault.between(21, 63),
             };
             self.aimed = Some((n, code as u8, how));
         } else if how == Stop::Power {

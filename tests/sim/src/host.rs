@@ -167,6 +167,8 @@ pub(crate) struct Host {
     pub(crate) dialing: bool,
     /// Last refusal of a promotion, and how many in a row.
     pub(crate) refused: Option<(Refusal, u32)>,
+    /// Its copy was declared wrong, and is: it has not been synchronised since.
+    pub(crate) declared_wrong: bool,
 }
 
 impl Host {
@@ -199,6 +201,7 @@ impl Host {
             links: 0,
             dialing: false,
             refused: None,
+            declared_wrong: false,
         }
     }
 

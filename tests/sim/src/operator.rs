@@ -106,7 +106,10 @@ impl World {
         let may_flag = self.phase == Phase::Stormy && other_is_down && times >= 2;
         match refusal {
             Refusal::MayBeStale { .. } if may_flag => self.promote_by_flag(n, false),
-            Refusal::DataLoss { .. } if may_flag && self.rng.operator.chance(300) => {
+            // Whoever declared a copy wrong does not take it as it is.
+            Refusal::DataLoss { .. }
+                if may_flag && !self.hosts[n].declared_wrong && self.rng.operator.chance(300) =>
+            {
                 self.promote_by_flag(n, true)
             }
             _ => self.command(n, PROMOTE),
@@ -143,13 +146,15 @@ impl World {
             return self.reconnect(seen);
         }
         let either = self.rng.operator.below(2) as usize;
-        match self.rng.operator.below(8) {
+        match self.rng.operator.below(10) {
             0 | 1 => self.command(primary, Command::Demote { force: true }),
             2 => self.command(primary, Command::Demote { force: false }),
             3 => self.command(either, Command::Disconnect),
             4 => self.command(either, Command::Leave),
             5 => self.command(other, PROMOTE),
             6 => self.command(other, Command::Leave),
+            7 => self.command(other, Command::Invalidate { peer: false }),
+            8 => self.command(primary, Command::Invalidate { peer: true }),
             _ => self.reconnect(seen),
         }
     }

@@ -41,6 +41,14 @@ pub(crate) struct ResolveBody {
     pub(crate) discard: String,
 }
 
+/// Options of `invalidate`.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct InvalidateBody {
+    /// The peer's copy.
+    pub(crate) peer: bool,
+}
+
 /// Options of verbs that have none.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -4,7 +4,9 @@
 //! limit; a body has a small bound; unknown options are refused, since an option that is ignored may be the
 //! one that mattered. Tolerates an engine that is gone: the channel closes and the client is told.
 
-use super::{DemoteBody, DoneDoc, ErrorBody, ErrorDoc, NoBody, PromoteBody, ResolveBody, VersionDoc};
+use super::{
+    DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, VersionDoc,
+};
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};
 use crate::refusal::render_refusal;
 use crate::status::{Place, ResourceDoc, SCHEMA, StatusDoc, resource_doc};
@@ -207,6 +209,7 @@ async fn post_verb<B: Backend>(
         "demote" => Command::Demote { force: options::<DemoteBody>(&body)?.force },
         "connect" => options::<NoBody>(&body).map(|_| Command::Connect)?,
         "disconnect" => options::<NoBody>(&body).map(|_| Command::Disconnect)?,
+        "invalidate" => Command::Invalidate { peer: options::<InvalidateBody>(&body)?.peer },
         "resolve" => resolve_command(&shared, &options::<ResolveBody>(&body)?)?,
         "up" => {
             options::<NoBody>(&body)?;
@@ -300,6 +303,7 @@ fn done_doc<B>(shared: &Shared<B>, resource: &str, verb: &str, done: Done) -> Do
         "demote" => format!("Secondary on {node}"),
         "connect" => "told to connect".to_owned(),
         "disconnect" => "disconnected".to_owned(),
+        "invalidate" => "declared wrong; all of it is synchronised from the other copy".to_owned(),
         "resolve" => "resolved; the loser is resynchronised when the nodes are connected".to_owned(),
         "up" => format!("up on {node}"),
         _ => format!("down on {node}"),

@@ -105,6 +105,7 @@ fn commands_reach_the_engine_with_their_options() {
     assert_eq!((done.result.as_str(), done.message.as_str()), ("changed", "r0: Primary on alpha"));
     served.client.command("r0", "resolve", &ResolveBody { discard: "beta".to_owned() }).unwrap();
     assert_eq!(served.client.command("r0", "connect", &NoBody {}).unwrap().result, "already");
+    served.client.command("r0", "invalidate", &InvalidateBody { peer: true }).unwrap();
     assert_eq!(served.client.command("r0", "down", &NoBody {}).unwrap().result, "left_as_outdated");
     assert_eq!(
         *served.backend.asked.lock().unwrap(),
@@ -112,6 +113,7 @@ fn commands_reach_the_engine_with_their_options() {
             "Promote { peer_is_down: false, accept_data_loss: true }",
             "Resolve { discard: NodeId(1) }",
             "Connect",
+            "Invalidate { peer: true }",
             "down"
         ]
     );

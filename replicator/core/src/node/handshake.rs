@@ -225,7 +225,8 @@ impl Node {
         self.send(id, Frame::Goodbye { reason: reason as u8 }, None);
         self.act(Action::CloseLink { link: id, reason });
         self.link_lost(LinkLoss::Closed);
-        if matches!(reason, CloseReason::SnapshotChanged | CloseReason::Resolving) {
+        if matches!(reason, CloseReason::SnapshotChanged | CloseReason::Resolving | CloseReason::Invalidated)
+        {
             self.schedule_dial(true);
         }
     }
@@ -479,6 +480,8 @@ impl Node {
             Frame::LeaveRequest { was_primary } => self.on_leave_request(id, was_primary),
             Frame::LeaveReply { agreed } => self.on_leave_reply(id, agreed),
             Frame::Left => self.on_left(id),
+            Frame::Invalidate => self.on_invalidate_request(id),
+            Frame::InvalidateReply { done } => self.on_invalidate_reply(id, done),
             _ => self.close_link(CloseReason::PeerMisbehaved),
         }
     }

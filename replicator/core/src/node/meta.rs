@@ -42,6 +42,8 @@ pub(super) enum Effect {
     PeerLeft(LinkId),
     /// The copy is clean.
     Settled,
+    /// The copy is Inconsistent by an operator's word.
+    Invalidated,
 }
 
 #[derive(Debug, Default)]
@@ -79,8 +81,13 @@ impl Node {
     pub(super) fn refill(&mut self, filled: bool) {
         if let Some(store) = self.store.as_mut() {
             store.refill_slot(0, filled);
-            self.meta.slot_ready = self.meta.wanted + 1;
+            self.hold_slot_pages();
         }
+    }
+
+    /// The slot has begun a new epoch: its pages wait for the superblock that says so.
+    pub(super) fn hold_slot_pages(&mut self) {
+        self.meta.slot_ready = self.meta.wanted + 1;
     }
 
     /// The bytes of a metadata page, and where its copies go. Call it once for each MetaWrite, when executing it.
@@ -284,6 +291,7 @@ impl Node {
                 Effect::Outdated(link) => self.on_outdated(link),
                 Effect::PeerLeft(link) if self.is_current(Some(link)) => self.on_peer_left(),
                 Effect::Settled => self.on_settled(),
+                Effect::Invalidated => self.on_invalidated(),
                 // Meant for a link that is gone; what was recorded stays true.
                 Effect::Promised(_)
                 | Effect::Committed(_)

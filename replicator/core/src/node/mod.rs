@@ -3,11 +3,12 @@
 //! The parts are files of this folder, each with its own paragraph on what it keeps: `attach`, `io` (client
 //! requests), `stream` (writes in the resource's stream and their durability), `receive` (the peer's writes),
 //! `meta` (what is made durable, and when), `handshake`, `mirror` (begin and end of replication), `resync`, `role`,
-//! `leave`, `timers`, `view` (status). All of them follow one pattern: change the state in memory, write what must be
-//! durable, and run the effect that relies on it from the completion.
+//! `leave`, `invalidate`, `timers`, `view` (status). All of them follow one pattern: change the state in memory, write
+//! what must be durable, and run the effect that relies on it from the completion.
 
 mod attach;
 mod handshake;
+mod invalidate;
 mod io;
 mod leave;
 mod meta;
@@ -20,6 +21,7 @@ mod task;
 mod timers;
 mod view;
 
+pub use invalidate::declare_wrong;
 pub use timers::Deadline;
 
 use crate::action::{Action, ExportState, Notice};

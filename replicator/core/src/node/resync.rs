@@ -70,6 +70,11 @@ impl Resync {
     pub(super) fn is_drained(&self) -> bool {
         self.outstanding.is_empty() && self.writing == 0
     }
+
+    /// Nor is a batch being made durable, or the end agreed on.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_drained() && !self.checkpoint && !self.finishing
+    }
 }
 
 /// Ranges and bytes of one batch.

@@ -6,6 +6,7 @@
 
 use super::Node;
 use super::handshake::Phase;
+use super::invalidate::Invalidating;
 use super::leave::Leaving;
 use super::meta::Effect;
 use crate::action::{Action, CloseReason, ExportState};
@@ -25,6 +26,8 @@ pub(super) enum Change {
     /// The peer's promotion is being recorded.
     Granting,
     Leaving(Leaving),
+    /// A copy is being declared wrong.
+    Invalidating(Invalidating),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +124,7 @@ impl Node {
             }
             Command::Resolve { discard } => self.resolve(id, discard),
             Command::Leave => self.begin_leave(id),
+            Command::Invalidate { peer } => self.begin_invalidate(id, peer),
         }
     }
 
@@ -196,6 +200,7 @@ impl Node {
             Some(Change::Promoting(promoting)) => self.pump_promote(promoting),
             Some(Change::Demoting(demoting)) => self.pump_demote(demoting),
             Some(Change::Leaving(leaving)) => self.pump_leave(leaving),
+            Some(Change::Invalidating(invalidating)) => self.pump_invalidate(invalidating),
         }
     }
 
@@ -538,6 +543,7 @@ impl Node {
             },
             Some(Change::Granting) => self.change = None,
             Some(Change::Leaving(_)) => self.leave_lost_link(),
+            Some(Change::Invalidating(invalidating)) => self.invalidate_lost_link(invalidating),
             Some(Change::Demoting(_)) | None => {}
         }
     }
@@ -556,6 +562,7 @@ impl Node {
             Some(Change::Demoting(demoting)) if demoting.stage == DemoteStage::Recording => self.on_demoted(),
             Some(Change::Granting) => self.change = None,
             Some(Change::Leaving(leaving)) => self.end_recorded_leave(leaving),
+            Some(Change::Invalidating(invalidating)) => self.end_recorded_invalidate(invalidating),
             _ => {}
         }
     }

@@ -69,6 +69,9 @@ impl Node {
                 promoting.waiting_since().map(|at| at + self.cfg.timing.timeout * 2)
             }
             Some(Change::Leaving(leaving)) => leaving.waiting_since().map(|at| at + self.cfg.timing.timeout),
+            Some(Change::Invalidating(invalidating)) => {
+                invalidating.waiting_since().map(|at| at + self.cfg.timing.timeout * 2)
+            }
             Some(Change::Demoting(_) | Change::Granting) | None => None,
         }
     }
@@ -114,6 +117,7 @@ impl Node {
             match self.change {
                 Some(Change::Promoting(_)) => self.promotion_timed_out(),
                 Some(Change::Leaving(_)) => self.leave_timed_out(),
+                Some(Change::Invalidating(invalidating)) => self.invalidate_timed_out(invalidating),
                 _ => {}
             }
         }

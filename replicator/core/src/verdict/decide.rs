@@ -173,8 +173,9 @@ fn sync(source: &Snapshot, target: &Snapshot, full: bool, why: SyncWhy) -> Decis
     if target.role == Role::Primary && !reads_through(source, target) {
         return Err(Standstill::TargetIsPrimary);
     }
-    // After a crash most blocks of a hot region are equal; of a whole copy, whatever is there may be equal.
-    let whole_copy = full || target.log.current().is_none();
+    // After a crash most blocks of a hot region are equal; of a whole copy, whatever is there may be equal. A target
+    // whose own slot begins at nothing was declared wrong as a whole.
+    let whole_copy = full || target.log.current().is_none() || target.base == Base::NoGeneration;
     let hash_first = whole_copy || source.unclean || target.unclean;
     Ok(Verdict::Sync { source: source.node, full, hash_first, why })
 }

@@ -164,6 +164,21 @@ fn ahead_is_a_bitmap_resync_when_the_slot_reaches_back() {
 }
 
 #[test]
+fn a_copy_declared_wrong_is_compared_over_its_own_full_slot() {
+    let becoming = Some(Becoming { generation: id(1), node: A });
+    let wrong = Snapshot {
+        disk: DiskState::Inconsistent,
+        becoming,
+        base: Base::NoGeneration,
+        slot_empty: false,
+        ..copy(B, &[1])
+    };
+    expect(&copy(A, &[1]), &wrong, bitmap_hashed(A, SyncWhy::Unfinished));
+    expect(&degraded(A, &[1, 2], 1), &wrong, bitmap_hashed(A, SyncWhy::Unfinished));
+    refused(&copy(A, &[3, 4]), &wrong, Standstill::Unrelated);
+}
+
+#[test]
 fn ahead_is_full_when_the_slot_does_not_reach_back() {
     expect(&copy(A, &[1, 2]), &copy(B, &[1]), full(A, SyncWhy::Ahead));
     expect(&degraded(A, &[1, 2, 3], 2), &copy(B, &[1]), full(A, SyncWhy::Ahead));
