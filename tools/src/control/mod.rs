@@ -5,6 +5,7 @@
 //! options as a JSON object. Every answer is an object; a failure is
 //! `{"error":{"code":17,"message":"..."}}`, whose code is the exit code of the command line.
 
+mod accept;
 mod client;
 mod server;
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! one that mattered. Tolerates an engine that is gone: the channel closes and the client is told.
 
 use super::{
-    DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, VersionDoc,
+    DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, VersionDoc, accept,
 };
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};
 use crate::refusal::render_refusal;
@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 const BODY_BYTES_MAX: usize = 16 * 1024;
 const STATUS_WAIT: Duration = Duration::from_secs(10);
 /// Longer than anything the core waits for; a command goes on after it, only the answer is lost.
-const COMMAND_WAIT: Duration = Duration::from_secs(120);
+pub(super) const COMMAND_WAIT: Duration = Duration::from_secs(120);
 
 /// What the API asks of the engine; tests put something else there.
 pub(crate) trait Backend: Send + Sync + 'static {
@@ -115,8 +115,11 @@ fn bind_once(socket: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     if let Some(parent) = socket.parent() {
         std::fs::create_dir_all(parent)?;
     }
-    // Until the mode is set, the usual umask keeps others out: connecting needs write permission.
-    let listener = std::os::unix::net::UnixListener::bind(socket)?;
+    // Nobody else may connect before the mode is set, whatever umask we were started with.
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = std::os::unix::net::UnixListener::bind(socket);
+    rustix::process::umask(umask);
+    let listener = listener?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
@@ -136,7 +139,8 @@ pub(crate) async fn serve<B: Backend>(
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, GENERIC, "no such path in this API"))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(shared);
-    axum::serve(UnixListener::from_std(listener)?, router).with_graceful_shutdown(stop).await
+    accept::serve(UnixListener::from_std(listener)?, router, stop).await;
+    Ok(())
 }
 
 /// A failure as the client sees it.

@@ -176,6 +176,57 @@ fn socket_is_private_and_only_a_stale_one_is_replaced() {
     assert_eq!(read(&file), "precious");
 }
 
+#[test]
+fn nobody_gets_in_before_the_socket_has_its_mode() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("control.sock");
+    // The most open umask that one can be started with; files of other tests have their mode set by name.
+    let umask = rustix::process::umask(rustix::fs::Mode::empty());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut seen = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                seen |= std::fs::symlink_metadata(&socket).map_or(0, |entry| entry.permissions().mode());
+            }
+            seen
+        });
+        for _ in 0..500 {
+            drop(bind(&socket).unwrap());
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        watcher.join().unwrap()
+    });
+    rustix::process::umask(umask);
+    assert_eq!(seen & 0o777 & !0o660, 0, "modes seen: {:o}", seen & 0o777);
+}
+
+#[test]
+fn more_connections_than_places_wait_and_harm_nobody() {
+    use std::os::unix::net::UnixStream;
+    let served = served();
+    let connect = || UnixStream::connect(&served.socket).unwrap();
+    let silent: Vec<UnixStream> = (0..accept::CONNECTIONS_MAX).map(|_| connect()).collect();
+    let waiting = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| Client::new(served.socket.clone()).unwrap().status(None).unwrap());
+        // Places become free as the silent ones go, one by one.
+        for stream in silent {
+            drop(stream);
+        }
+        asked.join().unwrap()
+    });
+    assert_eq!(waiting.resources.len(), 1);
+    // A request whose headers do not fit is refused, not collected.
+    let mut greedy = connect();
+    let header = format!("GET /v1/status HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(4 * accept::BUFFER_BYTES));
+    use std::io::{Read, Write};
+    // The other end may close before all of it is taken.
+    let _ = greedy.write_all(header.as_bytes());
+    let mut answer = String::new();
+    let _ = greedy.read_to_string(&mut answer);
+    assert!(!answer.contains("resources"), "{answer}");
+}
+
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap()
 }
