@@ -65,7 +65,7 @@ pub struct NodeConfig {
     pub survives_process_death: bool,
     /// Hash over a sample of the disk's blocks: two copies declared equal must agree on it (0: not taken).
     pub sample: u128,
-    /// Writes (pieces) that may be in flight.
+    /// Pieces of trims and zeroes that may be in flight; pieces with a payload are bounded by the shell's slots.
     pub writes_max: usize,
     /// Replied writes that need not be durable yet; the Primary flushes before it is full.
     pub undurable_max: usize,

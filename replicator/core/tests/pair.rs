@@ -9,8 +9,8 @@ use lockstep_bitmap::{
 };
 use lockstep_core::{
     Action, Command, CommandId, ConnectionState, DiskError, DiskState, Done, Event, Frame, Instant, IoError,
-    LinkId, LinkLoss, Node, NodeConfig, OpId, PeerConfig, PeerHello, Refusal, ReplicationState, ReqId,
-    RequestKind, Role, SlotId, Timing,
+    LinkId, LinkLoss, Node, NodeConfig, OpId, PEER_TASKS_MAX, PeerConfig, PeerHello, Position, Refusal,
+    ReplicationState, ReqId, RequestKind, Role, SlotId, Timing,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -524,4 +524,47 @@ fn the_only_copy_that_counts_is_not_given_up() {
     assert_eq!(w.command(0, invalidate(false)), Err(Refusal::OnlyCopy(NodeId(0))));
     w.cut = false;
     w.settled();
+}
+
+#[test]
+fn trims_in_flight_are_bounded_and_all_end() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    let trims: Vec<ReqId> = (1000..1050).map(ReqId).collect();
+    for req in &trims {
+        let request = Event::Request { req: *req, kind: RequestKind::Trim, offset: 0, len: SIZE, fua: false };
+        w.hosts[0].handle(w.now, request);
+        // As many as `writes_max`.
+        assert!(w.hosts[0].node.pieces() <= 64, "{} pieces", w.hosts[0].node.pieces());
+    }
+    w.until("all trims are answered", |w| {
+        trims.iter().all(|req| w.hosts[0].replies.contains(&(*req, Ok(()))))
+    });
+    w.settled();
+}
+
+#[test]
+fn a_peer_that_floods_is_left_and_costs_no_memory() {
+    // After the one write below, whose content it repeats: a peer that lies about content is not the matter here.
+    let zero = |n: u64| Frame::Zero { pos: Position(n + 1), offset: 0, len: 4096, punch: true, fua: false };
+    let read = |_| Frame::Read { id: 1, offset: 0, len: 4096 };
+    let floods: [(usize, &dyn Fn(u64) -> Frame); 2] = [(1, &zero), (0, &read)];
+    for (victim, frame) in floods {
+        let mut w = World::new();
+        w.promote(0).unwrap();
+        w.settled();
+        w.write(0, 0, 0, 4096);
+        let link = LinkId(w.next_link - 1);
+        // The disk of the victim answers nothing meanwhile.
+        for n in 1..=PEER_TASKS_MAX as u64 {
+            w.hosts[victim].handle(w.now, Event::Frame { link, frame: frame(n), body: &[], slot: None });
+        }
+        assert_eq!((w.hosts[victim].node.pieces(), w.hosts[victim].closing.len()), (PEER_TASKS_MAX, 0));
+        let last = frame(PEER_TASKS_MAX as u64 + 1);
+        w.hosts[victim].handle(w.now, Event::Frame { link, frame: last, body: &[], slot: None });
+        assert_eq!(w.hosts[victim].closing, [link], "the link is closed");
+        w.until("what was queued is dropped", |w| w.hosts[victim].node.pieces() == 0);
+        w.settled();
+    }
 }

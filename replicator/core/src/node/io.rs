@@ -38,6 +38,8 @@ pub(super) struct Requests {
     pub(super) gate: VecDeque<u32>,
     /// Requests with bytes left to cut.
     cutting: VecDeque<ReqId>,
+    /// Pieces of trims and zeroes in flight: no slot of the shell bounds them.
+    cut: usize,
     /// Flush requests and the position up to which all must be durable.
     pub(super) flushes: Vec<(ReqId, Position)>,
 }
@@ -163,6 +165,10 @@ impl Node {
     fn pump_cutting(&mut self) -> bool {
         let mut moved = false;
         for _ in 0..self.requests.cutting.len() {
+            if self.requests.cut >= self.cfg.writes_max {
+                // Who was cut last stands at the end: all get their turn.
+                break;
+            }
             let Some(req) = self.requests.cutting.pop_front() else { break };
             while let Some((piece, work)) = self.next_cut(req) {
                 moved = true;
@@ -178,15 +184,18 @@ impl Node {
     }
 
     fn next_cut(&mut self, req: ReqId) -> Option<(ByteRange, Work)> {
+        let full = self.requests.cut >= self.cfg.writes_max;
         let request = self.requests.get_mut(req)?;
-        if request.uncut.is_empty() || request.outstanding >= CUT_AHEAD {
+        if request.uncut.is_empty() || request.outstanding >= CUT_AHEAD || full {
             return None;
         }
         let end = piece_end(request.uncut.start).min(request.uncut.end);
         let piece = ByteRange { start: request.uncut.start, end };
         request.uncut.start = end;
         let punch = !matches!(request.kind, RequestKind::Zero { no_hole: true });
-        Some((piece, Work::Write { req, zero: Some(Zero { punch }), fua: request.fua }))
+        let work = Work::Write { req, zero: Some(Zero { punch }), fua: request.fua };
+        self.requests.cut += 1;
+        Some((piece, work))
     }
 
     /// Admits a client's piece and asks for its lock. False: it waits at the gate (again).
@@ -323,6 +332,9 @@ impl Node {
         }
         if let Some(region) = task.region {
             self.release_region(region);
+        }
+        if let Work::Write { zero: Some(_), .. } = task.work {
+            self.requests.cut -= 1;
         }
         if let (Work::Read { req } | Work::Write { req, .. }, Some(request)) = (
             task.work,

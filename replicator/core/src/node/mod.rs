@@ -22,6 +22,7 @@ mod timers;
 mod view;
 
 pub use invalidate::declare_wrong;
+pub use receive::PEER_TASKS_MAX;
 pub use timers::Deadline;
 
 use crate::action::{Action, ExportState, Notice};
@@ -63,6 +64,8 @@ pub struct Node {
     /// The durable record was read, hot regions are dirty bits; handshakes and commands may begin.
     attached: bool,
     tasks: Slab<Task>,
+    /// Tasks without a slot that the peer asked for.
+    peer_tasks: usize,
     ops: Slab<OpKind>,
     locks: Overlap,
     /// Tasks whose lock was granted and that have not gone on yet.
@@ -124,6 +127,7 @@ impl Node {
             export: ExportState::Closed,
             attached: false,
             tasks: Slab::with_capacity(cfg.writes_max),
+            peer_tasks: 0,
             ops: Slab::with_capacity(cfg.writes_max),
             locks: Overlap::default(),
             granted: VecDeque::new(),
@@ -196,6 +200,11 @@ impl Node {
     /// Size and granularity of the volume; `None` while Diskless.
     pub fn geometry(&self) -> Option<&Geometry> {
         self.store.as_ref().map(Store::geometry)
+    }
+
+    /// Pieces of work in flight or queued, for clients, for the peer and for resync: what the tables of this node hold.
+    pub fn pieces(&self) -> usize {
+        self.tasks.len()
     }
 
     /// Runs everything that waits for a condition, until nothing moves.

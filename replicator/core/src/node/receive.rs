@@ -29,8 +29,13 @@ pub(super) struct Receiver {
     flushing: bool,
 }
 
-/// The peer may have so many operations queued here; more is no protocol of ours.
-const PEER_TASKS_MAX: usize = 1 << 16;
+/// The peer may have so many operations without a payload queued here (those with one are bounded by the shell's
+/// slots, and stop its socket). It has fewer of its own: `writes_max` zeroes, what its clients read at a time, its
+/// window of resync pieces. More is no protocol of ours.
+pub const PEER_TASKS_MAX: usize = 4096;
+/// Positions from the oldest write that is not complete here to the newest. The sender's table of undurable writes is
+/// far smaller.
+const WINDOW_MAX: usize = 1 << 16;
 
 impl Node {
     /// Checks a range that the peer named against our volume and block size.
@@ -40,7 +45,7 @@ impl Node {
         let granule = u64::from(self.granule_bytes());
         let whole =
             range.start.is_multiple_of(granule) && (range.end.is_multiple_of(granule) || range.end == size);
-        (range.end <= size && whole && self.tasks.len() < PEER_TASKS_MAX).then_some(range)
+        (range.end <= size && whole).then_some(range)
     }
 
     pub(super) fn on_peer_write(
@@ -53,7 +58,8 @@ impl Node {
         let in_order = self.receiver.last == 0 || pos.0 == self.receiver.last + 1;
         let range = self.peer_range(offset, len);
         let mirrored = self.role == Role::Secondary && self.mirror_link() == Some(link);
-        let (Some(range), true, true) = (range, in_order && pos.0 > 0, mirrored) else {
+        let bounded = self.peer_tasks < PEER_TASKS_MAX && self.receiver.window.len() < WINDOW_MAX;
+        let (Some(range), true, true) = (range, in_order && pos.0 > 0, mirrored && bounded) else {
             if let Some(slot) = slot {
                 self.act(Action::ReleaseSlot { slot });
             }
@@ -65,6 +71,7 @@ impl Node {
         self.receiver.last = pos.0;
         self.receiver.window.push_back(false);
         let task = Task::new(Work::PeerWrite { pos, zero, fua }, range, slot, Some(link));
+        self.peer_tasks += usize::from(task.is_counted_for_peer());
         let id = self.tasks.insert(task);
         self.ask_lock(id, Mode::Exclusive);
     }
@@ -91,7 +98,9 @@ impl Node {
     /// Ends a task made for the peer: lock and slot are free again.
     pub(super) fn drop_peer_task(&mut self, id: u32) {
         self.unlock(id);
-        if let Some(slot) = self.tasks.remove(id).and_then(|task| task.slot) {
+        let Some(task) = self.tasks.remove(id) else { return };
+        self.peer_tasks -= usize::from(task.is_counted_for_peer());
+        if let Some(slot) = task.slot {
             self.act(Action::ReleaseSlot { slot });
         }
     }
@@ -153,11 +162,13 @@ impl Node {
     pub(super) fn on_peer_wants(&mut self, link: LinkId, work: Work, offset: u64, len: u32) {
         let size = self.geometry().map_or(0, |geometry| geometry.size_bytes());
         let range = ByteRange::new(offset, u64::from(len));
-        let fits = range.end <= size && self.tasks.len() < PEER_TASKS_MAX;
+        let fits = range.end <= size && self.peer_tasks < PEER_TASKS_MAX;
         if !fits || self.mirror_link() != Some(link) || self.disk != DiskState::UpToDate {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
-        let id = self.tasks.insert(Task::new(work, range, None, Some(link)));
+        let task = Task::new(work, range, None, Some(link));
+        self.peer_tasks += usize::from(task.is_counted_for_peer());
+        let id = self.tasks.insert(task);
         self.ask_lock(id, Mode::Shared);
     }
 

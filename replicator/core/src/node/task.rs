@@ -92,6 +92,12 @@ impl Task {
         u32::try_from(self.range.len()).unwrap_or(u32::MAX)
     }
 
+    /// Made because the peer asked for it, and bounded by nothing but our count: it has no slot of the shell.
+    pub(super) fn is_counted_for_peer(&self) -> bool {
+        self.slot.is_none()
+            && matches!(self.work, Work::PeerWrite { .. } | Work::PeerRead { .. } | Work::Serve { .. })
+    }
+
     /// Made for a client of this node.
     pub(super) fn is_client(&self) -> bool {
         matches!(self.work, Work::Read { .. } | Work::Write { .. })
