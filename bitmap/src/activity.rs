@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 
 use crate::dirty::PageBits;
 use crate::geometry::{Geometry, RegionIndex};
-use crate::meta::{BITS_PER_PAGE, WORDS_PER_PAGE};
+use crate::meta::{BITS_PER_PAGE, PAGE_PAYLOAD_BYTES, WORDS_PER_PAGE};
 
 const WORD_BITS: u32 = 64;
 const WORD_BYTES: usize = 8;
@@ -92,6 +92,15 @@ impl ActivityMap {
             newly_hot: VecDeque::new(),
             cool_cursor: 0,
         }
+    }
+
+    /// Memory that the map of a volume takes.
+    pub(crate) fn memory_bytes(geometry: &Geometry, max_hot: u32) -> u64 {
+        let regions = u64::from(geometry.regions());
+        let pages = regions.div_ceil(BITS_PER_PAGE);
+        let maps = 4 * pages * PAGE_PAYLOAD_BYTES as u64;
+        let newly_hot = u64::from(max_hot).min(regions).next_power_of_two() * size_of::<RegionIndex>() as u64;
+        regions * size_of::<u32>() as u64 + maps + pages * size_of::<PageState>() as u64 + newly_hot
     }
 
     /// Number of regions.

@@ -90,6 +90,14 @@ impl DirtyBitmap {
         bitmap
     }
 
+    /// Memory that a bitmap of so many bits takes.
+    pub(crate) fn memory_bytes(bits: u64) -> u64 {
+        let pages = bits.div_ceil(BITS_PER_PAGE);
+        let per_page = size_of::<PageState>() as u64;
+        let summary_and_stale = 2 * pages.div_ceil(WORD_BITS) * WORD_BYTES as u64;
+        bits.div_ceil(WORD_BITS) * WORD_BYTES as u64 + pages * per_page + summary_and_stale
+    }
+
     /// Number of blocks.
     pub fn blocks(&self) -> u64 {
         self.words.len() as u64

@@ -11,7 +11,8 @@ use crate::activity::ActivityMap;
 use crate::dirty::{DirtyBitmap, PageBits};
 use crate::geometry::{BlockRange, Geometry};
 use crate::meta::{
-    BITS_PER_PAGE, Layout, Locations, MetaPage, PAGE_BYTES, PageHeader, PageKind, encode_bits_page,
+    BITS_PER_PAGE, Layout, Locations, MetaPage, PAGE_BYTES, PageHeader, PageKind, SUPERBLOCK_BYTES,
+    encode_bits_page,
 };
 use crate::superblock::{GenerationLog, Identity, PeerRecord, Superblock};
 
@@ -89,6 +90,14 @@ impl Store {
         let slots = superblock.peers.iter().map(slot_of).collect();
         let activity = ActivityMap::new(&geometry, max_hot);
         Self { superblock, activity, slots, geometry, layout, page_sequence: 0 }
+    }
+
+    /// Memory that the metadata of a volume take at most.
+    pub fn memory_bytes(geometry: &Geometry, max_hot: u32, peers: usize) -> u64 {
+        let layout = Layout::new(geometry, peers);
+        let bits = DirtyBitmap::memory_bytes(geometry.blocks());
+        let map = DirtyBitmap::memory_bytes(u64::from(layout.bits_pages()).max(1));
+        (bits + map) * peers as u64 + ActivityMap::memory_bytes(geometry, max_hot) + SUPERBLOCK_BYTES as u64
     }
 
     /// Size of the volume, its blocks and regions.

@@ -28,9 +28,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 64 options of 64 KiB.
+    /// 64 options of 16 KiB: a name of 4096 bytes, and more questions about it than there are.
     fn default() -> Self {
-        Self { options_max: 64, option_bytes_max: 64 << 10 }
+        Self { options_max: 64, option_bytes_max: 16 << 10 }
     }
 }
 

@@ -38,7 +38,8 @@ pub(crate) const DEFAULT_NBD_SOCKET: &str = "/run/lockstep/nbd.sock";
 pub(crate) const REGION_BYTES: u64 = 4 << 20;
 
 /// Every key that the file may have, by where it belongs.
-const TOP_KEYS: &[&str] = &["cluster", "secret-file", "hold-greeting", "node", "resource"];
+const TOP_KEYS: &[&str] =
+    &["cluster", "secret-file", "hold-greeting", "max-clients", "memory-max", "node", "resource"];
 const NODE_KEYS: &[&str] = &["address", "nbd", "tls"];
 const RESOURCE_KEYS: &[&str] = &[
     "name",
@@ -60,6 +61,7 @@ const NAME_BYTES_MAX: usize = 64;
 const NBD_LISTENERS_MAX: usize = 16;
 const RESOURCES_MAX: usize = 64;
 const MAX_HOT_DEFAULT_REGIONS: u32 = 2048;
+const CLIENTS_MAX: usize = 4096;
 
 /// A configuration error: where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +152,10 @@ pub(crate) struct Config {
     pub(crate) resources: Vec<ResourceEntry>,
     /// How long a client's greeting is held while a role change is under way.
     pub(crate) hold_greeting: Duration,
+    /// NBD clients that are served at the same time.
+    pub(crate) clients_max: usize,
+    /// Memory of the daemon at most, in bytes; `None`: half of what the machine has.
+    pub(crate) memory_max_bytes: Option<u64>,
 }
 
 impl Config {
@@ -179,11 +185,24 @@ impl Config {
         let secret_file = absolute(&document, "secret-file", secret_file, span)?;
         let hold_greeting =
             top.duration("hold-greeting", Duration::from_secs(10), Duration::ZERO, Duration::from_secs(300))?;
+        let clients_max = read_max_clients(&document, &mut top)?;
+        let range = SizeRange { min_bytes: 64 << 20, max_bytes: 1 << 44, multiple_bytes: 1 << 20 };
+        let memory_max_bytes = top.size("memory-max", &range)?;
         let nodes = read_nodes(&document, &mut top)?;
         let resources = read_resources(&document, &mut top, &nodes)?;
         check_shared_paths(&document, &nodes, &resources)?;
         let resources = resources.into_iter().map(|(entry, _)| entry).collect();
-        Ok(Config { file: file.to_owned(), cluster, secret_file, nodes, resources, hold_greeting })
+        let file = file.to_owned();
+        Ok(Config {
+            file,
+            cluster,
+            secret_file,
+            nodes,
+            resources,
+            hold_greeting,
+            clients_max,
+            memory_max_bytes,
+        })
     }
 
     /// The id of a node.
@@ -363,6 +382,17 @@ fn per_node(
         list.push(path);
     }
     Ok(Some(list))
+}
+
+fn read_max_clients(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<usize, ConfigError> {
+    let Some((text, span)) = table.quantity("max-clients")? else { return Ok(Limits::CLIENTS_MAX) };
+    match text.parse::<usize>() {
+        Ok(clients) if (1..=CLIENTS_MAX).contains(&clients) => Ok(clients),
+        _ => {
+            let message = format!("\"{text}\" is out of range; allowed: 1 to {CLIENTS_MAX} clients");
+            Err(document.value_error("max-clients", &message, span))
+        }
+    }
 }
 
 fn read_max_hot(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<u32, ConfigError> {

@@ -41,7 +41,7 @@ pub use config::{NodeConfig, PIECE_BYTES_MAX, PeerConfig, Timing};
 pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind};
 pub use frame::{FRAME_BYTES, Frame, FrameError};
 pub use ids::{CommandId, Instant, LinkId, OpId, Position, ReqId, SlotId};
-pub use node::{Deadline, Node, PEER_TASKS_MAX, declare_wrong};
+pub use node::{Deadline, Node, PEER_TASKS_MAX, TableBounds, declare_wrong};
 pub use refusal::{Done, IoError, Refusal};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{ConnectionState, DiskState, PeerStatus, ReplicationState, ResyncStatus, Role, Status};

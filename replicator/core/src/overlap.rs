@@ -40,6 +40,9 @@ pub(crate) struct Overlap {
 const LOCK_BYTES: u64 = 4096;
 
 impl Overlap {
+    /// Memory of one range that is held or waited for.
+    pub(crate) const CLAIM_BYTES: usize = size_of::<Claim>();
+
     /// True if the lock is held now; else `owner` comes out of a later [`Self::release`].
     pub(crate) fn request(&mut self, owner: u32, range: ByteRange, mode: Mode) -> bool {
         let start = range.start - range.start % LOCK_BYTES;

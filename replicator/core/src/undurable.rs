@@ -35,6 +35,9 @@ pub(crate) struct Undurable {
 }
 
 impl Undurable {
+    /// Memory of one write.
+    pub(crate) const ENTRY_BYTES: usize = size_of::<Entry>();
+
     pub(crate) fn new(capacity: usize) -> Self {
         Undurable {
             first: 1,

@@ -28,6 +28,8 @@ pub struct EngineConfig {
     pub resources: Vec<ResourceConfig>,
     /// Bounds of clients and buffers.
     pub limits: Limits,
+    /// Memory that everything together may take, in bytes: see [`crate::MemoryBudget`].
+    pub memory_max_bytes: u64,
     /// Longest busy wait before the thread sleeps, in microseconds; 0 never spins.
     pub spin_us: u32,
     /// How long a client is kept waiting while a role change is under way.
@@ -93,6 +95,8 @@ pub struct Limits {
     pub held_max: usize,
     /// Peers in the hello exchange.
     pub hellos_max: usize,
+    /// Requests of all clients of one resource in flight.
+    pub requests_max: usize,
     /// Requests of one client in flight.
     pub client_requests_max: u32,
     /// Bytes of one client's requests in flight. A single larger request is admitted alone.
@@ -111,15 +115,24 @@ impl Limits {
     pub const BUFFER_BYTES: u64 = 160 << 20;
     /// A resource needs this much: one read of 32 MiB must fit.
     pub const BUFFER_BYTES_MIN: u64 = 64 << 20;
+    /// Default of [`Limits::clients_max`].
+    pub const CLIENTS_MAX: usize = 128;
+
+    /// Connections of NBD clients in whatever state. What a client that is gone had asked for stays until it is
+    /// done, and counts.
+    pub fn connections_max(&self) -> usize {
+        2 * self.clients_max + self.handshakes_max + self.held_max
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            clients_max: 1024,
-            handshakes_max: 128,
-            held_max: 256,
-            hellos_max: 64,
+            clients_max: Self::CLIENTS_MAX,
+            handshakes_max: 64,
+            held_max: 128,
+            hellos_max: 32,
+            requests_max: 4096,
             client_requests_max: 128,
             client_bytes_max: 64 << 20,
             handshake_timeout: Duration::from_secs(10),

@@ -112,6 +112,14 @@ pub enum AttachError {
         /// At create-md.
         recorded_bytes: u64,
     },
+    /// Its bitmaps would exceed what the daemon may take.
+    #[error("its bitmaps need {} MiB: {excess}", bitmaps_bytes.div_ceil(1 << 20))]
+    Memory {
+        /// For this volume.
+        bitmaps_bytes: u64,
+        /// All of it, and what to do.
+        excess: String,
+    },
     /// It is neither a file nor a block device.
     #[error("{0} is neither a file nor a block device")]
     Kind(PathBuf),

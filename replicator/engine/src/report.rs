@@ -37,6 +37,8 @@ pub struct ResourceReport {
 pub struct MemoryReport {
     /// Reserved at start, in bytes.
     pub reserved_bytes: u64,
+    /// Bitmaps of its volume, in bytes, at most; 0 without a disk.
+    pub bitmaps_bytes: u64,
     /// Slots in use now.
     pub slots_in_use: u32,
     /// Slots in all.

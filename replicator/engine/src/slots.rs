@@ -129,6 +129,9 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
+    /// Memory of a slot's entry.
+    pub(crate) const SLOT_MEMORY_BYTES: usize = size_of::<Slot>() + size_of::<SlotId>();
+
     /// Reserves the memory of all pools, and one large slot of zeroes.
     pub(crate) fn new(sizes: &[PoolSize]) -> io::Result<Self> {
         let bytes = sizes.iter().map(|size| size.bytes()).sum::<usize>() + LARGE_BYTES;

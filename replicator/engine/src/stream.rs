@@ -24,6 +24,19 @@ impl Inbox {
         Self { incoming: Some(Box::new(Incoming::new(fd, buffer_bytes))), start: 0, end: 0 }
     }
 
+    /// Room for more, once it is known that the other end is worth it. Not while a receive is in flight.
+    pub(crate) fn grow(&mut self, buffer_bytes: usize) {
+        let Some(incoming) = &mut self.incoming else { unreachable!("growing under the kernel") };
+        incoming.replace_buffer(self.start..self.end, buffer_bytes);
+        (self.start, self.end) = (0, self.end - self.start);
+    }
+
+    /// Nothing is received any more: forgets what was, and its buffer. Not while a receive is in flight.
+    pub(crate) fn discard(&mut self) {
+        (self.start, self.end) = (0, 0);
+        self.grow(0);
+    }
+
     /// Whether a receive is in flight.
     pub(crate) fn is_receiving(&self) -> bool {
         self.incoming.is_none()
@@ -116,6 +129,11 @@ impl Outbox {
         !self.sending && self.urgent.is_empty() && self.ordered.is_empty()
     }
 
+    /// Bytes that wait to be sent, without payloads: those are bounded by their slots.
+    pub(crate) fn waiting_head_bytes(&self) -> usize {
+        self.urgent.iter().chain(&self.ordered).map(|message| message.head_bytes()).sum()
+    }
+
     /// Starts the next send, if none is in flight and something waits. Returns whether it did.
     pub(crate) fn kick(&mut self, io: &mut Io, token: Token) -> bool {
         if self.sending || self.closed {
@@ -142,7 +160,7 @@ impl Outbox {
         let slot_bytes = message.spans().map(|span| arena.slot_bytes(span.slot)).sum();
         let sent = Sent { replies: message.replies, reply_bytes: message.reply_bytes, slot_bytes };
         message.clear(arena);
-        if self.spare.len() < SPARE_MAX {
+        if self.spare.len() < SPARE_MAX && !self.closed {
             self.spare.push(message);
         }
         match result {
@@ -155,13 +173,15 @@ impl Outbox {
     /// Gives up what waits and takes nothing more; what is in flight ends by itself.
     pub(crate) fn close(&mut self, arena: &mut Arena) {
         self.closed = true;
+        self.spare.clear();
         for mut message in self.urgent.drain(..).chain(self.ordered.drain(..)) {
             message.clear(arena);
         }
     }
 }
 
-const SPARE_MAX: usize = 4;
+/// Empty messages kept for each connection.
+pub(crate) const SPARE_MAX: usize = 1;
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,8 @@ use super::*;
 const FULL: &str = r#"cluster = "c1"
 secret-file = "/etc/lockstep/secret"
 hold-greeting = "10s"
+max-clients = 64
+memory-max = "512MiB"
 [node.alpha]
 address = "10.0.0.1:7800"
 nbd = ["unix:/run/lockstep/nbd.sock"]
@@ -186,6 +188,14 @@ const KEYS: &[Key] = &[
         types: &["string", "table"],
         wrong: NO_PATHS_PER_NODE,
     },
+    Key {
+        place: TOP,
+        key: "max-clients",
+        required: false,
+        types: &["string", "integer"],
+        wrong: &[("\"\"", "1 to 4096"), ("0", "1 to 4096"), ("-1", "1 to 4096"), ("\"many\"", "1 to 4096")],
+    },
+    Key { place: TOP, key: "memory-max", required: false, types: &["string", "integer"], wrong: NO_SIZES },
     Key { place: RESOURCE, key: "size", required: false, types: &["string", "integer"], wrong: NO_SIZES },
     Key { place: RESOURCE, key: "max-hot", required: false, types: &["string", "integer"], wrong: NO_SIZES },
     Key {
@@ -300,6 +310,8 @@ fn keys_that_are_missing_doubled_misspelt_or_misplaced() {
 fn ranges_end_where_they_say() {
     for (key, low, least, most, high) in [
         ("hold-greeting", None, "0s", "300s", Some("300001ms")),
+        ("max-clients", Some("0"), "1", "4096", Some("4097")),
+        ("memory-max", Some("63MiB"), "64MiB", "16TiB", Some("17TiB")),
         ("size", Some("1044480"), "1MiB", "65536TiB", Some("65537TiB")),
         ("max-hot", Some("12MiB"), "16MiB", "4TiB", Some("4398050705408")),
         ("max-hot", Some("3"), "4", "1048576", Some("1048577")),
@@ -325,23 +337,23 @@ fn ranges_end_where_they_say() {
 fn tables_that_are_no_tables() {
     let nodes = "[node.alpha]\naddress = \"10.0.0.1:7800\"\n";
     for (from, to, line, words) in [
-        ("[node.alpha]", "[nodes.alpha]", 4, &["nodes", "did you mean \"node\""][..]),
-        ("[node.alpha]", "[node.\"\"]", 4, &["name of a node"]),
-        ("[node.alpha]", "[node.\"a b\"]", 4, &["name of a node"]),
-        ("[node.alpha]", "[[node.alpha]]", 4, &["node", "[node.NAME]"]),
-        ("[node.alpha]", "[node.beta]", 8, &["duplicate key", "beta"]),
+        ("[node.alpha]", "[nodes.alpha]", 6, &["nodes", "did you mean \"node\""][..]),
+        ("[node.alpha]", "[node.\"\"]", 6, &["name of a node"]),
+        ("[node.alpha]", "[node.\"a b\"]", 6, &["name of a node"]),
+        ("[node.alpha]", "[[node.alpha]]", 6, &["node", "[node.NAME]"]),
+        ("[node.alpha]", "[node.beta]", 10, &["duplicate key", "beta"]),
         (
             "[node.alpha]",
             "[node.gamma]\naddress = \"10.0.0.3:7800\"\n[node.alpha]",
-            4,
+            6,
             &["exactly two nodes"],
         ),
-        ("[[resource]]", "[resource]", 10, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resources]]", 10, &["did you mean \"resource\""]),
-        ("[[resource]]", "[resource.r0]", 10, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resource]]\n[[resource]]", 10, &["needs the key \"name\""]),
-        ("cluster", "node = 7\ncluster", 5, &["node"]),
-        ("cluster", "resource = []\ncluster", 11, &["resource"]),
+        ("[[resource]]", "[resource]", 12, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resources]]", 12, &["did you mean \"resource\""]),
+        ("[[resource]]", "[resource.r0]", 12, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resource]]\n[[resource]]", 12, &["needs the key \"name\""]),
+        ("cluster", "node = 7\ncluster", 7, &["node"]),
+        ("cluster", "resource = []\ncluster", 13, &["resource"]),
     ] {
         refused(&FULL.replacen(from, to, 1), line, words);
     }
@@ -353,7 +365,7 @@ fn tables_that_are_no_tables() {
     let start = FULL.find("[node.alpha]").unwrap();
     refused(&format!("{}{}", &FULL[..start], &FULL[end..]), 1, &["needs the key \"node\"", "[node.NAME]"]);
     let only = format!("{}{nodes}{}", &FULL[..start], &FULL[end..]);
-    refused(&only, 4, &["exactly two nodes"]);
+    refused(&only, 6, &["exactly two nodes"]);
 }
 
 #[test]
@@ -363,13 +375,13 @@ fn keys_that_contradict_each_other() {
     let second = "epoch = \"1s\"\n[[resource]]\nname = \"r1\"\ndisk = \"/dev/vdb\"";
     let listener = "[\"unix:/run/lockstep/nbd.sock\"]\ntls = \"off\"";
     for (from, to, line, words) in [
-        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 13, &["disk", "one key per node"][..]),
-        (meta, "meta = \"/dev/vdb\"", 11, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
-        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 18, &["heartbeat", "at most half of timeout"]),
-        ("timeout = \"6s\"", "timeout = \"1s\"", 18, &["heartbeat", "at most half of timeout"]),
-        ("epoch = \"1s\"", second, 22, &["disk of \"r0\"", "disk of \"r1\""]),
-        (listener, "[\"10.0.0.1:10809\"]", 6, &["nbd", "tls = \"off\" into [node.alpha]"]),
-        (listener, "[\"[::]:10809\"]", 6, &["nbd", "tls = \"off\" into [node.alpha]"]),
+        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 15, &["disk", "one key per node"][..]),
+        (meta, "meta = \"/dev/vdb\"", 13, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
+        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 20, &["heartbeat", "at most half of timeout"]),
+        ("timeout = \"6s\"", "timeout = \"1s\"", 20, &["heartbeat", "at most half of timeout"]),
+        ("epoch = \"1s\"", second, 24, &["disk of \"r0\"", "disk of \"r1\""]),
+        (listener, "[\"10.0.0.1:10809\"]", 8, &["nbd", "tls = \"off\" into [node.alpha]"]),
+        (listener, "[\"[::]:10809\"]", 8, &["nbd", "tls = \"off\" into [node.alpha]"]),
     ] {
         assert!(FULL.contains(from), "{from}");
         refused(&FULL.replacen(from, to, 1), line, words);

@@ -5,7 +5,8 @@
 //! one that mattered. Tolerates an engine that is gone: the channel closes and the client is told.
 
 use super::{
-    DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, VersionDoc, accept,
+    DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, VersionDoc,
+    accept,
 };
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};
 use crate::refusal::render_refusal;

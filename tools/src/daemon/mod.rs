@@ -9,13 +9,13 @@
 mod notify;
 mod settings;
 
-pub(crate) use settings::{Settings, this_node};
+pub(crate) use settings::{Settings, limits, memory_max_bytes, this_node};
 
 use crate::cli::Global;
 use crate::control::{Shared, bind, serve};
 use crate::failure::{Failure, GENERIC, REFUSED, UNREACHABLE};
 use crate::text;
-use lockstep_engine::{Engine, EngineHandle, ResourceReport, StartError};
+use lockstep_engine::{Engine, EngineConfig, EngineHandle, MemoryBudget, ResourceReport, StartError};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,9 +42,11 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
 fn run_engine(settings: Settings, listener: std::os::unix::net::UnixListener) -> Result<(), Failure> {
     let Settings { engine: config, place, cluster } = settings;
     let engine = Engine::start(config).map_err(|error| start_failure(&error))?;
+    let mut memory = memory_budget(engine.config());
     for name in engine.resources() {
-        announce(&engine, name, &place.uris[usize::from(place.node)]);
+        memory.bitmaps_bytes += announce(&engine, name, &place.uris[usize::from(place.node)]);
     }
+    info!("{memory}; memory-max is {}", text::bytes(engine.config().memory_max_bytes));
     let engine = Arc::new(engine);
     let shared = Arc::new(Shared { backend: Arc::clone(&engine), place, cluster });
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -94,15 +96,20 @@ async fn serve_until_signal(
     Ok(())
 }
 
-/// One line per resource, so that the log of a start tells what is served where.
-fn announce(engine: &EngineHandle, name: &str, uri_patterns: &[String]) {
+fn memory_budget(config: &EngineConfig) -> MemoryBudget {
+    MemoryBudget::new(&config.limits, config.resources.iter().map(|resource| resource.buffer_bytes))
+}
+
+/// One line per resource, so that the log of a start tells what is served where. Returns the memory of its
+/// bitmaps.
+fn announce(engine: &EngineHandle, name: &str, uri_patterns: &[String]) -> u64 {
     let (sender, receiver) = std::sync::mpsc::channel::<ResourceReport>();
     let asked = engine.status(name, Box::new(move |report| _ = sender.send(report)));
     let Ok(report) =
         asked.map_err(|_| ()).and_then(|()| receiver.recv_timeout(FIRST_REPORT_WAIT).map_err(|_| ()))
     else {
         warn!("{name}: no report from the engine");
-        return;
+        return 0;
     };
     let uris: Vec<String> = uri_patterns.iter().map(|pattern| pattern.replace("{}", name)).collect();
     let memory = text::bytes(report.memory.reserved_bytes);
@@ -110,6 +117,7 @@ fn announce(engine: &EngineHandle, name: &str, uri_patterns: &[String]) {
         None => info!("{name}: {} at {}; buffers {memory}", report.disk.display(), uris.join(" ")),
         Some(error) => warn!("{name}: runs without its disk: {error}; buffers {memory}"),
     }
+    report.memory.bitmaps_bytes
 }
 
 fn start_log() {

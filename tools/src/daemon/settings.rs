@@ -54,7 +54,8 @@ impl Settings {
                 .map(|listener| nbd_listener(own, listener))
                 .collect::<Result<_, _>>()?,
             resources: resources.collect::<Result<_, _>>()?,
-            limits: Limits::default(),
+            limits: limits(config),
+            memory_max_bytes: memory_max_bytes(config),
             spin_us: SPIN_US,
             hold_greeting: config.hold_greeting,
             lock_wait: LOCK_WAIT,
@@ -84,6 +85,19 @@ pub(crate) fn this_node(global: &Global, config: &Config) -> Result<u8, Failure>
             config.file.display(),
             config.node_names()
         ))
+    })
+}
+
+/// Bounds of the engine's tables.
+pub(crate) fn limits(config: &Config) -> Limits {
+    Limits { clients_max: config.clients_max, ..Limits::default() }
+}
+
+/// `memory-max`, or half of what the machine has.
+pub(crate) fn memory_max_bytes(config: &Config) -> u64 {
+    config.memory_max_bytes.unwrap_or_else(|| {
+        let system = rustix::system::sysinfo();
+        system.totalram.saturating_mul(u64::from(system.mem_unit)) / 2
     })
 }
 

@@ -45,6 +45,9 @@ pub(super) struct Requests {
 }
 
 impl Requests {
+    /// Memory of one request: its entry, and its place in a queue.
+    pub(super) const BYTES_EACH: usize = size_of::<Option<Request>>() + size_of::<(ReqId, Position)>();
+
     fn get_mut(&mut self, req: ReqId) -> Option<&mut Request> {
         self.table.get_mut(req.0 as usize)?.as_mut()
     }

@@ -7,6 +7,7 @@
 //! what must be durable, and run the effect that relies on it from the completion.
 
 mod attach;
+mod footprint;
 mod handshake;
 mod invalidate;
 mod io;
@@ -21,6 +22,7 @@ mod task;
 mod timers;
 mod view;
 
+pub use footprint::TableBounds;
 pub use invalidate::declare_wrong;
 pub use receive::PEER_TASKS_MAX;
 pub use timers::Deadline;

@@ -35,7 +35,7 @@ pub(super) struct Receiver {
 pub const PEER_TASKS_MAX: usize = 4096;
 /// Positions from the oldest write that is not complete here to the newest. The sender's table of undurable writes is
 /// far smaller.
-const WINDOW_MAX: usize = 1 << 16;
+pub(super) const WINDOW_MAX: usize = 1 << 16;
 
 impl Node {
     /// Checks a range that the peer named against our volume and block size.

@@ -102,6 +102,10 @@ enum Wanted {
 const SCRATCH_TAIL: u32 = 4096;
 
 impl Storage {
+    /// Memory of one job: its entry, its place in a queue, its operation in the ring, its completion.
+    pub(crate) const JOB_MEMORY_BYTES: usize =
+        size_of::<Option<Job>>() + size_of::<Wanted>() + 2 * size_of::<Op>() + size_of::<Event<'_>>() + 64;
+
     /// Of resource number `resource`, without disk.
     pub(crate) fn new(resource: u16, name: &str, pool: PoolId) -> Self {
         Self {

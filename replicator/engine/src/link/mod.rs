@@ -15,8 +15,13 @@ use crate::slots::{Arena, PoolId, Span};
 use crate::stream::{Inbox, Outbox};
 use crate::token::{Io, Token};
 
-/// Receive buffer: many frames per receive.
+/// Receive buffer of a link that is up: many frames per receive.
 pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
+/// Receive buffer in the hello exchange.
+pub(crate) const HELLO_BUFFER_BYTES: usize = 4 * 1024;
+/// What may wait to be sent without its payloads: acknowledgements above all. A peer that makes us queue more
+/// does not read what it asks for, and is not read either.
+pub(crate) const BACKLOG_BYTES_MAX: usize = 4 << 20;
 
 /// Where a connection stands.
 #[derive(Debug)]
@@ -46,7 +51,8 @@ pub(crate) struct Link {
     pub(crate) outbox: Outbox,
     /// Operations in the ring.
     pub(crate) ops: u32,
-    /// No slot was free for the next payload: the socket is not read until one is.
+    /// No slot was free for the next payload, or the peer does not take what it is sent: the socket is not
+    /// read until that has changed.
     pub(crate) starved: bool,
     partial: Option<Partial>,
 }
@@ -78,7 +84,7 @@ pub(crate) enum Parsed {
 impl Link {
     /// A connection in its first phase.
     pub(crate) fn new(fd: Fd, phase: Phase, address: String, deadline: Instant) -> Self {
-        let (inbox, outbox) = (Inbox::new(fd.clone(), BUFFER_BYTES), Outbox::new(fd.clone()));
+        let (inbox, outbox) = (Inbox::new(fd.clone(), HELLO_BUFFER_BYTES), Outbox::new(fd.clone()));
         let deadline = Some(deadline);
         let (resource, partial, ops, starved) = (None, None, 0, false);
         Self { fd, phase, resource, address, deadline, inbox, outbox, ops, starved, partial }

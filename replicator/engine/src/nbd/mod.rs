@@ -17,8 +17,10 @@ use crate::ring::Fd;
 use crate::slots::{ALIGN_BYTES, Arena, PoolId, Span, fits_small};
 use crate::stream::{Inbox, Outbox};
 
-/// Receive buffer: many requests per receive.
+/// Receive buffer of a client that is served: many requests per receive.
 pub(crate) const BUFFER_BYTES: usize = 128 * 1024;
+/// Receive buffer of a client in the handshake.
+pub(crate) const HANDSHAKE_BUFFER_BYTES: usize = 4 * 1024;
 /// Largest read or write offered.
 pub(crate) const REQUEST_BYTES_MAX: u32 = 32 << 20;
 
@@ -153,7 +155,7 @@ impl Client {
             since: SystemTime::now(),
             phase: Phase::Handshake(Box::new(negotiation)),
             deadline: Some(deadline),
-            inbox: Inbox::new(fd.clone(), BUFFER_BYTES),
+            inbox: Inbox::new(fd.clone(), HANDSHAKE_BUFFER_BYTES),
             outbox: Outbox::new(fd.clone()),
             ops: 0,
             requests: 0,
@@ -188,6 +190,7 @@ impl Client {
     /// while a receive is in flight into the payload's slot.
     pub(crate) fn stop_reading(&mut self, arena: &mut Arena, next: Phase) -> Option<u32> {
         self.starved = false;
+        self.inbox.discard();
         let Phase::Serving(serving) = std::mem::replace(&mut self.phase, next) else { return None };
         let write = serving.write?;
         if let Some(piece) = write.piece {
@@ -196,6 +199,11 @@ impl Client {
         write.request
     }
 }
+
+/// Memory of a request in the core, and of the list of slots of the largest read.
+pub(crate) const REQUEST_MEMORY_BYTES: usize = size_of::<Option<Request>>() + 2 * size_of::<u32>();
+pub(crate) const LIST_MEMORY_BYTES: usize =
+    (REQUEST_BYTES_MAX as usize / PIECE_BYTES_MAX as usize + 1) * size_of::<SlotId>();
 
 /// A request in the core.
 pub(crate) struct Request {

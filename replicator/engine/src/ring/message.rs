@@ -17,6 +17,13 @@ pub(crate) const PARTS_MAX: usize = 512;
 /// A message is full from this size on, so that what may overtake does not wait long.
 pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
 
+/// An empty message keeps so much room for headers: more than those of `PARTS_MAX` parts need.
+const HEADS_KEPT_BYTES: usize = 16 << 10;
+/// Memory of an empty message that has been full.
+pub(crate) const MESSAGE_MEMORY_BYTES: usize = HEADS_KEPT_BYTES
+    + PARTS_MAX * (mem::size_of::<Part>() + mem::size_of::<libc::iovec>())
+    + mem::size_of::<Outgoing>();
+
 /// A receive: first into a span (the rest of a payload), then into the connection's buffer.
 pub(crate) struct Incoming {
     fd: Fd,
@@ -41,6 +48,13 @@ impl Incoming {
         let (iovecs, header) = unsafe { (mem::zeroed(), mem::zeroed()) };
         let buffer = vec![0; buffer_bytes].into_boxed_slice();
         Self { fd, span: None, buffer, free: 0..0, iovecs, header }
+    }
+
+    /// A buffer of another size, with these bytes of the old one at its front.
+    pub(crate) fn replace_buffer(&mut self, kept: Range<usize>, buffer_bytes: usize) {
+        let mut buffer = vec![0; buffer_bytes].into_boxed_slice();
+        buffer[..kept.len()].copy_from_slice(&self.buffer[kept]);
+        self.buffer = buffer;
     }
 
     /// Says where the next bytes go.
@@ -143,6 +157,11 @@ impl Outgoing {
         self.parts.is_empty()
     }
 
+    /// Bytes that lie in no slot.
+    pub(crate) fn head_bytes(&self) -> usize {
+        self.heads.len()
+    }
+
     /// Bytes in all.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -161,6 +180,7 @@ impl Outgoing {
         self.spans().for_each(|span| arena.release(span.slot));
         self.parts.clear();
         self.heads.clear();
+        self.heads.shrink_to(HEADS_KEPT_BYTES);
         self.iovecs.clear();
         (self.bytes, self.replies, self.reply_bytes) = (0, 0, 0);
     }

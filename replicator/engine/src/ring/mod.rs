@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, types};
 
-pub(crate) use message::{Incoming, Outgoing};
+pub(crate) use message::{Incoming, MESSAGE_MEMORY_BYTES, Outgoing};
 pub(crate) use op::{Fd, Op};
 pub(crate) use socket::SocketAddress;
 

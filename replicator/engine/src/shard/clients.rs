@@ -24,6 +24,14 @@ impl Shard {
     /// A connection came in on an NBD listener.
     pub(super) fn client_accepted(&mut self, fd: Fd, address: String) {
         self.make_room_for_handshake();
+        if self.clients.len() >= self.config.limits.connections_max() {
+            // Most of them are gone and wait for what they asked for, which nobody can do now.
+            tracing::warn!(
+                "{} connections of NBD clients are open or ending; refusing {address}",
+                self.clients.len()
+            );
+            return;
+        }
         watch_over(&fd, self.config.limits.progress_timeout);
         let deadline = self.clock.now() + self.config.limits.handshake_timeout;
         let negotiation = Negotiation::new(Limits::default());
@@ -111,29 +119,27 @@ impl Shard {
         let hold_until = self.clock.now() + self.config.hold_greeting;
         let Some(client) = self.clients.get_mut(index) else { return };
         let mut answer = Vec::new();
-        let step = loop {
-            match negotiation.receive(client.inbox.data()) {
-                Ok(taken) => client.inbox.consume(taken),
-                Err(error) => {
-                    tracing::debug!("NBD handshake of {}: {error}", client.address);
-                    break Step::Close;
-                }
+        let step = match negotiation.receive(client.inbox.data()) {
+            Ok(taken) => {
+                client.inbox.consume(taken);
+                negotiation.poll(&directory, &mut answer)
             }
-            let before = answer.len();
-            match negotiation.poll(&directory, &mut answer) {
-                Step::NeedMore if answer.len() > before => {}
-                step => break step,
+            Err(error) => {
+                tracing::debug!("NBD handshake of {}: {error}", client.address);
+                Step::Close
             }
         };
-        if !answer.is_empty()
-            && let Some(message) = client.outbox.message(false)
-        {
+        let is_answered = !answer.is_empty();
+        if is_answered && let Some(message) = client.outbox.message(false) {
             message.push_head(&answer);
         }
         match step {
             Step::NeedMore => {
                 client.phase = Phase::Handshake(negotiation);
-                self.receive_from(index);
+                // The next option is looked at when this answer is sent: who does not read gets no more.
+                if !is_answered {
+                    self.receive_from(index);
+                }
             }
             Step::Hold { .. } => {
                 if !was_held {
@@ -161,6 +167,7 @@ impl Shard {
             );
             return self.drain(index);
         }
+        client.inbox.grow(crate::nbd::BUFFER_BYTES);
         let parser = RequestParser::new(&agreed.export, agreed.structured);
         let resource = resource as u16;
         let structured = agreed.structured;
@@ -200,6 +207,7 @@ impl Shard {
 
     pub(super) fn feed_starved_clients(&mut self) {
         for resource in 0..self.resources.len() {
+            self.give_turns(resource, |entry| &entry.request_turns);
             self.give_turns(resource, |entry| &entry.read_turns);
             self.give_turns(resource, |entry| &entry.write_turns);
         }
@@ -253,9 +261,9 @@ impl Shard {
         }
         if let Some(resource) = resource {
             let entry = &mut self.resources[resource];
-            let (was_first_to_read, was_first_to_write) =
-                (entry.read_turns.leave(index), entry.write_turns.leave(index));
-            if was_first_to_read || was_first_to_write {
+            let turns = [&mut entry.request_turns, &mut entry.read_turns, &mut entry.write_turns];
+            let was_first = turns.map(|turns| turns.leave(index));
+            if was_first.contains(&true) {
                 // Who comes next may need less: look again although nothing was freed.
                 self.frees_seen = u64::MAX;
             }
@@ -337,10 +345,13 @@ impl Shard {
                 client.unsent_bytes -= sent.reply_bytes;
                 client.read_slot_bytes -= sent.slot_bytes;
                 let was_starved = client.starved;
-                if client.outbox.is_empty() {
-                    self.check_ending(index);
-                } else {
+                let is_asked = matches!(client.phase, Phase::Handshake(_)) && !client.is_ending;
+                if !client.outbox.is_empty() {
                     self.list_talking(index);
+                } else if is_asked {
+                    self.negotiate(index);
+                } else {
+                    self.check_ending(index);
                 }
                 if was_starved {
                     self.serve(index);

@@ -10,18 +10,19 @@ use super::{Shard, listen};
 use crate::attach::Attached;
 use crate::error::AttachError;
 use crate::handle::{CommandReply, Message, UpReply};
+use crate::memory::{MemoryBudget, bitmaps_bytes};
 use crate::report::{ClientInfo, MemoryReport, ResourceReport};
 use crate::system;
 
-/// Writes (pieces) of one resource in flight.
-const WRITES_MAX: usize = 1024;
+/// Pieces of trims and zeroes of one resource in flight.
+pub(crate) const WRITES_MAX: usize = 1024;
 /// Writes that were answered and are not durable on both copies yet.
-const UNDURABLE_MAX: usize = 8192;
+pub(crate) const UNDURABLE_MAX: usize = 8192;
 /// How much longer than `stop_wait` a down may take until it is answered although disk operations have not
 /// ended.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Resync pieces in flight.
-const RESYNC_WINDOW: usize = 32;
+pub(crate) const RESYNC_WINDOW: usize = 32;
 
 impl Shard {
     pub(super) fn control(&mut self, message: Message) {
@@ -52,6 +53,7 @@ impl Shard {
 
     /// Runs a resource with its disk, or Diskless if that cannot be attached.
     pub(super) fn bring_up(&mut self, resource: usize, attached: Result<Attached, AttachError>) {
+        let attached = attached.and_then(|attached| self.admit_bitmaps(resource, attached));
         let config = &self.config.resources[resource];
         let entry = &mut self.resources[resource];
         entry.error = None;
@@ -99,6 +101,20 @@ impl Shard {
         entry.link_error = None;
         entry.events.clear();
         self.feed(resource, Event::Start { unix_ms: system::unix_ms() });
+    }
+
+    /// Refuses a volume whose bitmaps do not fit beside everything else.
+    fn admit_bitmaps(&mut self, resource: usize, attached: Attached) -> Result<Attached, AttachError> {
+        self.resources[resource].bitmaps_bytes = 0;
+        let max_hot_regions = self.config.resources[resource].max_hot_regions;
+        let bytes = bitmaps_bytes(attached.store.geometry(), max_hot_regions);
+        let others: u64 = self.resources.iter().map(|resource| resource.bitmaps_bytes).sum();
+        let budget = MemoryBudget { bitmaps_bytes: others + bytes, ..self.memory };
+        if let Some(excess) = budget.excess(self.config.memory_max_bytes) {
+            return Err(AttachError::Memory { bitmaps_bytes: bytes, excess });
+        }
+        self.resources[resource].bitmaps_bytes = bytes;
+        Ok(attached)
     }
 
     /// Whether an attach is worth trying; an error in words while it is not.
@@ -212,6 +228,7 @@ impl Shard {
         let entry = &mut self.resources[resource];
         entry.storage.disk = None;
         entry.storage.meta = None;
+        entry.bitmaps_bytes = 0;
         let Stage::Closing { result, .. } = std::mem::replace(&mut entry.stage, Stage::Down) else { return };
         tracing::info!("{}: down", entry.name);
         for reply in std::mem::take(&mut entry.down_replies) {
@@ -286,6 +303,7 @@ impl Shard {
             peer: config.peer.as_ref().map(|peer| (peer.name.clone(), peer.address.to_string())),
             memory: MemoryReport {
                 reserved_bytes: entry.reserved_bytes,
+                bitmaps_bytes: entry.bitmaps_bytes,
                 slots_in_use: entry.slots - free,
                 slots: entry.slots,
             },

@@ -197,6 +197,7 @@ impl Shard {
         self.next_link += 1;
         let Some(link) = self.links.get_mut(index) else { return };
         link.phase = Phase::Up(id);
+        link.inbox.grow(crate::link::BUFFER_BYTES);
         link.resource = Some(resource as u16);
         link.deadline = None;
         self.resources[resource].link = Some(index);
@@ -212,6 +213,10 @@ impl Shard {
             let Some(link) = links.get_mut(index) else { return };
             let (Phase::Up(id), Some(resource)) = (&link.phase, link.resource) else { return };
             let (id, resource) = (*id, usize::from(resource));
+            if link.outbox.waiting_head_bytes() > resources[resource].backlog_bytes_max() {
+                link.starved = true;
+                return;
+            }
             match link.next_frame(io.arena(), resources[resource].pools.receive) {
                 Parsed::Control { frame, body_bytes } => {
                     let body = link.inbox.data()[..body_bytes].to_vec();
@@ -248,6 +253,7 @@ impl Shard {
             (Phase::Draining(_), Ok(_)) if link.outbox.is_empty() => {
                 self.fail_link(index, LinkLoss::Closed, "")
             }
+            (Phase::Up(_), Ok(_)) if link.starved => self.read_frames(index),
             (_, Ok(_)) => {}
         }
     }

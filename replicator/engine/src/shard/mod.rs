@@ -27,6 +27,7 @@ use crate::config::EngineConfig;
 use crate::error::StartError;
 use crate::handle::Message;
 use crate::link::{Link, Local};
+use crate::memory::MemoryBudget;
 use crate::nbd::Client;
 use crate::ring::{Completion, Fd, Op, Ring};
 use crate::slab::Slab;
@@ -34,7 +35,10 @@ use crate::slots::{Arena, PoolSize};
 use crate::system::{self, Clock};
 use crate::token::{Io, Token};
 use listen::Socket;
-use resource::{Pools, Resource};
+use resource::Resource;
+
+pub(crate) use control::{RESYNC_WINDOW, UNDURABLE_MAX, WRITES_MAX};
+pub(crate) use resource::Pools;
 
 /// How often connections with a time limit are looked at.
 const SWEEP: Duration = Duration::from_millis(100);
@@ -62,6 +66,8 @@ pub(crate) struct Shard {
     inbox: Receiver<Message>,
     wake: Fd,
     stopping: Option<Instant>,
+    /// What all of this takes at most, without bitmaps.
+    memory: MemoryBudget,
     /// For frames' bodies and handshakes.
     scratch: Vec<u8>,
 }
@@ -87,6 +93,10 @@ impl Shard {
             run_id,
             boot_id,
         };
+        let memory = MemoryBudget::new(&config.limits, config.resources.iter().map(|r| r.buffer_bytes));
+        if let Some(excess) = memory.excess(config.memory_max_bytes) {
+            return Err(StartError::Config(excess));
+        }
         let sizes: Vec<PoolSize> =
             config.resources.iter().flat_map(|r| Pools::sizes(r.buffer_bytes)).collect();
         let bytes: u64 = sizes.iter().map(|size| size.bytes() as u64).sum();
@@ -117,6 +127,7 @@ impl Shard {
             inbox,
             wake: Rc::new(wake),
             stopping: None,
+            memory,
             scratch: Vec::new(),
             config,
         };

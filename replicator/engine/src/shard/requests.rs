@@ -109,14 +109,21 @@ impl Shard {
         }
         let resource = usize::from(serving.resource);
         let entry = &mut resources[resource];
-        let mut slots = entry.spare_lists.pop().unwrap_or_default();
-        if kind == RequestKind::Read
-            && !take_for_read(io, entry, index, &request, &mut client.read_slot_bytes, &mut slots)
-        {
-            entry.spare_lists.push(slots);
+        if entry.requests.len() >= limits.requests_max || !entry.request_turns.may_take(index) {
+            entry.request_turns.wait(index);
             client.starved = true;
-            self.want_sweep();
             return Next::Wait;
+        }
+        entry.request_turns.took(index);
+        let mut slots = Vec::new();
+        if kind == RequestKind::Read {
+            slots = entry.spare_lists.pop().unwrap_or_default();
+            if !take_for_read(io, entry, index, &request, &mut client.read_slot_bytes, &mut slots) {
+                entry.spare_lists.push(slots);
+                client.starved = true;
+                self.want_sweep();
+                return Next::Wait;
+            }
         }
         client.inbox.consume(consumed);
         client.requests += 1;
@@ -217,6 +224,10 @@ impl Shard {
         {
             write.request = None;
         }
+        if entry.request_turns.first().is_some() {
+            // Look again at who waits for a place.
+            self.frees_seen = u64::MAX;
+        }
         let asked = &request.request;
         let is_read = asked.command == Command::Read;
         let bytes = counted_bytes(asked);
@@ -246,8 +257,11 @@ impl Shard {
                 }
             }
         }
-        request.slots.clear();
-        entry.spare_lists.push(request.slots);
+        if is_read {
+            // As many as reads have had slots at the same time: each has one at least.
+            request.slots.clear();
+            entry.spare_lists.push(request.slots);
+        }
         self.list_talking(request.client);
     }
 

@@ -92,6 +92,8 @@ pub(crate) struct Resource {
     pub(crate) storage: Storage,
     pub(crate) pools: Pools,
     pub(crate) requests: Slab<Request>,
+    /// Clients that wait until fewer requests are under way.
+    pub(crate) request_turns: Turns,
     /// Clients that wait for slots to read into.
     pub(crate) read_turns: Turns,
     /// Clients that wait for slots for what they write.
@@ -114,6 +116,8 @@ pub(crate) struct Resource {
     pub(crate) link_error: Option<String>,
     /// Memory of its pools in bytes.
     pub(crate) reserved_bytes: u64,
+    /// Memory of its bitmaps at most, in bytes.
+    pub(crate) bitmaps_bytes: u64,
     pub(crate) slots: u32,
 }
 
@@ -132,6 +136,7 @@ impl Resource {
             storage: Storage::new(index, &config.name, pools.serve),
             pools,
             requests: Slab::with_capacity(1024),
+            request_turns: Turns::default(),
             read_turns: Turns::default(),
             write_turns: Turns::default(),
             read_share_bytes: sizes[1].bytes() as u64 / READ_SHARE,
@@ -143,9 +148,16 @@ impl Resource {
             clients: 0,
             error: None,
             link_error: None,
+            bitmaps_bytes: 0,
             reserved_bytes: sizes.iter().map(|size| size.bytes() as u64).sum(),
             slots: sizes.iter().map(|size| size.small + size.large).sum(),
         }
+    }
+
+    /// See [`crate::link::BACKLOG_BYTES_MAX`]. The bitmap is queued as a whole.
+    pub(crate) fn backlog_bytes_max(&self) -> usize {
+        let blocks = self.node.as_ref().and_then(Node::geometry).map_or(0, |geometry| geometry.blocks());
+        crate::link::BACKLOG_BYTES_MAX + (blocks / 8) as usize
     }
 
     /// Keeps a callback until the core answers.

@@ -117,6 +117,7 @@ impl Pair {
                 timing: Default::default(),
             }],
             limits: Limits::default(),
+            memory_max_bytes: 1 << 30,
             spin_us: 50,
             hold_greeting: Duration::from_secs(10),
             lock_wait: Duration::from_secs(5),
