@@ -68,6 +68,12 @@ pub(crate) enum Verb {
     /// Leave a resource cleanly, until `up` or a restart of the daemon.
     #[command(after_help = "Example:\n  lockstep down r0")]
     Down(Resource),
+    /// Open the disk of a resource that runs without it; it is synchronised from the peer.
+    #[command(
+        after_help = "Examples:\n  lockstep attach r0\n  lockstep attach r0 --moved   # the same data on another \
+                            device, or in another place"
+    )]
+    Attach(Attach),
     /// Show what the daemon knows, and what to do next.
     #[command(
         after_help = "Examples:\n  lockstep status\n  lockstep status r0 --watch\n  lockstep status --json"
@@ -172,6 +178,17 @@ pub(crate) struct CreateMd {
     /// Both disks are known to be equal (said on both nodes): skip the first sync.
     #[arg(long)]
     pub(crate) clean: bool,
+}
+
+/// `attach`.
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// Name of the resource.
+    #[arg(value_name = "R")]
+    pub(crate) resource: String,
+    /// The disk is not the one that the metadata knows, but holds this data: all of it is compared with the peer's.
+    #[arg(long)]
+    pub(crate) moved: bool,
 }
 
 /// `status`.

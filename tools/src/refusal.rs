@@ -77,7 +77,7 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
         Refusal::Leaving => {
             format!("{resource} is down on this node, or on its way; type: lockstep up {resource}")
         }
-        Refusal::OnlyCopy(_)
+        Refusal::LastCopy(_)
         | Refusal::NotConnected(_)
         | Refusal::PeerRefused(_)
         | Refusal::Unanswered(_) => invalidate_refusal(refusal, resource, name),
@@ -93,7 +93,7 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
 /// Why a copy was not declared wrong.
 fn invalidate_refusal(refusal: &Refusal, resource: &str, name: impl Fn(&NodeId) -> String) -> String {
     match refusal {
-        Refusal::OnlyCopy(node) => format!(
+        Refusal::LastCopy(node) => format!(
             "the copy of {0} is, or may be, the only one that is UpToDate, and is not given up. Wait until \
              the other one is UpToDate (lockstep status {resource}), or, if this data is to be given up for \
              good, on {0}: lockstep down {resource}; lockstep create-md {resource} --overwrite; lockstep up \
@@ -159,7 +159,7 @@ mod tests {
             (Refusal::InUse { clients: 2 }, &["2 clients are attached"]),
             (Refusal::LoserIsPrimary(beta), &["beta is Primary", "lockstep demote r0"]),
             (Refusal::UnknownNode(NodeId(7)), &["node 7", "alpha, beta"]),
-            (Refusal::OnlyCopy(beta), &["the copy of beta", "lockstep create-md r0 --overwrite"]),
+            (Refusal::LastCopy(beta), &["the copy of beta", "lockstep create-md r0 --overwrite"]),
             (Refusal::NotConnected(beta), &["with beta", "without --peer"]),
             (Refusal::PeerRefused(beta), &["beta refused", "lockstep invalidate r0"]),
             (Refusal::Unanswered(beta), &["beta answered", "lockstep status r0"]),

@@ -1,7 +1,9 @@
 //! The verbs that the daemon executes; this side asks, waits and says what came of it.
 
 use crate::cli::{Global, StatusArgs, Verb, Wait, WaitFor};
-use crate::control::{Client, DemoteBody, DoneDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody};
+use crate::control::{
+    AttachBody, Client, DemoteBody, DoneDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody,
+};
 use crate::failure::{Failure, NOT_RUNNING, TIMEOUT, UNREACHABLE};
 use crate::output::Output;
 use crate::status::{ResourceDoc, StatusDoc, render};
@@ -21,6 +23,9 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         Verb::Wait(args) => wait(&client, args, output),
         Verb::Uri(args) => uri(&client, &args.resource, output),
         Verb::Up(args) => say(client.command(&args.resource, "up", &NoBody {})?),
+        Verb::Attach(args) => {
+            say(client.command(&args.resource, "attach", &AttachBody { moved: args.moved })?)
+        }
         Verb::Down(args) => say(client.command(&args.resource, "down", &NoBody {})?),
         Verb::Connect(args) => say(client.command(&args.resource, "connect", &NoBody {})?),
         Verb::Disconnect(args) => say(client.command(&args.resource, "disconnect", &NoBody {})?),

@@ -82,7 +82,7 @@ pub enum Refusal {
     /// Not possible in this role.
     WrongRole(Role),
     /// This node's copy is the only one that is known to be UpToDate, or may be.
-    OnlyCopy(NodeId),
+    LastCopy(NodeId),
     /// The peer is not connected, or nothing is replicated.
     NotConnected(NodeId),
     /// The peer was asked and refused.
@@ -172,7 +172,7 @@ impl fmt::Display for Refusal {
             Refusal::UnknownNode(n) => write!(f, "node {} is not part of this resource", n.0),
             Refusal::Leaving => write!(f, "this node is leaving the resource"),
             Refusal::WrongRole(role) => write!(f, "not possible while this node is {role}"),
-            Refusal::OnlyCopy(n) => write!(
+            Refusal::LastCopy(n) => write!(
                 f,
                 "the copy of node {} is, or may be, the only one that is UpToDate: it is not given up. Connect an \
                  UpToDate peer first; if the data is to be given up: lockstep create-md --overwrite",

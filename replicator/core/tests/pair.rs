@@ -507,7 +507,7 @@ fn a_copy_declared_wrong_is_copied_whole_from_the_other() {
 fn the_only_copy_that_counts_is_not_given_up() {
     let invalidate = |peer| Command::Invalidate { peer };
     let mut w = World::new();
-    assert_eq!(w.command(0, invalidate(false)), Err(Refusal::OnlyCopy(NodeId(0))), "the peer has no data");
+    assert_eq!(w.command(0, invalidate(false)), Err(Refusal::LastCopy(NodeId(0))), "the peer has no data");
     w.promote(0).unwrap();
     w.settled();
     assert_eq!(w.command(0, invalidate(false)), Err(Refusal::LoserIsPrimary(NodeId(0))));
@@ -521,7 +521,7 @@ fn the_only_copy_that_counts_is_not_given_up() {
     assert_eq!(w.status(1).disk, DiskState::Inconsistent);
     assert_eq!(w.command(0, Command::Demote { force: false }), Ok(Done::Changed));
     assert_eq!(w.status(0).disk, DiskState::UpToDate, "it rotated without the peer");
-    assert_eq!(w.command(0, invalidate(false)), Err(Refusal::OnlyCopy(NodeId(0))));
+    assert_eq!(w.command(0, invalidate(false)), Err(Refusal::LastCopy(NodeId(0))));
     w.cut = false;
     w.settled();
 }

@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 
 use lockstep_bitmap::Store;
 
-use crate::config::EngineConfig;
-use crate::disk::{self, OpenDisk};
+use crate::config::{EngineConfig, ResourceConfig};
+use crate::disk::{self, DeviceFacts, OpenDisk};
 use crate::error::AttachError;
-use crate::meta;
+use crate::meta::{self, read_metadata};
 
 /// Everything a resource needs to run with a disk.
 #[derive(Debug)]
@@ -22,10 +22,11 @@ pub(crate) struct Attached {
     pub(crate) sample: u128,
 }
 
-/// Opens, locks, reads and checks metadata and disk of a resource.
-pub(crate) fn attach(config: &EngineConfig, index: usize) -> Result<Attached, AttachError> {
+/// Opens, locks, reads and checks metadata and disk of a resource. `moved`: the operator says that a disk which is not
+/// known holds this resource's data.
+pub(crate) fn attach(config: &EngineConfig, index: usize, moved: bool) -> Result<Attached, AttachError> {
     let resource = &config.resources[index];
-    let (file, store, findings) =
+    let (file, mut store, findings) =
         meta::open(&resource.meta, &resource.name, resource.max_hot_regions, config.lock_wait)?;
     check_owner(config, index, &store)?;
     let facts = disk::device_facts(&resource.disk).map_err(|error| match error.kind() {
@@ -39,17 +40,11 @@ pub(crate) fn attach(config: &EngineConfig, index: usize) -> Result<Attached, At
             resource.disk.display()
         );
     }
-    let recorded = &store.superblock.identity.device;
-    if facts.identity != *recorded {
-        return Err(AttachError::Foreign {
-            path: resource.meta.clone(),
-            theirs: format!("the disk \"{}...\"", disk::identity_text(recorded)),
-            ours: format!("{} (\"{}\")", resource.disk.display(), facts.text),
-        });
-    }
+    check_disk(config, index, &mut store, &facts, moved)?;
     let disk = disk::open(&resource.disk, config.lock_wait)?;
     if disk.size_bytes < store.superblock.size_bytes {
         return Err(AttachError::Size {
+            resource: resource.name.clone(),
             path: resource.disk.clone(),
             actual_bytes: disk.size_bytes,
             recorded_bytes: store.superblock.size_bytes,
@@ -69,6 +64,52 @@ pub(crate) fn attach(config: &EngineConfig, index: usize) -> Result<Attached, At
     Ok(Attached { disk, meta: file.into(), meta_in_memory, store, sample })
 }
 
+/// Is it the disk that the metadata was made for? One that was moved is believed to hold this data, and none of its
+/// blocks is: it is recorded as wrong, together with what it is known by from now on, before it can take part.
+fn check_disk(
+    config: &EngineConfig,
+    index: usize,
+    store: &mut Store,
+    facts: &DeviceFacts,
+    moved: bool,
+) -> Result<(), AttachError> {
+    let resource = &config.resources[index];
+    let recorded = store.superblock.identity.device;
+    if facts.identity == recorded {
+        return Ok(());
+    }
+    let is_disk_of = |other: &&ResourceConfig| {
+        let known = read_metadata(&other.meta);
+        other.name != resource.name
+            && known.is_ok_and(|(store, _)| store.superblock.identity.device == facts.identity)
+    };
+    if let Some(other) = config.resources.iter().find(is_disk_of) {
+        return Err(AttachError::Swapped {
+            path: resource.disk.clone(),
+            resource: resource.name.clone(),
+            other: other.name.clone(),
+        });
+    }
+    let expected = disk::identity_text(&recorded);
+    let Some(peer) = resource.peer.as_ref().filter(|_| moved) else {
+        return Err(AttachError::OtherDisk {
+            path: resource.disk.clone(),
+            meta: resource.meta.clone(),
+            resource: resource.name.clone(),
+            expected,
+            found: facts.text.clone(),
+        });
+    };
+    tracing::warn!(
+        "{}: the disk was \"{expected}...\" and is \"{}\" now, by the operator's word: all of it will be compared",
+        resource.name,
+        facts.text
+    );
+    store.superblock.identity.device = facts.identity;
+    lockstep_core::declare_wrong(store, peer.node);
+    Ok(())
+}
+
 fn check_owner(config: &EngineConfig, index: usize, store: &Store) -> Result<(), AttachError> {
     let resource = &config.resources[index];
     let identity = &store.superblock.identity;
@@ -86,6 +127,7 @@ fn check_owner(config: &EngineConfig, index: usize, store: &Store) -> Result<(),
     };
     Err(AttachError::Foreign {
         path: resource.meta.clone(),
+        resource: resource.name.clone(),
         theirs: tell(&identity.resource, identity.node.0, &identity.node_name, &peers),
         ours: tell(&resource.name, config.node.0, &config.node_name, &ours),
     })

@@ -92,19 +92,61 @@ pub enum AttachError {
         /// In words.
         reason: String,
     },
-    /// The metadata is of something else.
-    #[error("the metadata in {path} belongs to {theirs}, not to {ours}")]
+    /// The metadata is of another resource, node or pair.
+    #[error(
+        "the metadata in {path} belongs to {theirs}, not to {ours}. If the configuration names the wrong file, correct \
+         it there; to give up what this file records: lockstep create-md {resource} --overwrite"
+    )]
     Foreign {
         /// Where.
         path: PathBuf,
+        /// Of which resource it should be.
+        resource: String,
         /// What it says.
         theirs: String,
         /// What was expected.
         ours: String,
     },
-    /// The disk has another size than recorded.
-    #[error("{path} has {actual_bytes} bytes, its metadata says {recorded_bytes}")]
+    /// The disk is not the one that the metadata was made for.
+    #[error(
+        "{path} is not the disk of the metadata in {meta}: expected \"{expected}...\", found \"{found}\". If it is the \
+         same data on another device, or in another place: lockstep attach {resource} --moved (all of it is compared \
+         with the peer's copy). If it is a new disk: lockstep create-md {resource} --overwrite. If it is neither, \
+         correct the disk in the configuration"
+    )]
+    OtherDisk {
+        /// The disk.
+        path: PathBuf,
+        /// Its metadata.
+        meta: PathBuf,
+        /// The resource.
+        resource: String,
+        /// Beginning of what was recorded.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The disk is that of another resource.
+    #[error(
+        "{path} is the disk of resource {other}, by its metadata: the disks of {resource} and {other} were swapped. \
+         Correct the disk in the configuration, or plug them in as they were"
+    )]
+    Swapped {
+        /// The disk.
+        path: PathBuf,
+        /// For which it was given.
+        resource: String,
+        /// Whose it is.
+        other: String,
+    },
+    /// The disk is smaller than recorded.
+    #[error(
+        "{path} has {actual_bytes} bytes, less than the {recorded_bytes} of the volume that its metadata records. Give \
+         it that size again; to give up what it holds: lockstep create-md {resource} --overwrite"
+    )]
     Size {
+        /// The resource.
+        resource: String,
         /// The disk.
         path: PathBuf,
         /// Now.

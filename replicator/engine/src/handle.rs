@@ -24,6 +24,9 @@ pub type StatusReply = Box<dyn FnOnce(ResourceReport) + Send>;
 /// Answer to `up`: whether the disk could be attached.
 pub type UpReply = Box<dyn FnOnce(Result<Done, String>) + Send>;
 
+/// Answer to the question whether a resource lacks a disk; an error in words while it may not be given one.
+type NeedsReply = Box<dyn FnOnce(Result<bool, String>) + Send>;
+
 /// No resource of this name is configured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no resource {0} in the configuration")]
@@ -36,7 +39,9 @@ pub(crate) enum Message {
     /// A report.
     Status(usize, StatusReply),
     /// Whether a resource lacks a disk, and may be given one.
-    NeedsDisk(usize, Box<dyn FnOnce(Result<bool, String>) + Send>),
+    NeedsDisk(usize, NeedsReply),
+    /// The same, of a resource that must be up.
+    MayAttach(usize, NeedsReply),
     /// The disks of a resource were opened; run it.
     Up(usize, Box<Result<Attached, AttachError>>, UpReply),
     /// Leave, then close the disks.
@@ -162,6 +167,22 @@ impl EngineHandle {
     /// Brings a resource up that is down, or tries again to attach the disk of one that runs without. The
     /// disks are opened on a thread of their own. `Done::Already`: nothing was to be done.
     pub fn up(&self, resource: &str, reply: UpReply) -> Result<(), UnknownResource> {
+        self.open_disk(resource, Message::NeedsDisk, false, reply)
+    }
+
+    /// Attaches the disk of a resource that runs without. `moved`: it is another one than the metadata knows, and the
+    /// operator says that it holds this data; it becomes the target of a comparison with all of the peer's copy.
+    pub fn attach(&self, resource: &str, moved: bool, reply: UpReply) -> Result<(), UnknownResource> {
+        self.open_disk(resource, Message::MayAttach, moved, reply)
+    }
+
+    fn open_disk(
+        &self,
+        resource: &str,
+        ask: fn(usize, NeedsReply) -> Message,
+        moved: bool,
+        reply: UpReply,
+    ) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
         let (config, queue) = (Arc::clone(&self.config), self.queue.clone());
         let attach = move || {
@@ -169,12 +190,12 @@ impl EngineHandle {
             let question = move |needs_disk| {
                 let _ = answer.send(needs_disk);
             };
-            queue.send(Message::NeedsDisk(index, Box::new(question)));
+            queue.send(ask(index, Box::new(question)));
             match needs_disk.recv() {
                 Ok(Err(why)) => reply(Err(why)),
                 Ok(Ok(false)) => reply(Ok(Done::Already)),
                 Ok(Ok(true)) => {
-                    let attached = attach::attach(&config, index);
+                    let attached = attach::attach(&config, index, moved);
                     queue.send(Message::Up(index, Box::new(attached), reply));
                 }
                 Err(_) => reply(Err("the daemon is stopping".into())),

@@ -77,3 +77,113 @@ fn the_only_good_copy_is_not_given_up() {
     cluster.beta.start();
     cluster.wait_synced();
 }
+
+/// Runs without its disk, and says why with these words.
+#[track_caller]
+fn without_disk(node: &Node, words: &[&str]) {
+    let status = node.wait_status("no disk", |status| status["disk"] == "Diskless");
+    let error = status["error"].as_str().expect("a reason");
+    for word in words {
+        assert!(error.contains(word), "{error}: lacks {word}");
+    }
+}
+
+#[test]
+fn a_disk_that_was_moved_is_compared_as_a_whole() {
+    let mut cluster = Cluster::primary(&plan());
+    let ledger = ledger("moved").write_some(cluster.alpha.nbd(), 500);
+    cluster.beta.stop();
+    let ledger = ledger.write_some(cluster.alpha.nbd(), 100);
+    // The same bytes in another file: so does a device look that was copied to another one.
+    let old = cluster.beta.disk().with_extension("old");
+    std::fs::rename(cluster.beta.disk(), &old).expect("rename");
+    std::fs::copy(&old, cluster.beta.disk()).expect("copy");
+    spoil(&cluster.beta);
+    cluster.beta.start();
+    without_disk(&cluster.beta, &["is not the disk", "expected", "found", "lockstep attach r0 --moved"]);
+    cluster.beta.lockstep(&["attach", RESOURCE]).refused(11, &["lockstep attach r0 --moved"]);
+    cluster.beta.lockstep(&["attach", RESOURCE, "--moved"]).ok();
+    let mut ledger = ledger.write_some(cluster.alpha.nbd(), 100);
+    settle(&cluster, &mut ledger);
+    assert!(cluster.resynced_bytes() >= SIZE_BYTES, "all of it was looked at");
+    cluster.beta.lockstep(&["attach", RESOURCE, "--moved"]).ok();
+    // It is known from now on.
+    cluster.beta.stop();
+    cluster.beta.start();
+    settle(&cluster, &mut ledger);
+}
+
+#[test]
+fn a_moved_disk_alone_serves_nobody_without_a_word() {
+    let mut cluster = Cluster::primary(&plan());
+    cluster.beta.stop();
+    cluster.alpha.stop();
+    let old = cluster.alpha.disk().with_extension("old");
+    std::fs::rename(cluster.alpha.disk(), &old).expect("rename");
+    std::fs::copy(&old, cluster.alpha.disk()).expect("copy");
+    cluster.alpha.start();
+    without_disk(&cluster.alpha, &["--moved"]);
+    cluster.alpha.lockstep(&["attach", RESOURCE, "--moved"]).ok();
+    assert_eq!(cluster.alpha.status()["disk"], "Inconsistent");
+    cluster.alpha.promote().refused(17, &["--accept-data-loss"]);
+    // The disk that the metadata knew is a stranger now.
+    cluster.alpha.stop();
+    std::fs::rename(&old, cluster.alpha.disk()).expect("rename");
+    cluster.alpha.start();
+    without_disk(&cluster.alpha, &["--moved"]);
+}
+
+#[test]
+fn swapped_disks_of_two_resources_are_refused() {
+    let mut cluster = Cluster::new(&plan());
+    let dir = cluster.dir().to_path_buf();
+    let other = dir.join("alpha/other");
+    let text = std::fs::read_to_string(cluster.alpha.config()).expect("read the config");
+    let more = format!(
+        "[[resource]]\nname = \"r1\"\ndisk.alpha = \"{0}/alpha/other\"\n\
+         disk.beta = \"{0}/beta/other\"\nsize = {SIZE_BYTES}\n",
+        dir.display()
+    );
+    std::fs::write(cluster.alpha.config(), text + &more).expect("write the config");
+    for resource in [RESOURCE, "r1"] {
+        cluster.alpha.lockstep(&["create-md", resource, "--source"]).ok();
+    }
+    let aside = dir.join("alpha/aside");
+    let swap = |disk: &std::path::Path| {
+        for (from, to) in [(disk, &*aside), (&other, disk), (&aside, &other)] {
+            std::fs::rename(from, to).expect("rename");
+        }
+    };
+    swap(cluster.alpha.disk());
+    cluster.alpha.start();
+    without_disk(&cluster.alpha, &["the disk of resource r1", "were swapped"]);
+    let swapped = ["the disk of resource r1", "configuration"];
+    cluster.alpha.lockstep(&["attach", RESOURCE, "--moved"]).refused(11, &swapped);
+    cluster.alpha.lockstep(&["attach", "r1"]).refused(11, &["the disk of resource r0"]);
+    swap(cluster.alpha.disk());
+    for resource in [RESOURCE, "r1"] {
+        cluster.alpha.lockstep(&["attach", resource]).ok();
+        cluster.alpha.lockstep(&["promote", resource]).ok();
+    }
+}
+
+#[test]
+fn metadata_of_another_node_and_a_smaller_disk_are_refused() {
+    let mut cluster = Cluster::connected(&plan());
+    for node in cluster.nodes() {
+        node.stop();
+    }
+    let metas = ["alpha", "beta"].map(|name| cluster.dir().join(name).join("r0.0.meta"));
+    let own = std::fs::read(&metas[1]).expect("metadata of beta");
+    std::fs::copy(&metas[0], &metas[1]).expect("copy");
+    cluster.beta.start();
+    without_disk(&cluster.beta, &["belongs to", "(alpha)", "(beta)", "lockstep create-md r0 --overwrite"]);
+    std::fs::write(&metas[1], own).expect("metadata of beta");
+    let file = std::fs::File::options().write(true).open(cluster.beta.disk()).expect("the data file");
+    file.set_len(SIZE_BYTES - MIB).expect("truncate");
+    cluster.beta.lockstep(&["attach", RESOURCE]).refused(11, &["less than", "create-md r0 --overwrite"]);
+    file.set_len(SIZE_BYTES).expect("extend");
+    cluster.beta.lockstep(&["attach", RESOURCE]).ok();
+    cluster.beta.lockstep(&["down", RESOURCE]).ok();
+    cluster.beta.lockstep(&["attach", RESOURCE]).refused(11, &["lockstep up r0"]);
+}

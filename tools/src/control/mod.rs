@@ -42,6 +42,14 @@ pub(crate) struct ResolveBody {
     pub(crate) discard: String,
 }
 
+/// Options of `attach`.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct AttachBody {
+    /// The operator says that a disk which is not known holds this data.
+    pub(crate) moved: bool,
+}
+
 /// Options of `invalidate`.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

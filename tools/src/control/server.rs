@@ -5,8 +5,8 @@
 //! one that mattered. Tolerates an engine that is gone: the channel closes and the client is told.
 
 use super::{
-    DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, VersionDoc,
-    accept,
+    AttachBody, DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody,
+    VersionDoc, accept,
 };
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};
 use crate::refusal::render_refusal;
@@ -45,6 +45,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn status(&self, resource: &str, reply: StatusReply) -> Result<(), UnknownResource>;
     /// See [`EngineHandle::up`]; may block.
     fn up(&self, resource: &str, reply: UpReply) -> Result<(), UnknownResource>;
+    /// See [`EngineHandle::attach`]; may block.
+    fn attach(&self, resource: &str, moved: bool, reply: UpReply) -> Result<(), UnknownResource>;
     /// See [`EngineHandle::down`].
     fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource>;
 }
@@ -61,6 +63,9 @@ impl Backend for EngineHandle {
     }
     fn up(&self, resource: &str, reply: UpReply) -> Result<(), UnknownResource> {
         EngineHandle::up(self, resource, reply)
+    }
+    fn attach(&self, resource: &str, moved: bool, reply: UpReply) -> Result<(), UnknownResource> {
+        EngineHandle::attach(self, resource, moved, reply)
     }
     fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
         EngineHandle::down(self, resource, reply)
@@ -218,7 +223,11 @@ async fn post_verb<B: Backend>(
         "resolve" => resolve_command(&shared, &options::<ResolveBody>(&body)?)?,
         "up" => {
             options::<NoBody>(&body)?;
-            return up(shared, resource).await;
+            return open_disk(shared, resource, None).await;
+        }
+        "attach" => {
+            let moved = options::<AttachBody>(&body)?.moved;
+            return open_disk(shared, resource, Some(moved)).await;
         }
         "down" => options::<NoBody>(&body).map(|_| Command::Leave)?,
         _ => return Err(ApiError::new(StatusCode::NOT_FOUND, GENERIC, format!("no such command: {verb}"))),
@@ -240,15 +249,27 @@ async fn post_verb<B: Backend>(
     }
 }
 
-async fn up<B: Backend>(shared: Arc<Shared<B>>, resource: String) -> Result<Json<DoneDoc>, ApiError> {
+/// `up`, or `attach` and whether the disk was moved.
+async fn open_disk<B: Backend>(
+    shared: Arc<Shared<B>>,
+    resource: String,
+    attach: Option<bool>,
+) -> Result<Json<DoneDoc>, ApiError> {
     let (sender, receiver) = oneshot::channel::<Result<Done, String>>();
     let reply: UpReply = Box::new(move |result| _ = sender.send(result));
     let (backend, name) = (Arc::clone(&shared.backend), resource.clone());
-    let sent = tokio::task::spawn_blocking(move || backend.up(&name, reply)).await;
+    let open = move || match attach {
+        None => backend.up(&name, reply),
+        Some(moved) => backend.attach(&name, moved, reply),
+    };
+    let sent = tokio::task::spawn_blocking(open).await;
     sent.map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, GENERIC, error.to_string()))?
         .map_err(|error| unknown_resource(&shared, error))?;
     match answer(receiver, COMMAND_WAIT).await? {
-        Ok(done) => Ok(Json(done_doc(&shared, &resource, "up", done))),
+        Ok(done) => {
+            let verb = if attach.is_some() { "attach" } else { "up" };
+            Ok(Json(done_doc(&shared, &resource, verb, done)))
+        }
         Err(message) => Err(ApiError::new(
             StatusCode::CONFLICT,
             REFUSED,
@@ -311,6 +332,7 @@ fn done_doc<B>(shared: &Shared<B>, resource: &str, verb: &str, done: Done) -> Do
         "invalidate" => "declared wrong; all of it is synchronised from the other copy".to_owned(),
         "resolve" => "resolved; the loser is resynchronised when the nodes are connected".to_owned(),
         "up" => format!("up on {node}"),
+        "attach" => format!("its disk is attached on {node}"),
         _ => format!("down on {node}"),
     };
     let (result, message) = match done {

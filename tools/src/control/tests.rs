@@ -59,6 +59,11 @@ impl Backend for Played {
         reply(Err("no metadata".to_owned()));
         Ok(())
     }
+    fn attach(&self, resource: &str, moved: bool, reply: UpReply) -> Result<(), UnknownResource> {
+        self.note(format!("attach {moved}"), resource)?;
+        reply(Ok(Done::Changed));
+        Ok(())
+    }
     fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
         self.note("down".to_owned(), resource)?;
         reply(Ok(Done::LeftAsOutdated));
@@ -105,6 +110,8 @@ fn commands_reach_the_engine_with_their_options() {
     assert_eq!((done.result.as_str(), done.message.as_str()), ("changed", "r0: Primary on alpha"));
     served.client.command("r0", "resolve", &ResolveBody { discard: "beta".to_owned() }).unwrap();
     assert_eq!(served.client.command("r0", "connect", &NoBody {}).unwrap().result, "already");
+    let done = served.client.command("r0", "attach", &AttachBody { moved: true }).unwrap();
+    assert_eq!(done.message, "r0: its disk is attached on alpha");
     served.client.command("r0", "invalidate", &InvalidateBody { peer: true }).unwrap();
     assert_eq!(served.client.command("r0", "down", &NoBody {}).unwrap().result, "left_as_outdated");
     assert_eq!(
@@ -113,6 +120,7 @@ fn commands_reach_the_engine_with_their_options() {
             "Promote { peer_is_down: false, accept_data_loss: true }",
             "Resolve { discard: NodeId(1) }",
             "Connect",
+            "attach true",
             "Invalidate { peer: true }",
             "down"
         ]

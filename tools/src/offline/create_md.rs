@@ -15,8 +15,8 @@ use crate::secret::random;
 use crate::status::SCHEMA;
 use crate::text;
 use lockstep_bitmap::{
-    Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity,
-    MetaPage, NodeId, Origin, PeerCopy, PeerRecord,
+    Base, CreateParams, DEFAULT_REGION_SHIFT, DeviceIdentity, Generation, GenerationId, GenerationLog,
+    Geometry, Identity, MetaPage, NodeId, Origin, PeerCopy, PeerRecord,
 };
 use lockstep_engine::{AttachError, DeviceFacts, create_metadata, device_facts, read_metadata};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -41,14 +41,21 @@ pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Re
     }
     let disk = resource.disk_path(node);
     let created = create_data_file(resource, disk)?;
-    let held = hold(disk)?;
+    let held = hold(disk, resource)?;
     check_content(&held, disk, args)?;
     let facts = device_facts(disk).map_err(|error| named(disk, &error))?;
-    check_size(resource, disk, &facts)?;
+    let size_bytes = volume_bytes(resource, disk, &facts)?;
     if let Some(dir) = meta.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| named(dir, &error))?;
     }
-    let params = params(&config, resource, node, &facts, args.source)?;
+    if facts.is_ambiguous {
+        output.message(&format!(
+            "warning: {} has no serial number or UUID that tells it from another such disk: a mix-up would go \
+             unnoticed. A partition table of type GPT gives it a UUID",
+            disk.display()
+        ));
+    }
+    let params = params(&config, resource, node, (facts.identity, size_bytes), args.source)?;
     create_metadata(&meta, params, args.overwrite).map_err(|error| match error {
         AttachError::Exists(path) => exists(&path),
         AttachError::InUse(_) => Failure::refused(format!("{error}; first: lockstep down {}", resource.name)),
@@ -57,7 +64,7 @@ pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Re
     if args.clean {
         declare_clean(&meta)?;
     }
-    let size = text::bytes(facts.size_bytes);
+    let size = text::bytes(size_bytes);
     let file = if created { format!("created {} and ", disk.display()) } else { String::new() };
     let next = if args.source {
         "this copy is UpToDate and will be sent to the peer"
@@ -71,7 +78,7 @@ pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Re
         "resource": resource.name,
         "metadata": meta,
         "disk": disk,
-        "size_bytes": facts.size_bytes,
+        "size_bytes": size_bytes,
         "source": args.source,
     });
     output.done(&doc, &format!("{}: {file}wrote {} for {size}; {next}", resource.name, meta.display()))
@@ -103,11 +110,13 @@ fn create_data_file(resource: &ResourceEntry, disk: &Path) -> Result<bool, Failu
 }
 
 /// Opens the disk so that nobody else can use it meanwhile, as the daemon does.
-fn hold(disk: &Path) -> Result<File, Failure> {
+fn hold(disk: &Path, resource: &ResourceEntry) -> Result<File, Failure> {
     let in_use = || {
         Failure::refused(format!(
-            "{} is in use: a daemon, a mount or another program holds it",
-            disk.display()
+            "{} is in use: a daemon, a mount or another program holds it. If it is the daemon: lockstep \
+             down {}",
+            disk.display(),
+            resource.name
         ))
     };
     let is_block =
@@ -140,12 +149,20 @@ fn check_content(file: &File, disk: &Path, args: &CreateMd) -> Result<(), Failur
     }
 }
 
-fn check_size(resource: &ResourceEntry, disk: &Path, facts: &DeviceFacts) -> Result<(), Failure> {
+/// Size of the volume: what the configuration says, which a device may exceed, or all of the disk.
+fn volume_bytes(resource: &ResourceEntry, disk: &Path, facts: &DeviceFacts) -> Result<u64, Failure> {
     match resource.size_bytes {
-        Some(size_bytes) if size_bytes != facts.size_bytes && !facts.is_block => Err(Failure::config(
-            format!("{} has {} bytes, the configuration says {size_bytes}", disk.display(), facts.size_bytes),
-        )),
-        _ => Ok(()),
+        Some(size_bytes)
+            if size_bytes == facts.size_bytes || facts.is_block && size_bytes < facts.size_bytes =>
+        {
+            Ok(size_bytes)
+        }
+        Some(size_bytes) => Err(Failure::config(format!(
+            "{} has {} bytes, the configuration says {size_bytes}",
+            disk.display(),
+            facts.size_bytes
+        ))),
+        None => Ok(facts.size_bytes),
     }
 }
 
@@ -153,11 +170,11 @@ fn params(
     config: &Config,
     resource: &ResourceEntry,
     node: u8,
-    facts: &DeviceFacts,
+    (device, size_bytes): (DeviceIdentity, u64),
     source: bool,
 ) -> Result<CreateParams, Failure> {
     let region_shift = DEFAULT_REGION_SHIFT;
-    let geometry = Geometry::new(facts.size_bytes, BLOCK_SHIFT, region_shift)
+    let geometry = Geometry::new(size_bytes, BLOCK_SHIFT, region_shift)
         .map_err(|error| Failure::config(format!("{}: {error}", resource.disk_path(node).display())))?;
     let mut log = GenerationLog::new();
     if source {
@@ -189,7 +206,7 @@ fn params(
         volume: 0,
         node: NodeId(node),
         node_name: config.nodes[usize::from(node)].name.clone(),
-        device: facts.identity,
+        device,
     };
     let peers = (0_u8..).zip(&config.nodes).filter(|(id, _)| *id != node).map(peer).collect();
     Ok(CreateParams { file_id: u64::from_le_bytes(random()?), identity, geometry, log, peers })

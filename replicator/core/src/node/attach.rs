@@ -51,7 +51,13 @@ impl Node {
         {
             peer.base = Base::Generation(current);
         }
+        let begins_epoch = store.slots.iter().any(|slot| !slot.epoch_durable());
         self.disk = self.recorded_disk_state();
+        if begins_epoch {
+            // The shell was told that the disk was moved; its slot's pages wait for the superblock that says so.
+            self.hold_slot_pages();
+            self.commit(Effect::Confirmed);
+        }
         // Always: it also writes both copies of a superblock of which recovery may have found only one.
         self.settle = Settle::Draining;
     }

@@ -123,7 +123,7 @@ impl Node {
         };
         match link.peer_role {
             Role::Primary => Some(Refusal::LoserIsPrimary(self.peer_id())),
-            _ if self.disk != DiskState::UpToDate => Some(Refusal::OnlyCopy(self.peer_id())),
+            _ if self.disk != DiskState::UpToDate => Some(Refusal::LastCopy(self.peer_id())),
             Role::Secondary => None,
         }
     }
@@ -146,7 +146,7 @@ impl Node {
             // Nothing says that the peer's copy is worse, or that it may be unfinished.
             None => self.disk != DiskState::UpToDate && self.peer_copy() == PeerCopy::MayHold,
         };
-        (!keeps_one).then_some(Refusal::OnlyCopy(self.cfg.node))
+        (!keeps_one).then_some(Refusal::LastCopy(self.cfg.node))
     }
 
     pub(super) fn pump_invalidate(&mut self, invalidating: Invalidating) -> bool {

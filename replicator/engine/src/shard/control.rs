@@ -30,6 +30,7 @@ impl Shard {
             Message::Command(resource, command, reply) => self.command(resource, command, reply),
             Message::Status(resource, reply) => reply(self.report(resource)),
             Message::NeedsDisk(resource, reply) => reply(self.needs_disk(resource)),
+            Message::MayAttach(resource, reply) => reply(self.may_attach(resource)),
             Message::Up(resource, attached, reply) => self.up(resource, attached, reply),
             Message::Down(resource, reply) => self.down(resource, Some(reply)),
             Message::Stop => {
@@ -127,6 +128,16 @@ impl Shard {
                 Err(format!("{} is going down; try again when it is down", entry.name))
             }
             Stage::Up | Stage::Down => Ok(entry.storage.disk.is_none()),
+        }
+    }
+
+    fn may_attach(&self, resource: usize) -> Result<bool, String> {
+        let entry = &self.resources[resource];
+        match entry.stage {
+            Stage::Down => {
+                Err(format!("{0} is down; type lockstep up {0}, which attaches its disk", entry.name))
+            }
+            _ => self.needs_disk(resource),
         }
     }
 

@@ -132,7 +132,7 @@ impl Shard {
             config,
         };
         for index in 0..shard.resources.len() {
-            let attached = attach::attach(&shard.config, index);
+            let attached = attach::attach(&shard.config, index, false);
             shard.bring_up(index, attached);
         }
         shard.listen();
