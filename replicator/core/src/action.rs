@@ -101,6 +101,8 @@ pub enum Notice {
     MetadataFailed,
     /// This copy was declared wrong, durably.
     Invalidated,
+    /// A resync has done everything but the blocks that the source cannot read.
+    ResyncIncomplete,
     /// Client I/O waits because no UpToDate copy can be reached.
     Suspended,
     /// Client I/O goes on.
@@ -121,6 +123,19 @@ pub enum Action {
         offset: u64,
         /// Bytes; the range never crosses a multiple of [`crate::PIECE_BYTES_MAX`].
         len: u32,
+    },
+    /// Read a piece into a slot of the shell's choice, which the completion hands over, and look at it unit by unit:
+    /// answered by [`crate::Event::DiskInspected`]. Digests are keyed with a secret of the link that both ends know
+    /// and nobody else, the same on both.
+    DiskInspect {
+        /// Completion id.
+        op: OpId,
+        /// First byte; a multiple of [`crate::UNIT_BYTES`].
+        offset: u64,
+        /// Bytes; as for a read.
+        len: u32,
+        /// Digests are wanted.
+        digests: bool,
     },
     /// Complete a slot whose payload covers its edge blocks partially: read these blocks, put their bytes around it.
     DiskFill {
@@ -182,7 +197,7 @@ pub enum Action {
         link: LinkId,
         /// The frame.
         frame: Frame,
-        /// Payload of a data frame.
+        /// Payload of a data frame; the frame's range may be a part of what the slot holds.
         slot: Option<SlotId>,
     },
     /// Close a link after what is queued; LinkDown follows.

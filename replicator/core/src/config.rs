@@ -5,6 +5,10 @@ use lockstep_bitmap::NodeId;
 
 /// Pieces of requests and of resync never cross a multiple of this many bytes of the volume.
 pub const PIECE_BYTES_MAX: u64 = 128 * 1024;
+/// A resync piece is looked at in units of this many bytes from its begin: equal, zero, or to be copied.
+pub const UNIT_BYTES: u64 = 4096;
+/// Bytes of the digest of one unit.
+pub const DIGEST_BYTES: usize = 16;
 
 /// The peer of a resource.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +34,8 @@ pub struct Timing {
     pub io_timeout: Duration,
     /// Dirty bitmap pages and activity removals are written at most this often.
     pub lazy_write: Duration,
+    /// Blocks that the source could not read are asked for again after this time.
+    pub resync_retry: Duration,
 }
 
 impl Default for Timing {
@@ -42,6 +48,7 @@ impl Default for Timing {
             epoch: Duration::from_secs(1),
             io_timeout: Duration::from_secs(60),
             lazy_write: Duration::from_millis(500),
+            resync_retry: Duration::from_secs(60),
         }
     }
 }
@@ -71,6 +78,8 @@ pub struct NodeConfig {
     pub undurable_max: usize,
     /// Resync pieces in flight.
     pub resync_window: usize,
+    /// Bytes of bitmap in one Bits frame (at most 64 KiB).
+    pub bits_frame_bytes: usize,
     /// Durations.
     pub timing: Timing,
 }

@@ -152,6 +152,19 @@ pub enum Event<'a> {
         /// The bytes of a successful read that was not made for a request; the core's until released.
         slot: Option<SlotId>,
     },
+    /// A [`crate::Action::DiskInspect`] ended.
+    DiskInspected {
+        /// Which.
+        op: OpId,
+        /// How.
+        result: Result<(), DiskError>,
+        /// The bytes, if it did not fail; the core's until released.
+        slot: Option<SlotId>,
+        /// Bit `n`: unit `n` of the range ([`crate::UNIT_BYTES`] from its begin) is all zero.
+        zeroes: u32,
+        /// Digest of each unit, [`crate::DIGEST_BYTES`] each, if they were asked for; empty otherwise.
+        digests: &'a [u8],
+    },
     /// A metadata write ended: every copy of the page is durable, or it failed.
     MetaDone {
         /// Which.

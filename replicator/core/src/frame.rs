@@ -126,6 +126,44 @@ pub enum Frame {
         /// Bytes.
         len: u32,
     },
+    /// As ResyncRequest, with the target's digests of the piece's units (body): what is equal need not travel.
+    HashRequest {
+        /// Number of the target's checkpoint interval.
+        batch: u64,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// A part of the piece asked for is equal at the source; keeps its place in the stream.
+    ResyncSame {
+        /// As in the request.
+        batch: u64,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// A part of the piece asked for is zero at the source; keeps its place in the stream.
+    ResyncZero {
+        /// As in the request.
+        batch: u64,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// The source cannot read the piece asked for.
+    ResyncFailed {
+        /// As in the request.
+        batch: u64,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// A Bits frame was taken: another may be sent.
+    BitsAck,
     /// All pieces of a batch are durable at the target; the source makes its side durable and clears their bits.
     Checkpoint {
         /// Which batch.
@@ -281,12 +319,19 @@ impl Frame {
 
     /// Frames that carry a body made by [`crate::Node::render_body`].
     pub fn has_control_body(&self) -> bool {
-        matches!(self, Frame::Snapshot | Frame::Bits { .. })
+        matches!(self, Frame::Snapshot | Frame::Bits { .. } | Frame::HashRequest { .. })
     }
 
     /// Acknowledgements and heartbeats may overtake what is queued; everything else keeps its place in the stream.
     pub fn overtakes(&self) -> bool {
-        matches!(self, Frame::Written { .. } | Frame::Durable { .. } | Frame::Heartbeat)
+        matches!(
+            self,
+            Frame::Written { .. }
+                | Frame::Durable { .. }
+                | Frame::CheckpointDone { .. }
+                | Frame::BitsAck
+                | Frame::Heartbeat
+        )
     }
 
     fn check_body(&self, body_bytes: u32) -> Result<(), FrameError> {
@@ -333,6 +378,11 @@ impl Frame {
             Frame::Goodbye { reason } => (28, 0, u64::from(reason), 0, 0),
             Frame::Invalidate => (42, 0, 0, 0, 0),
             Frame::InvalidateReply { done } => (43, yes(done, FLAG_YES), 0, 0, 0),
+            Frame::HashRequest { batch, offset, len } => (34, 0, batch, offset, u64::from(len)),
+            Frame::ResyncSame { batch, offset, len } => (35, 0, batch, offset, u64::from(len)),
+            Frame::ResyncZero { batch, offset, len } => (36, 0, batch, offset, u64::from(len)),
+            Frame::ResyncFailed { batch, offset, len } => (37, 0, batch, offset, u64::from(len)),
+            Frame::BitsAck => (38, 0, 0, 0, 0),
         }
     }
 
@@ -378,6 +428,11 @@ impl Frame {
             28 => Frame::Goodbye { reason: byte(a)? },
             42 => Frame::Invalidate,
             43 => Frame::InvalidateReply { done: yes },
+            34 => Frame::HashRequest { batch: a, offset: b, len: piece()? },
+            35 => Frame::ResyncSame { batch: a, offset: b, len: piece()? },
+            36 => Frame::ResyncZero { batch: a, offset: b, len: piece()? },
+            37 => Frame::ResyncFailed { batch: a, offset: b, len: piece()? },
+            38 => Frame::BitsAck,
             _ => return Err(FrameError::Unknown),
         };
         if frame.to_raw() == raw { Ok(frame) } else { Err(FrameError::Unknown) }
@@ -431,7 +486,7 @@ mod tests {
             let head = frame.encode(body, 0xABCD, crc32c);
             assert_eq!(Frame::decode(&head, crc32c), Ok((frame, body, 0xABCD)));
         }
-        assert_eq!(kinds.len(), 30);
+        assert_eq!(kinds.len(), 35);
     }
 
     #[test]

@@ -37,12 +37,14 @@ mod undurable;
 mod verdict;
 
 pub use action::{Action, CloseReason, ExportState, Notice};
-pub use config::{NodeConfig, PIECE_BYTES_MAX, PeerConfig, Timing};
+pub use config::{DIGEST_BYTES, NodeConfig, PIECE_BYTES_MAX, PeerConfig, Timing, UNIT_BYTES};
 pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind};
 pub use frame::{FRAME_BYTES, Frame, FrameError};
 pub use ids::{CommandId, Instant, LinkId, OpId, Position, ReqId, SlotId};
 pub use node::{Deadline, Node, PEER_TASKS_MAX, TableBounds, declare_wrong};
 pub use refusal::{Done, IoError, Refusal};
 pub use snapshot::{Snapshot, SnapshotError};
-pub use status::{ConnectionState, DiskState, PeerStatus, ReplicationState, ResyncStatus, Role, Status};
+pub use status::{
+    ConnectionState, DiskState, Moved, PeerStatus, ReplicationState, ResyncStatus, Role, Status,
+};
 pub use verdict::{Standstill, SyncWhy, Verdict, verdict};

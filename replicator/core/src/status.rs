@@ -90,19 +90,38 @@ words!(
     }
 );
 
+/// What a resync did with the bytes that it looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Travelled.
+    pub copied_bytes: u64,
+    /// Were zero at the source: a hole was punched at the target.
+    pub zero_bytes: u64,
+    /// Were equal on both sides.
+    pub equal_bytes: u64,
+}
+
 /// A resync's progress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResyncStatus {
-    /// Bytes that were dirty when it began.
+    /// Bytes done and left.
     pub total_bytes: u64,
     /// Bytes still dirty.
     pub left_bytes: u64,
-    /// Bytes per second over the last seconds.
+    /// Bytes per second over the last seconds, whatever was done with them.
     pub rate_bytes_per_s: u64,
     /// Seconds left at that rate, if it moves.
     pub eta_s: Option<u64>,
     /// Milliseconds since it began.
     pub running_ms: u64,
+    /// What was done with the bytes.
+    pub moved: Moved,
+    /// Bytes that the source could not read.
+    pub unreadable_bytes: u64,
+    /// Where the first of them are: offset and length in bytes.
+    pub unreadable: Vec<(u64, u64)>,
+    /// Only what cannot be read is left: it is tried again after a while.
+    pub incomplete: bool,
 }
 
 /// What is known of the peer.
@@ -122,7 +141,7 @@ pub struct PeerStatus {
     pub out_of_sync_bytes: u64,
     /// Resync, while one runs.
     pub resync: Option<ResyncStatus>,
-    /// Bytes copied by resync over this daemon's life.
+    /// Bytes that resync brought into line over this daemon's life, copied or not.
     pub resynced_bytes_total: u64,
     /// Begin of the first generation that only this side has, if the histories parted.
     pub alone_since_unix_ms: Option<u64>,

@@ -18,7 +18,8 @@ const SIZE: u64 = 2 << 20;
 
 /// What is under way, to be delivered as an event.
 enum Pending {
-    Disk(OpId, Option<Vec<u8>>),
+    Disk(OpId, Option<(u64, Vec<u8>)>),
+    Inspected(OpId, u64, Vec<u8>),
     DiskFailed(OpId),
     Meta(OpId),
     Frame(LinkId, Frame, Vec<u8>, Option<Vec<u8>>),
@@ -32,7 +33,8 @@ struct Host {
     node: Node,
     data: Vec<u8>,
     meta: Vec<u8>,
-    slots: BTreeMap<u32, Vec<u8>>,
+    /// Offset on the volume and bytes.
+    slots: BTreeMap<u32, (u64, Vec<u8>)>,
     next_slot: u32,
     inbox: VecDeque<Pending>,
     outbox: Vec<Sent>,
@@ -112,6 +114,7 @@ impl Host {
             writes_max: 64,
             undurable_max: 64,
             resync_window: 4,
+            bits_frame_bytes: 16,
             timing: Timing::default(),
         };
         let node = Node::new(cfg, Some(open(&meta)));
@@ -132,10 +135,16 @@ impl Host {
         }
     }
 
-    fn slot(&mut self, bytes: Vec<u8>) -> SlotId {
+    fn slot(&mut self, (offset, bytes): (u64, Vec<u8>)) -> SlotId {
         self.next_slot += 1;
-        self.slots.insert(self.next_slot, bytes);
+        self.slots.insert(self.next_slot, (offset, bytes));
         SlotId(self.next_slot)
+    }
+
+    fn slot_bytes(&self, slot: SlotId, offset: u64, len: u32) -> Vec<u8> {
+        let (first, bytes) = &self.slots[&slot.0];
+        let at = usize::try_from(offset - first).unwrap();
+        bytes[at..at + len as usize].to_vec()
     }
 
     fn handle(&mut self, now: Instant, event: Event<'_>) {
@@ -152,11 +161,15 @@ impl Host {
         };
         match action {
             Action::DiskRead { op, req, offset, len } => {
-                let bytes = req.is_none().then(|| self.data[span(offset, len)].to_vec());
+                let bytes = req.is_none().then(|| (offset, self.data[span(offset, len)].to_vec()));
                 self.inbox.push_back(Pending::Disk(op, bytes));
             }
+            Action::DiskInspect { op, offset, len, .. } => {
+                let bytes = self.data[span(offset, len)].to_vec();
+                self.inbox.push_back(Pending::Inspected(op, offset, bytes));
+            }
             Action::DiskWrite { op, offset, len, slot, .. } => {
-                let bytes = self.slots[&slot.0].clone();
+                let bytes = self.slot_bytes(slot, offset, len);
                 self.data[span(offset, len)].copy_from_slice(&bytes);
                 self.inbox.push_back(Pending::Disk(op, None));
             }
@@ -177,7 +190,8 @@ impl Host {
             Action::Send { link, frame, slot } => {
                 let mut body = Vec::new();
                 self.node.render_body(&frame, &mut body);
-                let payload = slot.map(|slot| self.slots[&slot.0].clone());
+                let range = frame.payload().zip(slot);
+                let payload = range.map(|((offset, len), slot)| self.slot_bytes(slot, offset, len));
                 self.outbox.push((link, frame, body, payload));
             }
             Action::CloseLink { link, .. } => self.closing.push(link),
@@ -281,12 +295,31 @@ impl World {
                 let slot = bytes.map(|bytes| host.slot(bytes));
                 host.handle(now, Event::DiskDone { op, result: Ok(()), slot });
             }
+            Pending::Inspected(op, offset, bytes) => {
+                let units = || (0u32..).zip(bytes.chunks(4096));
+                let zeroes =
+                    units().filter(|(_, unit)| unit.iter().all(|b| *b == 0)).map(|(n, _)| 1 << n).sum();
+                // Stands for a hash: the first and the last byte, and the sum.
+                let digest = |unit: &[u8]| {
+                    let sum = unit.iter().map(|b| u64::from(*b)).sum::<u64>();
+                    [sum, u64::from(unit[0]) << 8 | u64::from(unit[unit.len() - 1])]
+                        .map(u64::to_le_bytes)
+                        .concat()
+                };
+                let digests: Vec<u8> = units().flat_map(|(_, unit)| digest(unit)).collect();
+                let slot = Some(host.slot((offset, bytes)));
+                host.handle(
+                    now,
+                    Event::DiskInspected { op, result: Ok(()), slot, zeroes, digests: &digests },
+                );
+            }
             Pending::DiskFailed(op) => {
                 host.handle(now, Event::DiskDone { op, result: Err(DiskError::Io), slot: None });
             }
             Pending::Meta(op) => host.handle(now, Event::MetaDone { op, result: Ok(()) }),
             Pending::Frame(link, frame, body, payload) => {
-                let slot = payload.map(|bytes| host.slot(bytes));
+                let slot =
+                    frame.payload().zip(payload).map(|((offset, _), bytes)| host.slot((offset, bytes)));
                 host.handle(now, Event::Frame { link, frame, body: &body, slot });
             }
             Pending::LinkDown(link) => {
@@ -313,7 +346,7 @@ impl World {
         let host = &mut self.hosts[i];
         let kind = RequestKind::Write;
         host.handle(self.now, Event::Request { req, kind, offset, len: u64::from(len), fua: false });
-        let slot = host.slot(vec![fill; len as usize]);
+        let slot = host.slot((offset, vec![fill; len as usize]));
         host.handle(self.now, Event::Payload { req, offset, len, slot });
         self.until("a write's reply", |w| w.hosts[i].replies.iter().any(|(of, _)| *of == req));
         assert_eq!(self.hosts[i].replies.iter().find(|(of, _)| *of == req).unwrap().1, Ok(()));

@@ -99,6 +99,8 @@ struct Slot {
     start: usize,
     pool: PoolId,
     large: bool,
+    /// Volume offset of its first byte, for payloads.
+    base: u64,
     /// Owners; 0 is free.
     references: u32,
     /// One of the references is the core's.
@@ -169,6 +171,7 @@ impl Arena {
         let slot = &mut self.slots[id.0 as usize];
         assert_eq!(slot.references, 0, "slot {id} was free and owned");
         slot.references = 1;
+        slot.base = offset - offset % ALIGN_BYTES;
         self.in_use += 1;
         Some(id)
     }
@@ -178,6 +181,11 @@ impl Arena {
         let pool = &self.pools[usize::from(pool.0)];
         let in_large = (small as usize).saturating_sub(pool.small.len());
         large as usize + in_large <= pool.large.len()
+    }
+
+    /// Where the bytes `[offset, offset + len)` of the volume lie in a slot that was taken for a range with them.
+    pub(crate) fn span(&self, id: SlotId, offset: u64, len: u32) -> Span {
+        Span::of_volume_from(id, self.slots[id.0 as usize].base, offset, len)
     }
 
     /// Memory of a slot.
@@ -350,7 +358,16 @@ impl Arena {
 
 impl Slot {
     fn new(start: usize, pool: PoolId, large: bool) -> Self {
-        Self { start, pool, large, references: 0, with_core: false, kernel_reads: 0, kernel_writes: 0 }
+        Self {
+            start,
+            pool,
+            large,
+            base: 0,
+            references: 0,
+            with_core: false,
+            kernel_reads: 0,
+            kernel_writes: 0,
+        }
     }
 }
 

@@ -108,6 +108,7 @@ impl World {
         self.silent_until = [self.now; 2];
         self.refuse_until = 0;
         for n in 0..2 {
+            self.hosts[n].unreadable.clear();
             if self.hosts[n].is_paused(self.now) {
                 self.hosts[n].paused_until_ns = self.now;
                 self.resume(n, self.hosts[n].process);

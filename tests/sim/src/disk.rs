@@ -74,8 +74,8 @@ impl DataDisk {
         Ok(())
     }
 
-    /// A write completes.
-    pub(crate) fn complete(&mut self, op: u32) {
+    /// A write completes; gives its first sector and their number.
+    pub(crate) fn complete(&mut self, op: u32) -> (usize, usize) {
         let f = self.flying.remove(&op).expect("completions are scheduled once per submission");
         self.completions += 1;
         for (i, &tag) in f.tags.iter().enumerate() {
@@ -85,6 +85,7 @@ impl DataDisk {
                 self.durable[f.first + i] = tag;
             }
         }
+        (f.first, f.tags.len())
     }
 
     /// What a flush submitted now covers; give it to [`Self::complete_flush`].

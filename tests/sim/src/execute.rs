@@ -34,6 +34,9 @@ impl World {
             Action::DiskRead { op, req, offset, len } => {
                 self.disk_read(n, op.0, req.map(|r| r.0), offset, len)
             }
+            Action::DiskInspect { op, offset, len, digests } => {
+                self.disk_inspect(n, op.0, (offset, len), digests)
+            }
             Action::DiskFill { op, slot, offset, len, granule_bytes } => {
                 self.disk_fill(n, op.0, slot.0, (offset, len), u64::from(granule_bytes));
             }
@@ -120,6 +123,17 @@ impl World {
         let early = rng.coin().then(|| self.hosts[n].disk.read(first, count, rng));
         let delay = self.disk_delay(n);
         self.start_op(n, op, DiskOp::Read { req, first, count, early }, delay);
+    }
+
+    fn disk_inspect(&mut self, n: usize, op: u32, range: (u64, u32), digests: bool) {
+        if !range.0.is_multiple_of(lockstep_core::UNIT_BYTES) {
+            return self.fail("border", format!("node {n}: inspection at {} is misaligned", range.0));
+        }
+        let Some((first, count)) = self.sectors(n, "inspection", range, 512) else { return };
+        let rng = &mut self.rng.disk[n];
+        let early = rng.coin().then(|| self.hosts[n].disk.read(first, count, rng));
+        let delay = self.disk_delay(n);
+        self.start_op(n, op, DiskOp::Inspect { first, count, early, digests }, delay);
     }
 
     fn disk_fill(&mut self, n: usize, op: u32, slot: u32, range: (u64, u32), granule: u64) {
@@ -377,6 +391,7 @@ pub(crate) fn action_code(action: &Action) -> u64 {
         Action::CommandDone { .. } => 13,
         Action::Notice(Notice::LinkLost { .. }) => 15,
         Action::Notice(_) => 14,
+        Action::DiskInspect { .. } => 16,
         Action::Send { frame, .. } => 20 + frame_code(frame),
     }
 }

@@ -30,6 +30,11 @@ impl World {
             7 if f.crash => self.strike(1 - n, Stop::Kill),
             _ => {}
         }
+        if f.unreadable && self.rng.fault.coin() {
+            let first = self.rng.fault.below(self.setup.sectors as u64) as usize;
+            let end = (first + 64).min(self.setup.sectors);
+            self.hosts[n].unreadable.extend(first..end);
+        }
         if (f.crash || f.power) && self.rng.fault.chance(300) {
             // A second failure while the first is being dealt with.
             let how = if f.power && (!f.crash || self.rng.fault.coin()) { Stop::Power } else { Stop::Kill };
@@ -43,9 +48,9 @@ impl World {
     /// Kills now, or at one of the core's next actions.
     fn strike(&mut self, mut n: usize, how: Stop) {
         if self.setup.faults.aimed && self.rng.fault.chance(700) {
-            // Actions 3..14 and frames 21..63, with a liking for metadata writes and the handshake's frames.
-            let code: u64 = match self.rng.fault.below(6) {
-                4 | 5 if self.setup.faults.reset => {
+            // Actions 3..16 and frames 21..63, with a liking for metadata writes and the handshake's frames.
+            let code: u64 = match self.rng.fault.below(7) {
+                5 | 6 if self.setup.faults.reset => {
                     // Between the loss of the link and the end of the rotation that must follow it.
                     self.reset();
                     n = usize::from(self.hosts[1].export == ExportState::Open);
@@ -54,6 +59,7 @@ impl World {
                 0 => 6,
                 1 => self.rng.fault.between(3, 13),
                 2 => self.rng.fault.between(21, 25),
+                3 => 16,
                 _ => self.rng.fault.between(21, 63),
             };
             self.aimed = Some((n, code as u8, how));

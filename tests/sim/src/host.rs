@@ -4,7 +4,7 @@ use crate::disk::{DataDisk, MetaFile, UNDEFINED};
 use crate::ghost::{Seq, WriteId};
 use crate::net::Arrived;
 use lockstep_core::{Command, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// An input of the core that owns its data, so that it can wait for a paused process.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) enum Input {
     Clients { open: u32 },
     /// Disk operation done; for a read the bytes and where they are from.
     DiskDone { op: u32, read: Option<(u64, Vec<u64>)> },
+    /// Inspection done: the bytes and where they are from, or it failed.
+    DiskInspected { op: u32, read: Option<(u64, Vec<u64>)>, digests: bool },
     /// Metadata write done.
     MetaDone { op: u32 },
     /// Connection.
@@ -66,6 +68,8 @@ impl SlotBuf {
 pub(crate) enum DiskOp {
     /// Read; sampled early or at completion.
     Read { req: Option<u32>, first: usize, count: usize, early: Option<Vec<u64>> },
+    /// Read for a resync; sampled early or at completion.
+    Inspect { first: usize, count: usize, early: Option<Vec<u64>>, digests: bool },
     /// Fill of a slot's edges.
     Fill { slot: u32, parts: [(usize, usize); 2] },
     /// Write from a slot or of zeroes.
@@ -119,6 +123,8 @@ pub(crate) struct Host {
     pub(crate) disk: DataDisk,
     /// Metadata file.
     pub(crate) meta: MetaFile,
+    /// Sectors that a resync cannot read, until they are written.
+    pub(crate) unreadable: BTreeSet<usize>,
     /// The running process's core.
     pub(crate) node: Option<Node>,
     /// Counts processes on this machine.
@@ -177,6 +183,7 @@ impl Host {
         Host {
             disk,
             meta,
+            unreadable: BTreeSet::new(),
             node: None,
             process: 0,
             boot_id: 0,

@@ -2,11 +2,12 @@
 
 use crate::ghost::Force;
 use crate::host::{DiskOp, Input, SlotBuf, Stop};
+use crate::inspect;
 use crate::world::{Ev, World, node_id};
 use lockstep_bitmap::{Findings, Origin, Store, recover};
 use lockstep_core::{
-    Command, CommandId, DiskState, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig, ReqId, Role,
-    SlotId,
+    Command, CommandId, DiskError, DiskState, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig,
+    ReqId, Role, SlotId,
 };
 use std::collections::btree_map::Entry;
 
@@ -42,6 +43,7 @@ impl World {
             writes_max: s.writes_max,
             undurable_max: s.undurable_max,
             resync_window: s.resync_window,
+            bits_frame_bytes: s.bits_frame_bytes,
             timing: s.timing,
         };
         self.say(format_args!("n{n} BOOT process {} {found:?}", self.hosts[n].process));
@@ -80,7 +82,7 @@ impl World {
         let now = self.local(n, self.now);
         let unix_ms = self.now / 1_000_000 + 1_700_000_000_000;
         let host = &mut self.hosts[n];
-        let mut body = Vec::new();
+        let (mut body, mut found) = (Vec::new(), Vec::new());
         let event = match input {
             Input::Start => Event::Start { unix_ms },
             Input::Tick => Event::Tick { unix_ms },
@@ -97,6 +99,17 @@ impl World {
                 let slot = read.map(|(offset, tags)| SlotId(host.alloc(SlotBuf::holding(offset, &tags))));
                 Event::DiskDone { op: OpId(op), result: Ok(()), slot }
             }
+            Input::DiskInspected { op, read, digests } => {
+                let op = OpId(op);
+                let tags = read.as_ref().map_or(&[][..], |(_, tags)| tags);
+                let zeroes = inspect::zeroes(tags);
+                if digests {
+                    found = inspect::digests(tags);
+                }
+                let result = if read.is_some() { Ok(()) } else { Err(DiskError::Io) };
+                let slot = read.map(|(offset, tags)| SlotId(host.alloc(SlotBuf::holding(offset, &tags))));
+                Event::DiskInspected { op, result, slot, zeroes, digests: &found }
+            }
             Input::MetaDone { op } => Event::MetaDone { op: OpId(op), result: Ok(()) },
             Input::LinkUp { link, peer } => Event::LinkUp { link, peer },
             Input::Frame { link, arrived } => {
@@ -111,7 +124,7 @@ impl World {
             Input::Command { id, command } => Event::Command { id: CommandId(id), command },
         };
         node.handle(Instant(now), event);
-        drop(body);
+        drop((body, found));
         let mut left = false;
         while let Some(action) = node.poll_action() {
             left |= self.execute(n, &mut node, action);
@@ -141,6 +154,9 @@ impl World {
                 self.say(format_args!("n{n} < Payload req {req} at {offset} len {}", tags.len() * 512));
             }
             Input::DiskDone { op, .. } => self.say(format_args!("n{n} < DiskDone {op}")),
+            Input::DiskInspected { op, read, .. } => {
+                self.say(format_args!("n{n} < DiskInspected {op} {}", read.is_some()));
+            }
             other => self.say(format_args!("n{n} < {other:?}")),
         }
     }
@@ -286,7 +302,16 @@ impl World {
         let rng = &mut self.rng.disk[n];
         let mut read = None;
         match what {
-            DiskOp::Write { .. } => host.disk.complete(op),
+            DiskOp::Write { .. } => {
+                let (first, count) = host.disk.complete(op);
+                host.unreadable.retain(|sector| !(first..first + count).contains(sector));
+            }
+            DiskOp::Inspect { first, count, early, digests } => {
+                let bad = host.unreadable.range(first..first + count).next().is_some();
+                let tags = early.unwrap_or_else(|| host.disk.read(first, count, rng));
+                let read = (!bad).then_some((first as u64 * 512, tags));
+                return self.deliver(n, Input::DiskInspected { op, read, digests });
+            }
             DiskOp::Flush { covered } => host.disk.complete_flush(covered),
             DiskOp::Fill { slot, parts } => {
                 for (first, count) in parts {

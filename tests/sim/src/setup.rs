@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     pub(crate) operator: bool,
     /// Clients go away in the middle of requests.
     pub(crate) rude_clients: bool,
+    /// A resync finds sectors that it cannot read.
+    pub(crate) unreadable: bool,
     /// The operator says that a node is down which is not: split brain is expected.
     pub(crate) dishonest: bool,
 }
@@ -57,6 +59,8 @@ pub(crate) struct Setup {
     pub(crate) undurable_max: usize,
     /// As in the core's configuration.
     pub(crate) resync_window: usize,
+    /// As in the core's configuration.
+    pub(crate) bits_frame_bytes: usize,
     /// As in the core's configuration.
     pub(crate) timing: Timing,
     /// Parts per million by which each clock is fast, plus 500.
@@ -107,6 +111,7 @@ impl Setup {
             writes_max: rng.between(2, 32) as usize,
             undurable_max: rng.between(4, 64) as usize,
             resync_window: rng.between(1, 8) as usize,
+            bits_frame_bytes: rng.pick(&[1, 2, 8, 64]),
             timing: timing(rng),
             clock_ppm: [rng.below(1001), rng.below(1001)],
             disk_ns: [rng.pick(&[20, 100, 500]) * US, rng.pick(&[20, 100, 500]) * US],
@@ -136,6 +141,7 @@ fn timing(rng: &mut Prng) -> Timing {
         epoch: ms(rng.pick(&[20, 100, 1000])),
         io_timeout: ms(rng.pick(&[500, 5000])),
         lazy_write: ms(rng.pick(&[5, 50, 500])),
+        resync_retry: ms(rng.pick(&[50, 500])),
     }
 }
 
@@ -151,6 +157,7 @@ fn faults(rng: &mut Prng) -> Faults {
         aimed: one(),
         operator: one(),
         rude_clients: one(),
+        unreadable: one(),
         dishonest: false,
     };
     match rng.below(20) {

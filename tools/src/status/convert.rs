@@ -1,6 +1,8 @@
 //! From the engine's report to the JSON document. Pure: the wall clock is an input.
 
-use super::model::{ClientDoc, GenerationDoc, MemoryDoc, PeerDoc, ResourceDoc, ResyncDoc, SplitBrainDoc};
+use super::model::{
+    ClientDoc, GenerationDoc, MemoryDoc, PeerDoc, RangeDoc, ResourceDoc, ResyncDoc, SplitBrainDoc,
+};
 use crate::refusal::node_name;
 use crate::text::rfc3339;
 use lockstep_core::{ConnectionState, DiskState, PeerStatus, ReplicationState, Role, Status};
@@ -83,7 +85,7 @@ fn peer_doc(report: &ResourceReport, peer: &PeerStatus, place: &Place, now_unix_
     let name = node_name(&place.names, peer.node);
     let own = node_name(&place.names, lockstep_bitmap::NodeId(place.node));
     let ago = |ms: u64| rfc3339(now_unix_ms.saturating_sub(ms));
-    let resync = peer.resync.map(|resync| {
+    let resync = peer.resync.as_ref().map(|resync| {
         let from_here = peer.replication == ReplicationState::SyncSource;
         let (source, target) = if from_here { (&own, &name) } else { (&name, &own) };
         ResyncDoc {
@@ -94,6 +96,16 @@ fn peer_doc(report: &ResourceReport, peer: &PeerStatus, place: &Place, now_unix_
             rate: resync.rate_bytes_per_s,
             eta_s: resync.eta_s,
             since: ago(resync.running_ms),
+            copied_bytes: resync.moved.copied_bytes,
+            equal_bytes: resync.moved.equal_bytes,
+            zero_bytes: resync.moved.zero_bytes,
+            unreadable_bytes: resync.unreadable_bytes,
+            unreadable: resync
+                .unreadable
+                .iter()
+                .map(|&(offset, length)| RangeDoc { offset, length })
+                .collect(),
+            incomplete: resync.incomplete,
         }
     });
     let split_brain = (peer.replication == ReplicationState::SplitBrain).then(|| SplitBrainDoc {

@@ -140,7 +140,7 @@ pub(crate) struct PeerDoc {
     pub(crate) link_error: Option<String>,
     /// A resync that runs.
     pub(crate) resync: Option<ResyncDoc>,
-    /// Bytes copied by resync in this daemon's life.
+    /// Bytes that resync brought into line in this daemon's life, copied or not.
     pub(crate) resynced_bytes_total: u64,
     /// Where histories parted.
     pub(crate) split_brain: Option<SplitBrainDoc>,
@@ -157,7 +157,7 @@ pub(crate) struct ResyncDoc {
     pub(crate) target: String,
     /// Bytes done.
     pub(crate) done_bytes: u64,
-    /// Bytes that were dirty at its begin.
+    /// Bytes done and left.
     pub(crate) total_bytes: u64,
     /// Bytes per second.
     pub(crate) rate: u64,
@@ -165,6 +165,27 @@ pub(crate) struct ResyncDoc {
     pub(crate) eta_s: Option<u64>,
     /// Since when it runs.
     pub(crate) since: String,
+    /// Bytes that travelled.
+    pub(crate) copied_bytes: u64,
+    /// Bytes that were equal on both sides.
+    pub(crate) equal_bytes: u64,
+    /// Bytes that are zero at the source; holes at the target.
+    pub(crate) zero_bytes: u64,
+    /// Bytes that the source cannot read.
+    pub(crate) unreadable_bytes: u64,
+    /// Where the first of them are.
+    pub(crate) unreadable: Vec<RangeDoc>,
+    /// Only those are left; they are tried again after a while.
+    pub(crate) incomplete: bool,
+}
+
+/// A range of the volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RangeDoc {
+    /// First byte.
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) length: u64,
 }
 
 /// Two histories.

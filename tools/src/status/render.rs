@@ -137,6 +137,31 @@ fn render_resync(out: &mut String, resync: &ResyncDoc) {
         text::bytes(resync.rate),
         text::readable(&resync.since),
     );
+    let _ = writeln!(
+        out,
+        "        copied {}, equal {}, zero {}",
+        text::bytes(resync.copied_bytes),
+        text::bytes(resync.equal_bytes),
+        text::bytes(resync.zero_bytes),
+    );
+    if resync.unreadable_bytes > 0 {
+        render_unreadable(out, resync);
+    }
+}
+
+fn render_unreadable(out: &mut String, resync: &ResyncDoc) {
+    let shown: u64 = resync.unreadable.iter().map(|range| range.length).sum();
+    let ranges: Vec<String> =
+        resync.unreadable.iter().map(|range| format!("{}+{}", range.offset, range.length)).collect();
+    let more = if shown < resync.unreadable_bytes { ", ..." } else { "" };
+    let what = if resync.incomplete { "INCOMPLETE" } else { "goes on" };
+    let _ = writeln!(
+        out,
+        "        {what}: {} cannot read {} of its disk, at {}{more} (offset+length in bytes)",
+        resync.source,
+        text::bytes(resync.unreadable_bytes),
+        ranges.join(", "),
+    );
 }
 
 /// `part * scale / whole`, rounded down, for any sizes.

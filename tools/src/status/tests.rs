@@ -2,7 +2,9 @@
 
 use super::*;
 use lockstep_bitmap::{Generation, GenerationId, NodeId, Origin};
-use lockstep_core::{ConnectionState, DiskState, PeerStatus, ReplicationState, ResyncStatus, Role, Status};
+use lockstep_core::{
+    ConnectionState, DiskState, Moved, PeerStatus, ReplicationState, ResyncStatus, Role, Status,
+};
 use lockstep_engine::{ClientInfo, MemoryReport, ResourceReport};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -127,6 +129,10 @@ fn resync() {
         rate_bytes_per_s: 222_298_112,
         eta_s: Some(25),
         running_ms: 30_000,
+        moved: Moved { copied_bytes: 6 << 30, zero_bytes: 0, equal_bytes: 4096 },
+        unreadable_bytes: 0,
+        unreadable: vec![],
+        incomplete: false,
     };
     let peer = PeerStatus {
         replication: ReplicationState::SyncSource,
@@ -148,10 +154,16 @@ fn resync() {
                 "      resync alpha -> beta  [##########..........]  52.7 %   5.2 GiB of 11 GiB left",
                 "   212 MiB/s   ETA 0:25   since 2026-01-01 10:39:30 UTC"
             ),
+            "        copied 6 GiB, equal 4 KiB, zero 0 B",
         ])
     );
-    let target = PeerStatus { replication: ReplicationState::SyncTarget, ..peer };
+    let mut target = PeerStatus { replication: ReplicationState::SyncTarget, ..peer };
+    if let Some(resync) = &mut target.resync {
+        (resync.unreadable_bytes, resync.unreadable) = (12288, vec![(4096, 8192)]);
+        resync.incomplete = true;
+    }
     let text = text(&report(Some(status(target))));
+    assert!(text.contains("INCOMPLETE: beta cannot read 12 KiB of its disk, at 4096+8192, ..."), "{text}");
     assert!(text.contains("resync beta -> alpha") && text.contains("alpha is resynchronising"), "{text}");
 }
 
@@ -265,8 +277,17 @@ fn states_that_do_not_end_have_advice() {
 
 #[test]
 fn names_of_the_json_are_stable() {
-    let resync =
-        ResyncStatus { total_bytes: 10, left_bytes: 4, rate_bytes_per_s: 2, eta_s: None, running_ms: 1000 };
+    let resync = ResyncStatus {
+        total_bytes: 10,
+        left_bytes: 4,
+        rate_bytes_per_s: 2,
+        eta_s: None,
+        running_ms: 1000,
+        moved: Moved { copied_bytes: 3, zero_bytes: 1, equal_bytes: 2 },
+        unreadable_bytes: 4,
+        unreadable: vec![(6, 4)],
+        incomplete: true,
+    };
     let peer = PeerStatus { resync: Some(resync), replication: ReplicationState::SyncSource, ..peer() };
     let value =
         serde_json::to_value(resource_doc(&report(Some(status(peer))), &place(), NOW_UNIX_MS)).unwrap();
@@ -277,7 +298,8 @@ fn names_of_the_json_are_stable() {
         value["peers"][0]["resync"],
         serde_json::json!({
             "source": "alpha", "target": "beta", "done_bytes": 6, "total_bytes": 10, "rate": 2, "eta_s": null,
-            "since": "2026-01-01T10:39:59Z"
+            "since": "2026-01-01T10:39:59Z", "copied_bytes": 3, "equal_bytes": 2, "zero_bytes": 1,
+            "unreadable_bytes": 4, "unreadable": [{"offset": 6, "length": 4}], "incomplete": true
         })
     );
     for key in

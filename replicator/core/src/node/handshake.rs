@@ -5,6 +5,7 @@
 //! and completions of an old link carry its number and are ignored.
 
 use super::Node;
+use super::pieces::Answer;
 use super::task::{Work, Zero};
 use crate::action::{Action, CloseReason, Notice};
 use crate::config::NodeConfig;
@@ -52,7 +53,7 @@ pub(super) struct Link {
     got_verdict: Option<(u8, u64, u64)>,
     pub(super) commit_sent: bool,
     pub(super) commit_got: bool,
-    pub(super) bits_got: bool,
+    pub(super) bits: super::exchange::Exchange,
     pub(super) peer_role: Role,
     pub(super) peer_disk: DiskState,
     /// The peer asked to leave and we agreed.
@@ -198,7 +199,7 @@ impl Node {
             got_verdict: None,
             commit_sent: false,
             commit_got: false,
-            bits_got: false,
+            bits: super::exchange::Exchange::default(),
             peer_role: Role::Secondary,
             peer_disk: DiskState::Diskless,
             peer_leaves: false,
@@ -446,7 +447,9 @@ impl Node {
             Frame::ReadData { id: read, offset, len } => {
                 self.on_read_data(id, read, ByteRange::new(offset, u64::from(len)), slot);
             }
-            Frame::ResyncData { batch, offset, len } => self.on_resync_data(id, batch, offset, len, slot),
+            Frame::ResyncData { batch, offset, len } => {
+                self.on_answer(id, batch, ByteRange::new(offset, u64::from(len)), Answer::Data(slot));
+            }
             _ => {
                 self.act(Action::ReleaseSlot { slot });
                 self.close_link(CloseReason::PeerMisbehaved);
@@ -463,12 +466,27 @@ impl Node {
             Frame::Flush { upto } => self.on_peer_flush(upto),
             Frame::Durable { upto } => self.on_durable(upto),
             Frame::Read { id: read, offset, len } => {
-                self.on_peer_wants(id, Work::PeerRead { id: read }, offset, len);
+                let _ = self.on_peer_wants(id, Work::PeerRead { id: read }, offset, len);
             }
             Frame::ReadFailed { id: read } => self.on_read_failed(id, read),
-            Frame::Bits { first_block } => self.on_bits(first_block, body),
+            Frame::Bits { first_block } => self.on_bits(id, first_block, body),
             Frame::BitsEnd => self.on_bits_end(),
-            Frame::ResyncRequest { batch, offset, len } => self.on_resync_request(id, batch, offset, len),
+            Frame::BitsAck => self.on_bits_ack(),
+            Frame::ResyncRequest { batch, offset, len } => {
+                self.on_piece_request(id, batch, (offset, len), None);
+            }
+            Frame::HashRequest { batch, offset, len } => {
+                self.on_piece_request(id, batch, (offset, len), Some(body));
+            }
+            Frame::ResyncSame { batch, offset, len } => {
+                self.on_answer(id, batch, ByteRange::new(offset, u64::from(len)), Answer::Same);
+            }
+            Frame::ResyncZero { batch, offset, len } => {
+                self.on_answer(id, batch, ByteRange::new(offset, u64::from(len)), Answer::Zero);
+            }
+            Frame::ResyncFailed { batch, offset, len } => {
+                self.on_answer(id, batch, ByteRange::new(offset, u64::from(len)), Answer::Failed);
+            }
             Frame::Checkpoint { batch } => self.on_checkpoint(id, batch),
             Frame::CheckpointDone { batch } => self.on_checkpoint_done(batch),
             Frame::FinishRequest => self.on_finish_request(id),

@@ -247,7 +247,8 @@ impl Node {
                 Work::Write { .. } => self.take_region(id),
                 Work::PeerWrite { .. } => self.start_peer_write(id),
                 Work::PeerRead { .. } | Work::Serve { .. } => self.start_peer_read(id),
-                Work::Fetch => self.start_fetch(id),
+                Work::Piece { .. } => self.start_piece(id),
+                Work::Part { .. } => self.start_part(id),
             }
         }
         moved
@@ -428,11 +429,11 @@ impl Node {
                 Some(Work::Read { .. }) => self.finish_client_task(id, result.err().map(IoError::from)),
                 Some(Work::Write { .. }) => self.on_local_write_done(id, result),
                 Some(Work::PeerWrite { .. }) => self.on_peer_write_done(id, result),
-                Some(Work::PeerRead { .. } | Work::Serve { .. }) => {
-                    self.on_peer_read_done(id, result, slot);
+                Some(Work::PeerRead { .. }) => self.on_peer_read_done(id, result, slot),
+                Some(Work::Part { .. }) => self.on_part_written(id, result),
+                Some(Work::Serve { .. } | Work::Piece { .. }) | None => {
+                    debug_assert!(false, "completion of a task that is gone or inspects");
                 }
-                Some(Work::Fetch) => self.on_fetch_written(id, result),
-                None => debug_assert!(false, "completion of a task that is gone"),
             },
             Some(OpKind::Fill(id)) => match result {
                 Ok(()) => self.take_room(id),

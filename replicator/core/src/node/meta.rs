@@ -101,11 +101,12 @@ impl Node {
         }
     }
 
-    /// The body of a frame with [`Frame::has_control_body`], when executing its Send.
-    pub fn render_body(&self, frame: &Frame, out: &mut Vec<u8>) {
+    /// The body of a frame with [`Frame::has_control_body`]. Call it once for each such Send, when executing it.
+    pub fn render_body(&mut self, frame: &Frame, out: &mut Vec<u8>) {
         match *frame {
             Frame::Snapshot => self.render_snapshot(out),
             Frame::Bits { first_block } => self.render_bits(first_block, out),
+            Frame::HashRequest { .. } => self.render_digests(out),
             _ => {}
         }
     }

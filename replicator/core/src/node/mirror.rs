@@ -120,21 +120,20 @@ impl Node {
 
     /// Both sides are durably committed: from this step on every write is mirrored.
     pub(super) fn start_mirror(&mut self) {
-        let Some((id, verdict)) = self.link.as_ref().and_then(|link| Some((link.id, link.verdict?))) else {
+        let Some(verdict) = self.link.as_ref().and_then(|link| link.verdict) else {
             return;
         };
         self.forget_peer_flush();
         self.connected_well();
         let empty = self.store.as_ref().is_none_or(|store| store.slots[0].bits.is_empty());
         match verdict {
-            Verdict::Sync { source, .. } => {
+            Verdict::Sync { source, full, hash_first, .. } => {
                 let is_source = source == self.cfg.node;
                 if let Some(link) = self.link.as_mut() {
                     link.peer_disk = if is_source { DiskState::Inconsistent } else { DiskState::UpToDate };
                 }
-                self.resync = Some(Resync::new(!is_source, self.now));
+                self.resync = Some(Resync::new(!is_source, hash_first, full, self.now));
                 self.set_phase(Phase::Exchanging);
-                self.send_bits(id);
             }
             _ if empty => {
                 if let Some(link) = self.link.as_mut() {

@@ -7,6 +7,7 @@
 //! what must be durable, and run the effect that relies on it from the completion.
 
 mod attach;
+mod exchange;
 mod footprint;
 mod handshake;
 mod invalidate;
@@ -14,9 +15,12 @@ mod io;
 mod leave;
 mod meta;
 mod mirror;
+mod pieces;
+mod progress;
 mod receive;
 mod resync;
 mod role;
+mod serve;
 mod stream;
 mod task;
 mod timers;
@@ -81,6 +85,8 @@ pub struct Node {
     receiver: Receiver,
     resync: Option<Resync>,
     resynced_bytes_total: u64,
+    /// Digests of HashRequests that are being sent, in their order.
+    digests: VecDeque<Vec<u8>>,
     change: Option<Change>,
     /// A Secondary without its peer makes its copy clean.
     settle: attach::Settle,
@@ -142,6 +148,7 @@ impl Node {
             receiver: Receiver::default(),
             resync: None,
             resynced_bytes_total: 0,
+            digests: VecDeque::new(),
             change: None,
             settle: attach::Settle::Idle,
             rotating: false,
@@ -179,6 +186,9 @@ impl Node {
             Event::Abandoned { req } => self.on_abandoned(req),
             Event::Clients { open } => self.clients = open,
             Event::DiskDone { op, result, slot } => self.on_disk_done(op, result, slot),
+            Event::DiskInspected { op, result, slot, zeroes, digests } => {
+                self.on_inspected(op, result, slot, (zeroes, digests));
+            }
             Event::MetaDone { op, result } => self.on_meta_done(op, result),
             Event::LinkUp { link, peer } => self.on_link_up(link, peer),
             Event::Frame { link, frame, body, slot } => self.on_frame(link, frame, body, slot),

@@ -159,17 +159,20 @@ impl Node {
     }
 
     /// A read for a client of the peer, or a resync piece: after every overlapping write received before (ordering 12).
-    pub(super) fn on_peer_wants(&mut self, link: LinkId, work: Work, offset: u64, len: u32) {
+    /// Gives the task's number.
+    pub(super) fn on_peer_wants(&mut self, link: LinkId, work: Work, offset: u64, len: u32) -> Option<u32> {
         let size = self.geometry().map_or(0, |geometry| geometry.size_bytes());
         let range = ByteRange::new(offset, u64::from(len));
         let fits = range.end <= size && self.peer_tasks < PEER_TASKS_MAX;
         if !fits || self.mirror_link() != Some(link) || self.disk != DiskState::UpToDate {
-            return self.close_link(CloseReason::PeerMisbehaved);
+            self.close_link(CloseReason::PeerMisbehaved);
+            return None;
         }
         let task = Task::new(work, range, None, Some(link));
         self.peer_tasks += usize::from(task.is_counted_for_peer());
         let id = self.tasks.insert(task);
         self.ask_lock(id, Mode::Shared);
+        Some(id)
     }
 
     pub(super) fn start_peer_read(&mut self, id: u32) {
@@ -179,7 +182,11 @@ impl Node {
         }
         self.set_running(id, true, false, task.link);
         let op = self.new_op(OpKind::Task(id));
-        self.act(Action::DiskRead { op, req: None, offset: task.offset(), len: task.len() });
+        let (offset, len) = (task.offset(), task.len());
+        self.act(match task.work {
+            Work::Serve { hashed, .. } => Action::DiskInspect { op, offset, len, digests: hashed },
+            _ => Action::DiskRead { op, req: None, offset, len },
+        });
     }
 
     pub(super) fn on_peer_read_done(&mut self, id: u32, result: Result<(), DiskError>, slot: Option<SlotId>) {
@@ -187,27 +194,19 @@ impl Node {
         let link = task.link.filter(|link| self.is_current(Some(*link)));
         if let (Some(link), Ok(()), Some(slot)) = (link, result, slot) {
             let (offset, len) = (task.offset(), task.len());
-            match task.work {
-                Work::Serve { batch } => {
-                    self.note_served(batch, task.range);
-                    self.send(link, Frame::ResyncData { batch, offset, len }, Some(slot));
-                }
-                Work::PeerRead { id } => self.send(link, Frame::ReadData { id, offset, len }, Some(slot)),
-                _ => {}
+            if let Work::PeerRead { id } = task.work {
+                self.send(link, Frame::ReadData { id, offset, len }, Some(slot));
             }
         }
         if let Some(slot) = slot {
             self.act(Action::ReleaseSlot { slot });
         }
-        // The piece is queued in the stream: what is written from now on follows it (ordering 12).
+        // It is queued in the stream: what is written from now on follows it (ordering 12).
         self.drop_peer_task(id);
         if result.is_err() {
             self.notice(Notice::DiskFailed);
-            match (link, task.work) {
-                (Some(link), Work::PeerRead { id }) => self.send(link, Frame::ReadFailed { id }, None),
-                // The bit stays; the target is left and tries again.
-                (Some(_), _) => self.close_link(CloseReason::DiskFailed),
-                (None, _) => {}
+            if let (Some(link), Work::PeerRead { id }) = (link, task.work) {
+                self.send(link, Frame::ReadFailed { id }, None);
             }
         }
     }

@@ -1,74 +1,161 @@
-//! Copying dirty blocks from the source to the target, under application writes.
+//! Bringing the target's dirty blocks into line with the source, under application writes: what both sides keep, batches,
+//! and the end. What is asked for and applied is in `pieces` (target) and `serve` (source), the exchange of bitmaps before
+//! it in `exchange`.
 //!
 //! The target walks the union of both bitmaps and asks for pieces; the source reads each under its overlap lock and
-//! queues it in the stream before the lock is free, so that it follows every write that the target has already
-//! applied there (ordering 12). A target that is Primary holds its own lock from before the request until its write
-//! completed; one that is Secondary takes it when the piece arrives, in stream order (ordering 20).
+//! queues the answer in the stream before the lock is free, so that it follows every write that the target has already
+//! applied there (ordering 12).
 //!
-//! Bits are cleared batch by batch, after an fdatasync on both sides that began after the batch's last write and read
-//! (ordering 7); until then a piece counts as dirty. The end: no bits left, the source withdraws its proof durably, the
-//! target records itself as UpToDate durably, the source forgets (orderings 10, 11, 18).
+//! Bits are cleared batch by batch, after an fdatasync on both sides that began after the batch's last write, read or hash
+//! (ordering 7); until then a piece counts as dirty. While one batch is made durable the next one is fetched. The end: no
+//! bits left, the source withdraws its proof durably, the target records itself as UpToDate durably, the source forgets
+//! (orderings 10, 11, 18). A block that the source cannot read keeps its bit: if only such are left the resync is
+//! incomplete, the target stays Inconsistent, and after a while they are tried again.
 
 use super::Node;
 use super::handshake::Phase;
 use super::meta::Effect;
-use super::task::{FlushFor, OpKind, Stage, Task, Work};
-use crate::action::{Action, CloseReason};
-use crate::config::PIECE_BYTES_MAX;
-use crate::event::DiskError;
+use super::pieces::{Next, Piece};
+use super::progress::Unreadable;
+use super::task::{FlushFor, OpKind, Stage};
+use crate::action::{Action, CloseReason, Notice};
 use crate::frame::Frame;
-use crate::ids::{Instant, LinkId, SlotId};
-use crate::overlap::Mode;
-use crate::status::{DiskState, ReplicationState, ResyncStatus, Role};
+use crate::ids::{Instant, LinkId};
+use crate::slab::Slab;
+use crate::status::{DiskState, Moved, ReplicationState, Role};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::time::Duration;
 use lockstep_bitmap::{Base, BlockRange, ByteRange, PeerCopy};
 
 #[derive(Debug)]
 pub(super) struct Resync {
     is_target: bool,
-    /// Target: number of the batch that is being fetched. Source: of the last one confirmed.
-    batch: u64,
+    hash_first: bool,
+    whole_copy: bool,
+    /// Target: what is being fetched.
+    pub(super) batch: Batch,
+    /// Target: the batch before it, on its way to both disks.
+    closing: Option<Closing>,
     /// Target: next block to look at.
-    cursor: u64,
+    pub(super) cursor: u64,
+    /// Target: something was asked for since the cursor began at the first block.
+    asked_in_walk: bool,
+    /// Target: single blocks of pieces that could not be read.
+    pub(super) again: VecDeque<ByteRange>,
     /// Target: asked for and not yet written here.
-    outstanding: Vec<ByteRange>,
-    writing: usize,
-    /// Target: written, not yet cleared. Source: read for the target, with the batch.
-    copied: Vec<(u64, BlockRange)>,
-    copied_bytes: u64,
+    pub(super) pieces: Slab<Piece>,
+    /// Target: equal here, not yet cleared. Source: read for the target. With the batch.
+    pub(super) copied: Vec<(u64, BlockRange)>,
+    /// Source: digests of the target for pieces that are being read, by task.
+    pub(super) asked: Vec<(u32, Vec<u8>)>,
+    /// Blocks that the source cannot read, as far as this side knows.
+    pub(super) unreadable: Unreadable,
+    /// Target: only unreadable blocks are left, since then.
+    pub(super) incomplete: Option<Instant>,
+    /// Source: a checkpoint is under way.
     checkpoint: bool,
     finishing: bool,
     /// A role change waits until nothing is in flight.
     pub(super) paused: bool,
-    total_blocks: u64,
-    started: Instant,
-    /// Blocks left at earlier moments, for rate and ETA.
-    samples: VecDeque<(Instant, u64)>,
+    pub(super) moved: Moved,
+    /// Blocks whose bits were cleared.
+    pub(super) done_blocks: u64,
+    pub(super) started: Instant,
+    /// Blocks done at earlier moments, for rate and ETA.
+    pub(super) samples: VecDeque<(Instant, u64)>,
+}
+
+/// Pieces whose bits are cleared together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    number: u64,
+    pieces: usize,
+    bytes: u64,
+    began: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    batch: u64,
+    /// The fdatasync was begun.
+    flushing: bool,
+}
+
+impl Batch {
+    pub(super) fn is_full(&self) -> bool {
+        self.pieces >= BATCH_RANGES_MAX || self.bytes >= BATCH_BYTES_MAX
+    }
+
+    /// One more piece; gives the batch's number.
+    pub(super) fn take(&mut self, bytes: u64, now: Instant) -> u64 {
+        if self.pieces == 0 {
+            self.began = now;
+        }
+        self.pieces += 1;
+        self.bytes += bytes;
+        self.number
+    }
 }
 
 impl Resync {
-    pub(super) fn new(is_target: bool, now: Instant) -> Self {
+    pub(super) fn new(is_target: bool, hash_first: bool, whole_copy: bool, now: Instant) -> Self {
         Resync {
             is_target,
-            batch: 1,
+            hash_first,
+            whole_copy,
+            batch: Batch { number: 1, pieces: 0, bytes: 0, began: now },
+            closing: None,
             cursor: 0,
-            outstanding: Vec::new(),
-            writing: 0,
+            asked_in_walk: false,
+            again: VecDeque::new(),
+            pieces: Slab::with_capacity(0),
             copied: Vec::new(),
-            copied_bytes: 0,
+            asked: Vec::new(),
+            unreadable: Unreadable::default(),
+            incomplete: None,
             checkpoint: false,
             finishing: false,
             paused: false,
-            total_blocks: 0,
+            moved: Moved::default(),
+            done_blocks: 0,
             started: now,
             samples: VecDeque::new(),
         }
     }
 
+    pub(super) fn is_target(&self) -> bool {
+        self.is_target
+    }
+
+    pub(super) fn hash_first(&self) -> bool {
+        self.hash_first
+    }
+
+    /// All bits are set on both sides to begin with.
+    pub(super) fn is_whole_copy(&self) -> bool {
+        self.whole_copy
+    }
+
     /// No piece is asked for, under way or being written.
     pub(super) fn is_drained(&self) -> bool {
-        self.outstanding.is_empty() && self.writing == 0
+        self.pieces.len() == 0
+    }
+
+    /// Nothing is to be asked for now.
+    pub(super) fn waits(&self) -> bool {
+        self.incomplete.is_some()
+    }
+
+    /// Digests that came with the request which this task serves.
+    pub(super) fn take_asked(&mut self, task: u32) -> Option<Vec<u8>> {
+        let index = self.asked.iter().position(|(of, _)| *of == task)?;
+        Some(self.asked.swap_remove(index).1)
+    }
+
+    /// These blocks differ again, as far as we know: a batch that has them must not clear their bits (ordering 7).
+    pub(super) fn forget_copied(&mut self, blocks: BlockRange) {
+        self.copied.retain(|(_, copied)| copied.end <= blocks.start || blocks.end <= copied.start);
     }
 
     /// Nor is a batch being made durable, or the end agreed on.
@@ -77,13 +164,10 @@ impl Resync {
     }
 }
 
-/// Ranges and bytes of one batch.
-const BATCH_RANGES_MAX: usize = 1024;
+/// Ranges and bytes of one batch, and how long it may stay open: what is cut off is copied again.
+pub(super) const BATCH_RANGES_MAX: usize = 1024;
 const BATCH_BYTES_MAX: u64 = 64 << 20;
-/// Bytes of bitmap in one Bits frame.
-const BITS_BODY_BYTES: u64 = 32 * 1024;
-/// Rate and ETA look back over so many samples, taken by the tick.
-const SAMPLES_MAX: usize = 10;
+const BATCH_AGE: Duration = Duration::from_secs(1);
 
 impl Node {
     pub(super) fn resync_is_target(&self) -> bool {
@@ -98,217 +182,102 @@ impl Node {
         }
     }
 
-    fn dirty_blocks(&self) -> u64 {
+    pub(super) fn dirty_blocks(&self) -> u64 {
         self.store.as_ref().map_or(0, |store| store.slots[0].bits.count())
     }
 
-    /// All parts of our bitmap that have bits. Each frame's body is read when it is sent, after this core step, the one
-    /// that starts mirroring (ordering 8).
-    pub(super) fn send_bits(&mut self, link: LinkId) {
-        let mut parts = Vec::new();
-        if let Some(store) = &self.store {
-            let per_frame = BITS_BODY_BYTES * 8;
-            let mut from = 0;
-            while let Some(run) = store.slots[0].bits.next_run(from, 1) {
-                let first = run.start - run.start % per_frame;
-                parts.push(first);
-                from = first + per_frame;
-            }
-        }
-        for first_block in parts {
-            self.send(link, Frame::Bits { first_block }, None);
-        }
-        self.send(link, Frame::BitsEnd, None);
-    }
-
-    pub(super) fn render_bits(&self, first_block: u64, out: &mut Vec<u8>) {
-        let Some(store) = &self.store else { return };
-        let blocks = store.geometry().blocks().saturating_sub(first_block).min(BITS_BODY_BYTES * 8);
-        let bytes = usize::try_from(blocks.div_ceil(8)).unwrap_or(0);
-        let start = out.len();
-        out.resize(start + bytes, 0);
-        if let Some(body) = out.get_mut(start..) {
-            store.slots[0].bits.read_bits(first_block, body);
-        }
-    }
-
-    pub(super) fn on_bits(&mut self, first_block: u64, body: &[u8]) {
-        let exchanging = self.link.as_ref().is_some_and(|link| !link.bits_got);
-        let blocks = self.geometry().map_or(0, |geometry| geometry.blocks());
-        if !exchanging || self.resync.is_none() || first_block >= blocks {
-            return self.close_link(CloseReason::PeerMisbehaved);
-        }
-        if let Some(store) = self.store.as_mut() {
-            store.slots[0].bits.or_bits(first_block, body);
-        }
-    }
-
-    pub(super) fn on_bits_end(&mut self) {
-        let left = self.dirty_blocks();
-        let (Some(link), Some(resync)) = (self.link.as_mut(), self.resync.as_mut()) else {
-            return self.close_link(CloseReason::PeerMisbehaved);
-        };
-        link.bits_got = true;
-        resync.total_blocks = left;
-        self.set_phase(Phase::Replicating);
-    }
-
     pub(super) fn pump_resync(&mut self) -> bool {
+        let mut moved = self.pump_exchange();
         let replicating = self.link.as_ref().is_some_and(|link| link.phase == Phase::Replicating);
-        let Some(link) = self.mirror_link().filter(|_| replicating) else { return false };
-        let idle = |resync: &Resync| !resync.is_target || resync.checkpoint || resync.finishing;
+        let Some(link) = self.mirror_link().filter(|_| replicating) else { return moved };
+        let idle = |resync: &Resync| !resync.is_target || resync.finishing;
         if self.resync.as_ref().is_none_or(idle) || self.disk_is_lost() {
-            return false;
+            return moved;
         }
-        let mut moved = false;
-        while let Some(piece) = self.next_piece() {
-            moved = true;
-            self.ask_piece(link, piece);
-        }
-        moved | self.end_batch(link)
-    }
-
-    /// The next dirty run within one piece, if one may be asked for now.
-    fn next_piece(&mut self) -> Option<ByteRange> {
-        let window = self.cfg.resync_window;
-        let store = self.store.as_ref()?;
-        let resync = self.resync.as_mut()?;
-        let full = resync.copied.len() + resync.outstanding.len() + resync.writing >= BATCH_RANGES_MAX
-            || resync.copied_bytes >= BATCH_BYTES_MAX;
-        if resync.paused || full || resync.outstanding.len() + resync.writing >= window {
-            return None;
-        }
-        let geometry = store.geometry();
-        let per_piece = (PIECE_BYTES_MAX / geometry.block_bytes()).max(1);
-        let run = store.slots[0].bits.next_run(resync.cursor, per_piece)?;
-        let end = run.end.min((run.start / per_piece + 1) * per_piece);
-        resync.cursor = end;
-        Some(geometry.bytes_of(BlockRange { start: run.start, end }))
-    }
-
-    fn ask_piece(&mut self, link: LinkId, piece: ByteRange) {
-        if let Some(resync) = self.resync.as_mut() {
-            resync.outstanding.push(piece);
-        }
-        if self.role == Role::Primary {
-            let id = self.tasks.insert(Task::new(Work::Fetch, piece, None, Some(link)));
-            self.ask_lock(id, Mode::Exclusive);
-        } else {
-            self.send_resync_request(link, piece);
-        }
-    }
-
-    fn send_resync_request(&mut self, link: LinkId, piece: ByteRange) {
-        let batch = self.resync.as_ref().map_or(0, |resync| resync.batch);
-        let len = u32::try_from(piece.len()).unwrap_or(0);
-        self.send(link, Frame::ResyncRequest { batch, offset: piece.start, len }, None);
-    }
-
-    /// The lock is held: ask (target is Primary), or write what arrived.
-    pub(super) fn start_fetch(&mut self, id: u32) {
-        let Some(task) = self.tasks.get(id).copied() else { return };
-        let Some(link) = task.link.filter(|link| self.is_current(Some(*link))) else {
-            return self.drop_peer_task(id);
-        };
-        match task.slot {
-            None => {
-                self.set_running(id, false, true, Some(link));
-                self.send_resync_request(link, task.range);
-            }
-            Some(slot) => {
-                self.set_running(id, true, false, Some(link));
-                let op = self.new_op(OpKind::Task(id));
-                let (offset, len) = (task.offset(), task.len());
-                self.act(Action::DiskWrite { op, offset, len, slot, fua: false });
-            }
-        }
-    }
-
-    pub(super) fn on_resync_data(&mut self, link: LinkId, batch: u64, offset: u64, len: u32, slot: SlotId) {
-        let range = ByteRange::new(offset, u64::from(len));
-        let expected = self.resync.as_mut().filter(|resync| resync.is_target && resync.batch == batch);
-        let index = expected.and_then(|r| Some((r.outstanding.iter().position(|o| *o == range)?, r)));
-        let Some((index, resync)) = index else {
-            self.act(Action::ReleaseSlot { slot });
-            return self.close_link(CloseReason::PeerMisbehaved);
-        };
-        resync.outstanding.swap_remove(index);
-        resync.writing += 1;
-        let asked = |task: &Task| task.work == Work::Fetch && task.range == range && task.peer_pending;
-        match self.tasks_where(asked).first().copied() {
-            Some(id) => {
-                if let Some(task) = self.tasks.get_mut(id) {
-                    task.slot = Some(slot);
+        let at_end = loop {
+            match self.next_piece() {
+                Next::Piece(range) => {
+                    moved = true;
+                    self.ask_piece(link, range);
                 }
-                self.start_fetch(id);
+                Next::Wait => break false,
+                Next::End => break true,
             }
-            None => {
-                let id = self.tasks.insert(Task::new(Work::Fetch, range, Some(slot), Some(link)));
-                self.ask_lock(id, Mode::Exclusive);
-            }
-        }
+        };
+        moved |= self.turn_batch(at_end);
+        moved |= self.flush_batch(link);
+        moved | (at_end && self.end_walk(link))
     }
 
-    pub(super) fn on_fetch_written(&mut self, id: u32, result: Result<(), DiskError>) {
-        let Some(task) = self.tasks.get(id).copied() else { return };
-        debug_assert!(task.stage == Stage::Running);
-        self.drop_peer_task(id);
-        if result.is_err() {
-            return self.lose_disk();
-        }
-        if !self.is_current(task.link) {
-            return;
-        }
-        let blocks = self.geometry().map(|geometry| geometry.blocks_covered(task.range));
-        if let (Some(blocks), Some(resync)) = (blocks, self.resync.as_mut()) {
-            resync.writing -= 1;
-            resync.copied.push((resync.batch, blocks));
-            resync.copied_bytes += task.range.len();
-        }
-    }
-
-    /// When nothing more can be asked for and all is written: make the batch durable, begin another pass, or finish.
-    fn end_batch(&mut self, link: LinkId) -> bool {
-        let left = self.dirty_blocks();
+    /// A batch that is full or old enough, or after which nothing comes for now, is closed; the next one begins.
+    fn turn_batch(&mut self, at_end: bool) -> bool {
+        let now = self.now;
         let Some(resync) = self.resync.as_mut() else { return false };
-        if !resync.is_drained() || resync.paused {
+        let batch = &mut resync.batch;
+        let over = batch.is_full() || now.since(batch.began) >= BATCH_AGE || at_end;
+        if batch.pieces == 0 || !over || resync.closing.is_some() || resync.paused {
             return false;
         }
-        if !resync.copied.is_empty() {
-            resync.checkpoint = true;
-            let op = self.new_op(OpKind::Flush(FlushFor::TargetBatch { link }));
+        resync.asked_in_walk = true;
+        resync.closing = Some(Closing { batch: batch.number, flushing: false });
+        *batch = Batch { number: batch.number + 1, pieces: 0, bytes: 0, began: now };
+        true
+    }
+
+    /// Everything of the batch is written: make it durable here, then there (ordering 7).
+    fn flush_batch(&mut self, link: LinkId) -> bool {
+        let Some(resync) = self.resync.as_mut() else { return false };
+        let Some(Closing { batch, flushing: false }) = resync.closing else { return false };
+        if resync.paused || resync.pieces.iter().any(|(_, piece)| piece.batch == batch) {
+            return false;
+        }
+        if resync.copied.iter().any(|(of, _)| *of == batch) {
+            resync.closing = Some(Closing { batch, flushing: true });
+            let op = self.new_op(OpKind::Flush(FlushFor::TargetBatch { link, batch }));
             self.act(Action::DiskFlush { op });
-        } else if left > 0 {
-            // The walk ended; what was dirty behind the cursor comes now.
-            resync.cursor = 0;
         } else {
-            resync.finishing = true;
-            self.send(link, Frame::FinishRequest, None);
+            // Nothing of it could be read.
+            resync.closing = None;
         }
         true
     }
 
-    pub(super) fn on_target_batch_flushed(&mut self, link: LinkId) {
-        if let (true, Some(resync)) = (self.is_current(Some(link)), self.resync.as_ref()) {
-            let batch = resync.batch;
+    /// The walk came to the last block: begin another one, finish, or wait for better times.
+    fn end_walk(&mut self, link: LinkId) -> bool {
+        let (left, now) = (self.dirty_blocks(), self.now);
+        let Some(resync) = self.resync.as_mut() else { return false };
+        if !resync.is_drained() || resync.closing.is_some() || resync.batch.pieces > 0 || resync.paused {
+            return false;
+        }
+        if left == 0 {
+            resync.finishing = true;
+            self.send(link, Frame::FinishRequest, None);
+        } else if left > resync.unreadable.blocks() && resync.asked_in_walk {
+            // What was dirty behind the cursor comes now.
+            (resync.cursor, resync.asked_in_walk) = (0, false);
+        } else {
+            resync.incomplete = Some(now);
+            self.notice(Notice::ResyncIncomplete);
+        }
+        true
+    }
+
+    /// Asks again for what could not be read.
+    pub(super) fn retry_unreadable(&mut self) {
+        if let Some(resync) = self.resync.as_mut().filter(|resync| resync.incomplete.is_some()) {
+            (resync.incomplete, resync.cursor, resync.asked_in_walk) = (None, 0, false);
+            resync.unreadable = Unreadable::default();
+        }
+    }
+
+    /// When what could not be read is asked for again.
+    pub(super) fn retry_due(&self) -> Option<Instant> {
+        Some(self.resync.as_ref()?.incomplete? + self.cfg.timing.resync_retry)
+    }
+
+    pub(super) fn on_target_batch_flushed(&mut self, link: LinkId, batch: u64) {
+        if self.is_current(Some(link)) {
             self.send(link, Frame::Checkpoint { batch }, None);
-        }
-    }
-
-    pub(super) fn on_resync_request(&mut self, link: LinkId, batch: u64, offset: u64, len: u32) {
-        if self.resync.as_ref().is_none_or(|resync| resync.is_target) {
-            return self.close_link(CloseReason::PeerMisbehaved);
-        }
-        self.on_peer_wants(link, Work::Serve { batch }, offset, len);
-    }
-
-    pub(super) fn note_served(&mut self, batch: u64, range: ByteRange) {
-        let blocks = self.geometry().map(|geometry| geometry.blocks_covered(range));
-        if let (Some(blocks), Some(resync)) = (blocks, self.resync.as_mut()) {
-            resync.copied.push((batch, blocks));
-        }
-        if self.resync.as_ref().is_some_and(|resync| resync.copied.len() > 2 * BATCH_RANGES_MAX) {
-            self.close_link(CloseReason::PeerMisbehaved);
         }
     }
 
@@ -335,13 +304,13 @@ impl Node {
     }
 
     pub(super) fn on_checkpoint_done(&mut self, batch: u64) {
-        let expected = |resync: &Resync| resync.is_target && resync.checkpoint && resync.batch == batch;
-        if !self.resync.as_ref().is_some_and(expected) {
+        let expected = |closing: Closing| closing.flushing && closing.batch == batch;
+        if !self.resync.as_ref().and_then(|resync| resync.closing).is_some_and(expected) {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
         self.clear_batch(batch);
         if let Some(resync) = self.resync.as_mut() {
-            (resync.checkpoint, resync.batch, resync.copied_bytes) = (false, batch + 1, 0);
+            resync.closing = None;
         }
     }
 
@@ -355,6 +324,7 @@ impl Node {
             }
             *of != batch
         });
+        resync.done_blocks += cleared;
         self.resynced_bytes_total += cleared * store.geometry().block_bytes();
     }
 
@@ -444,36 +414,5 @@ impl Node {
         }
         self.with_states(|node| node.resync = None);
         self.commit(Effect::Confirmed);
-    }
-
-    /// Called by the tick: remembers how much is left.
-    pub(super) fn sample_resync(&mut self) {
-        let left = self.dirty_blocks();
-        let now = self.now;
-        if let Some(resync) = self.resync.as_mut() {
-            let due = resync.samples.back().is_none_or(|(at, _)| now.since(*at).as_millis() >= 500);
-            if due {
-                if resync.samples.len() == SAMPLES_MAX {
-                    resync.samples.pop_front();
-                }
-                resync.samples.push_back((now, left));
-            }
-        }
-    }
-
-    pub(super) fn resync_status(&self) -> Option<ResyncStatus> {
-        let resync = self.resync.as_ref()?;
-        let block_bytes = self.geometry()?.block_bytes();
-        let left = self.dirty_blocks();
-        let (since, then) = resync.samples.front().copied().unwrap_or((resync.started, resync.total_blocks));
-        let passed_ms = u64::try_from(self.now.since(since).as_millis()).unwrap_or(u64::MAX).max(1);
-        let rate = then.saturating_sub(left) * block_bytes * 1000 / passed_ms;
-        Some(ResyncStatus {
-            total_bytes: resync.total_blocks.max(left) * block_bytes,
-            left_bytes: left * block_bytes,
-            rate_bytes_per_s: rate,
-            eta_s: (left * block_bytes).checked_div(rate),
-            running_ms: u64::try_from(self.now.since(resync.started).as_millis()).unwrap_or(u64::MAX),
-        })
     }
 }

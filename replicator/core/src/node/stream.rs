@@ -199,6 +199,9 @@ impl Node {
         if let Some(store) = self.store.as_mut() {
             let blocks = store.geometry().blocks_touched(range);
             store.slots[0].bits.set(blocks);
+            if let Some(resync) = self.resync.as_mut() {
+                resync.forget_copied(blocks);
+            }
         }
     }
 
@@ -344,7 +347,7 @@ impl Node {
                 self.undurable.set_local_durable(covers);
             }
             FlushFor::Received { covers, link } => self.on_received_flushed(covers, link),
-            FlushFor::TargetBatch { link } => self.on_target_batch_flushed(link),
+            FlushFor::TargetBatch { link, batch } => self.on_target_batch_flushed(link, batch),
             FlushFor::SourceBatch { link, batch } => self.on_source_batch_flushed(link, batch),
             FlushFor::Settle => self.on_settle_flushed(),
             FlushFor::Farewell { link } => self.on_farewell_flushed(link),

@@ -16,10 +16,13 @@ pub(super) enum Work {
     PeerWrite { pos: Position, zero: Option<Zero>, fua: bool },
     /// A read for a client of the peer.
     PeerRead { id: u32 },
-    /// A resync piece read at the source.
-    Serve { batch: u64 },
-    /// A resync piece asked for or written at the target.
-    Fetch,
+    /// A resync piece read at the source; `hashed`: to be compared with the target's digests.
+    Serve { batch: u64, hashed: bool },
+    /// A resync piece of the target that holds its lock: while it is hashed here, and if this node is Primary until all
+    /// of its parts are written. `parts`: those being written.
+    Piece { piece: u32, parts: u32 },
+    /// A part of a piece written at the target, under the lock of task `under` or its own.
+    Part { piece: u32, under: Option<u32>, zero: bool },
 }
 
 /// A write without payload.
@@ -112,7 +115,7 @@ pub(super) enum FlushFor {
     /// The received stream, up to this position.
     Received { covers: Position, link: LinkId },
     /// The target's batch.
-    TargetBatch { link: LinkId },
+    TargetBatch { link: LinkId, batch: u64 },
     /// The source's batch.
     SourceBatch { link: LinkId, batch: u64 },
     /// A Secondary that lost its peer, or a copy that is attached.

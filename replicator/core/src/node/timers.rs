@@ -25,7 +25,7 @@ impl Node {
     /// The earliest deadline, if there is one.
     pub fn next_deadline(&self) -> Option<Deadline> {
         let timing = &self.cfg.timing;
-        let mut list = [None; 11];
+        let mut list = [None; 12];
         let mut set = |index: usize, at: Option<Instant>, why: &'static str| {
             if let (Some(entry), Some(at)) = (list.get_mut(index), at) {
                 *entry = Some(Deadline { at, why });
@@ -47,6 +47,7 @@ impl Node {
         set(6, self.round_due(), "bitmap pages");
         set(7, self.idle_due(), "cooling");
         set(8, self.resync.as_ref().map(|_| self.now + SAMPLE), "resync progress");
+        set(11, self.retry_due(), "unreadable blocks");
         list.into_iter().flatten().min_by_key(|deadline| deadline.at)
     }
 
@@ -126,6 +127,9 @@ impl Node {
         }
         if self.attached && self.now.since(self.meta.used_at) >= timing.epoch * IDLE_EPOCHS {
             self.cool(u32::MAX);
+        }
+        if self.retry_due().is_some_and(|at| at <= self.now) {
+            self.retry_unreadable();
         }
         self.sample_resync();
     }

@@ -14,6 +14,7 @@ use lockstep_bitmap::Locations;
 use lockstep_core::{DiskError, Event, OpId, SlotId};
 use rustix::fs::FallocateFlags;
 
+use super::inspect::Inspected;
 use super::{Disk, Mode};
 use crate::ring::{Completion, Fd, Op};
 use crate::slab::Slab;
@@ -36,6 +37,7 @@ pub(crate) struct Storage {
     /// Jobs that wait for a slot.
     starved: VecDeque<Wanted>,
     finished: VecDeque<Event<'static>>,
+    inspected: VecDeque<Inspected>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -58,6 +60,11 @@ enum Work {
     Read {
         range: Range,
         hand_over: bool,
+    },
+    /// A read whose bytes are looked at for a resync; the key, if digests are wanted.
+    Inspect {
+        range: Range,
+        key: Option<[u8; 32]>,
     },
     Write {
         range: Range,
@@ -95,6 +102,7 @@ enum Work {
 #[derive(Clone, Copy)]
 enum Wanted {
     Read { op: OpId, offset: u64, len: u32 },
+    Inspect { op: OpId, offset: u64, len: u32, key: Option<[u8; 32]> },
     Zero { op: OpId, offset: u64, len: u32, fua: bool },
     Fill { op: OpId, slot: SlotId, offset: u64, len: u32, granule_bytes: u32 },
 }
@@ -118,6 +126,7 @@ impl Storage {
             inline: VecDeque::with_capacity(1024),
             starved: VecDeque::new(),
             finished: VecDeque::with_capacity(1024),
+            inspected: VecDeque::new(),
             spare: Vec::new(),
         }
     }
@@ -127,9 +136,15 @@ impl Storage {
         self.finished.pop_front()
     }
 
+    /// The same for inspections, whose findings are still to be computed.
+    pub(crate) fn next_inspected(&mut self) -> Option<Inspected> {
+        self.inspected.pop_front()
+    }
+
     /// Whether nothing is in flight.
     pub(crate) fn is_idle(&self) -> bool {
-        self.jobs.len() == 0 && self.starved.is_empty() && self.finished.is_empty()
+        let reported = self.finished.is_empty() && self.inspected.is_empty();
+        self.jobs.len() == 0 && self.starved.is_empty() && reported
     }
 
     /// Whether `run_inline` has work.
@@ -159,6 +174,17 @@ impl Storage {
         };
         let range = self.round_out(slot, first, offset, len);
         self.start(io, op, Work::Read { range, hand_over: target.is_none() });
+    }
+
+    /// Reads a piece into a slot that the completion hands over, to be looked at.
+    pub(crate) fn inspect(&mut self, io: &mut Io, op: OpId, offset: u64, len: u32, key: Option<[u8; 32]>) {
+        match io.arena().take(self.pool, offset, len) {
+            Some(slot) => {
+                let range = self.round_out(slot, offset, offset, len);
+                self.start(io, op, Work::Inspect { range, key });
+            }
+            None => self.starved.push_back(Wanted::Inspect { op, offset, len, key }),
+        }
     }
 
     /// Writes whole logical blocks.
@@ -224,6 +250,7 @@ impl Storage {
             match self.starved.pop_front() {
                 None => return,
                 Some(Wanted::Read { op, offset, len }) => self.read(io, op, offset, len, None),
+                Some(Wanted::Inspect { op, offset, len, key }) => self.inspect(io, op, offset, len, key),
                 Some(Wanted::Zero { op, offset, len, fua }) => self.zero(io, op, offset, len, false, fua),
                 Some(Wanted::Fill { op, slot, offset, len, granule_bytes }) => {
                     self.fill(io, op, (slot, offset, len), granule_bytes);
@@ -312,7 +339,7 @@ impl Storage {
         let fd = || Rc::clone(&disk.fd);
         match (disk.mode, work) {
             (Mode::Memory, _) => self.inline.push_back(job),
-            (Mode::Direct, Work::Read { range, .. }) => {
+            (Mode::Direct, Work::Read { range, .. } | Work::Inspect { range, .. }) => {
                 push(Op::Read { fd: fd(), span: range.span, offset: range.offset });
             }
             (Mode::Direct, Work::Write { range, fua })
@@ -341,7 +368,10 @@ impl Storage {
                 }
             }
             (Mode::Direct | Mode::Buffered, Work::Flush) => push(Op::Datasync { fd: fd() }),
-            (Mode::Buffered, Work::Read { .. } | Work::Write { .. } | Work::Fill { .. }) => {
+            (
+                Mode::Buffered,
+                Work::Read { .. } | Work::Inspect { .. } | Work::Write { .. } | Work::Fill { .. },
+            ) => {
                 self.inline.push_back(job);
             }
             (Mode::Buffered, Work::ZeroEdges { .. }) => unreachable!("buffered ranges have no alignment"),
@@ -412,7 +442,9 @@ impl Storage {
         }
         let Some(disk) = &self.disk else { return Err(no_disk()) };
         match &entry.work {
-            Work::Read { range, .. } => read_all(&disk.fd, io.arena().bytes_mut(range.span), range.offset),
+            Work::Read { range, .. } | Work::Inspect { range, .. } => {
+                read_all(&disk.fd, io.arena().bytes_mut(range.span), range.offset)
+            }
             Work::Write { range, .. } => write_all(&disk.fd, io.arena().bytes(range.span), range.offset),
             Work::Zero { offset, len, punch, .. } => zero_inline(io, disk, *offset, *len, *punch),
             Work::Fill { slot, offset, len, granule_bytes, scratch } => {
@@ -431,7 +463,7 @@ impl Storage {
     fn note_error(&mut self, job: u32, error: &io::Error) {
         let Some(entry) = self.jobs.get_mut(job) else { return };
         let what = match entry.work {
-            Work::Read { .. } => "read",
+            Work::Read { .. } | Work::Inspect { .. } => "read",
             Work::Write { .. } => "write",
             Work::Zero { .. } | Work::ZeroEdges { .. } => "zeroing",
             Work::Fill { .. } => "read of a block's edge",
@@ -450,6 +482,12 @@ impl Storage {
         let result = error.map_or(Ok(()), Err);
         let mut handed = None;
         match work {
+            Work::Inspect { range, key } => {
+                if result.is_err() {
+                    io.arena().release(range.span.slot);
+                }
+                return self.inspected.push_back(Inspected { op, result, span: range.span, key });
+            }
             Work::Read { range, hand_over: true } if result.is_ok() => handed = Some(range.span.slot),
             Work::Read { range, .. } | Work::Write { range, .. } | Work::ZeroEdges { range, .. } => {
                 io.arena().release(range.span.slot);

@@ -5,6 +5,7 @@
 //! predecessor has ended (ordering 19). Buffered and direct I/O are never mixed on one open file.
 
 mod identity;
+pub(crate) mod inspect;
 mod jobs;
 mod sample;
 

@@ -84,7 +84,7 @@ pub(crate) enum Step {
     /// Go on.
     NeedMore,
     /// The peer is proved to be who it says, for this resource. What follows in the input is frames.
-    Done { resource: String, peer: PeerHello },
+    Done { resource: String, peer: PeerHello, digest_key: [u8; 32] },
 }
 
 /// One exchange.
@@ -204,7 +204,7 @@ impl Hello {
                     put(out, PROOF, &self.proof(Side::Acceptor));
                 }
                 let resource = self.expected.as_ref().map(|e| e.resource.clone()).unwrap_or_default();
-                Ok(Step::Done { resource, peer })
+                Ok(Step::Done { resource, peer, digest_key: self.digest_key() })
             }
             _ => Err(HelloError::Malformed),
         }
@@ -291,12 +291,23 @@ impl Hello {
 
     /// The proof that the node in the role `side` sends.
     fn proof(&self, side: Side) -> [u8; 32] {
+        self.keyed(if side == Side::Dialler { b"dialler " } else { b"acceptor" })
+    }
+
+    /// Key of the digests that are compared over this connection: both ends know it, it is never used again, and
+    /// nobody else can make two different blocks with the same digest.
+    fn digest_key(&self) -> [u8; 32] {
+        self.keyed(b"digests ")
+    }
+
+    /// Hash over both Hellos that only who knows the secret can compute.
+    fn keyed(&self, what: &[u8; 8]) -> [u8; 32] {
         let (dialler, acceptor) = match self.side {
             Side::Dialler => (&self.mine, &self.theirs),
             Side::Acceptor => (&self.theirs, &self.mine),
         };
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(if side == Side::Dialler { b"dialler " } else { b"acceptor" });
+        hasher.update(what);
         for hello in [dialler, acceptor] {
             hasher.update(&(hello.len() as u64).to_le_bytes());
             hasher.update(hello);

@@ -17,6 +17,7 @@ impl Shard {
         let Some(node) = &mut self.resources[resource].node else {
             if let Event::Payload { slot, .. }
             | Event::DiskDone { slot: Some(slot), .. }
+            | Event::DiskInspected { slot: Some(slot), .. }
             | Event::Frame { slot: Some(slot), .. } = event
             {
                 self.release_from_core(slot);
@@ -40,6 +41,9 @@ impl Shard {
                     "a read for a request that has no slot at {offset}"
                 );
                 entry.storage.read(io, op, offset, len, target);
+            }
+            Action::DiskInspect { op, offset, len, digests } => {
+                entry.storage.inspect(io, op, offset, len, digests.then_some(entry.digest_key));
             }
             Action::DiskFill { op, slot, offset, len, granule_bytes } => {
                 entry.storage.fill(io, op, (slot, offset, len), granule_bytes);
@@ -103,7 +107,7 @@ impl Shard {
         let link = resources[resource].link.and_then(|index| links.get_mut(index));
         let Some(link) = link.filter(|link| matches!(link.phase, Phase::Up(up) if up == id)) else { return };
         let payload =
-            frame.payload().zip(slot).map(|((offset, len), slot)| Span::of_volume(slot, offset, len));
+            frame.payload().zip(slot).map(|((offset, len), slot)| io.arena().span(slot, offset, len));
         if let Some(payload) = payload {
             io.arena().retain(payload.slot);
         }

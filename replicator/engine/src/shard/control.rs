@@ -23,6 +23,7 @@ pub(crate) const UNDURABLE_MAX: usize = 8192;
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Resync pieces in flight.
 pub(crate) const RESYNC_WINDOW: usize = 32;
+const BITS_FRAME_BYTES: usize = 32 * 1024;
 
 impl Shard {
     pub(super) fn control(&mut self, message: Message) {
@@ -92,6 +93,7 @@ impl Shard {
                 writes_max: WRITES_MAX,
                 undurable_max: UNDURABLE_MAX,
                 resync_window: RESYNC_WINDOW,
+                bits_frame_bytes: BITS_FRAME_BYTES,
                 timing: config.timing,
             },
             store,

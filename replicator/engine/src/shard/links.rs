@@ -157,7 +157,7 @@ impl Shard {
         }
         match outcome {
             Ok(Step::NeedMore) => link.receive(io, Token::LinkReceived(index)),
-            Ok(Step::Done { resource, peer }) => self.link_up(index, &resource, peer),
+            Ok(Step::Done { resource, peer, digest_key }) => self.link_up(index, &resource, peer, digest_key),
             Err(error) => {
                 let (dialled, address) = (link.resource, link.address.clone());
                 link.phase = Phase::Draining(LinkId(0));
@@ -175,7 +175,7 @@ impl Shard {
         }
     }
 
-    fn link_up(&mut self, index: u32, name: &str, peer: PeerHello) {
+    fn link_up(&mut self, index: u32, name: &str, peer: PeerHello, digest_key: [u8; 32]) {
         let Some(resource) = self.resources.iter().position(|resource| resource.name == name) else { return };
         if matches!(self.resources[resource].stage, Stage::Closing { .. } | Stage::Down) {
             return self.fail_link(index, LinkLoss::Lost, "the resource went down");
@@ -201,6 +201,7 @@ impl Shard {
         link.resource = Some(resource as u16);
         link.deadline = None;
         self.resources[resource].link = Some(index);
+        self.resources[resource].digest_key = digest_key;
         self.resources[resource].link_error = None;
         self.feed(resource, Event::LinkUp { link: id, peer });
         self.read_frames(index);

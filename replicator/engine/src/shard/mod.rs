@@ -24,6 +24,7 @@ use lockstep_core::{Event, Instant};
 
 use crate::attach;
 use crate::config::EngineConfig;
+use crate::disk::inspect::{self, Inspected};
 use crate::error::StartError;
 use crate::handle::Message;
 use crate::link::{Link, Local};
@@ -70,6 +71,8 @@ pub(crate) struct Shard {
     memory: MemoryBudget,
     /// For frames' bodies and handshakes.
     scratch: Vec<u8>,
+    /// Digests of the piece that is being looked at.
+    digests: Vec<u8>,
 }
 
 impl Shard {
@@ -129,6 +132,7 @@ impl Shard {
             stopping: None,
             memory,
             scratch: Vec::new(),
+            digests: Vec::new(),
             config,
         };
         for index in 0..shard.resources.len() {
@@ -194,6 +198,10 @@ impl Shard {
     fn drain_storage(&mut self, resource: usize) {
         loop {
             let entry = &mut self.resources[resource];
+            if let Some(inspected) = entry.storage.next_inspected() {
+                self.report_inspected(resource, inspected);
+                continue;
+            }
             let Some(event) = entry.storage.next_finished().or_else(|| entry.events.pop_front()) else {
                 return;
             };
@@ -202,6 +210,26 @@ impl Shard {
             }
             self.feed(resource, event);
         }
+    }
+
+    /// Looks at a piece that was read for a resync, and tells the core what was found.
+    fn report_inspected(&mut self, resource: usize, inspected: Inspected) {
+        let Inspected { op, result, span, key } = inspected;
+        let mut found = std::mem::take(&mut self.digests);
+        found.clear();
+        let mut zeroes = 0;
+        if result.is_ok() {
+            let arena = self.io().arena();
+            let bytes = arena.bytes(span);
+            zeroes = inspect::zero_units(bytes);
+            if let Some(key) = key {
+                inspect::digests(bytes, &key, &mut found);
+            }
+            arena.give_to_core(span.slot);
+        }
+        let slot = result.is_ok().then_some(span.slot);
+        self.feed(resource, Event::DiskInspected { op, result, slot, zeroes, digests: &found });
+        self.digests = found;
     }
 
     /// Brings everything to rest that can move without the kernel: peers first, then local I/O in this

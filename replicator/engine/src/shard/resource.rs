@@ -106,6 +106,8 @@ pub(crate) struct Resource {
     pub(crate) events: VecDeque<Event<'static>>,
     /// Its connection to the peer, if one is up.
     pub(crate) link: Option<u32>,
+    /// Key of the digests that are compared over that connection.
+    pub(crate) digest_key: [u8; 32],
     pub(crate) commands: Vec<(CommandId, CommandReply)>,
     pub(crate) next_command: u32,
     /// Clients the core was told of.
@@ -143,6 +145,7 @@ impl Resource {
             spare_lists: Vec::new(),
             events: VecDeque::with_capacity(64),
             link: None,
+            digest_key: [0; 32],
             commands: Vec::new(),
             next_command: 1,
             clients: 0,
