@@ -101,6 +101,13 @@ pub(crate) enum Verb {
     #[command(after_help = "Examples:\n  lockstep invalidate r0          # the copy of this node\n  \
                             lockstep invalidate r0 --peer   # the copy of the other node")]
     Invalidate(Invalidate),
+    /// Pause, resume or limit the resync of a resource, until the daemon ends; either node may.
+    #[command(
+        after_help = "Examples:\n  lockstep sync r0 --pause\n  lockstep sync r0 --resume       # also \
+                            tries again what could not be read\n  lockstep sync r0 --rate 50MiB   # per \
+                            second; max: as fast as clients' writes allow"
+    )]
+    Sync(Sync),
     /// Wait until a resource has reached a state.
     #[command(after_help = "Example:\n  lockstep wait r0 --for uptodate -t 30s")]
     Wait(Wait),
@@ -249,6 +256,28 @@ pub(crate) struct Invalidate {
     pub(crate) peer: bool,
 }
 
+/// `sync`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("order").required(true).args(["pause", "resume", "rate"]))]
+pub(crate) struct Sync {
+    /// Name of the resource.
+    #[arg(value_name = "R")]
+    pub(crate) resource: String,
+    /// Copy nothing more for now; clients are served and mirrored as before.
+    #[arg(long)]
+    pub(crate) pause: bool,
+    /// Go on.
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Bytes per second at most, for example 50MiB; `max` or 0: no limit but what clients' writes need.
+    #[arg(long, value_name = "SIZE", value_parser = sync_rate)]
+    pub(crate) rate: Option<u64>,
+}
+
+fn sync_rate(text: &str) -> Result<u64, String> {
+    if text == "max" { Ok(0) } else { crate::config::parse_size(text) }
+}
+
 /// `wait`.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
@@ -323,6 +352,22 @@ mod tests {
             assert_eq!((wait.timeout.as_millis(), wait.state), (ms, WaitFor::Synced));
         }
         assert!(Cli::try_parse_from(["lockstep", "wait", "r0", "--for", "synced", "-t", "soon"]).is_err());
+    }
+
+    #[test]
+    fn one_order_for_sync() {
+        let parse = |args: &[&str]| {
+            let args = ["lockstep", "sync", "r0"].iter().chain(args);
+            Cli::try_parse_from(args).map(|cli| match cli.verb {
+                Verb::Sync(sync) => (sync.pause, sync.resume, sync.rate),
+                _ => panic!("another verb"),
+            })
+        };
+        assert_eq!(parse(&["--pause"]).unwrap(), (true, false, None));
+        assert_eq!(parse(&["--rate", "50M"]).unwrap(), (false, false, Some(50 << 20)));
+        assert_eq!(parse(&["--rate", "max"]).unwrap(), (false, false, Some(0)));
+        assert!(parse(&[]).is_err() && parse(&["--pause", "--resume"]).is_err());
+        assert!(parse(&["--rate", "fast"]).is_err() && parse(&["--rate", "5MB"]).is_err());
     }
 
     #[test]

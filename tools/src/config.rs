@@ -16,7 +16,7 @@ mod tests;
 
 pub(crate) use address::HostPort;
 pub(crate) use init::{InitPlan, init};
-pub(crate) use quantity::parse_duration;
+pub(crate) use quantity::{parse_duration, parse_size};
 
 use lockstep_engine::Limits;
 use quantity::{SizeRange, duration_between, size_between};

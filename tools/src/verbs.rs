@@ -2,7 +2,7 @@
 
 use crate::cli::{Global, StatusArgs, Verb, Wait, WaitFor};
 use crate::control::{
-    AttachBody, Client, DemoteBody, DoneDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody,
+    AttachBody, Client, DemoteBody, DoneDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, SyncBody,
 };
 use crate::failure::{Failure, NOT_RUNNING, TIMEOUT, UNREACHABLE};
 use crate::output::Output;
@@ -43,6 +43,10 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         Verb::Resolve(args) => {
             let options = ResolveBody { discard: args.discard.clone() };
             say(client.command(&args.resource, "resolve", &options)?)
+        }
+        Verb::Sync(args) => {
+            let pause = (args.pause || args.resume).then_some(args.pause);
+            say(client.command(&args.resource, "sync", &SyncBody { pause, rate: args.rate })?)
         }
         Verb::Daemon
         | Verb::Config(_)
@@ -177,7 +181,7 @@ mod tests {
         let text = r#"{
             "name": "r0", "node": "alpha", "up": true, "error": null, "role": "Primary", "disk": "UpToDate",
             "generation": null, "term": 1, "protected": true, "not_protected_reason": null,
-            "suspended": false,
+            "suspended": false, "sync_paused": false, "sync_rate": null,
             "unclean": false, "changing_role": false, "size_bytes": 1, "clients": [], "requests": 0,
             "undurable_writes": 0, "hot_regions": 0, "hot_regions_max": 1, "region_bytes": 1, "uris": [],
             "disk_path": "/d", "disk_mode": null, "meta_path": "/m", "next_deadline": null,

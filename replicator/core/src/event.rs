@@ -59,6 +59,17 @@ pub struct PeerHello {
     pub boot_id: u128,
 }
 
+/// What an operator asks of resync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncOrder {
+    /// Ask for nothing more; what is under way ends.
+    Pause,
+    /// Go on, and ask again for what could not be read.
+    Resume,
+    /// At most so many bytes per second; `None`: as fast as clients' writes allow.
+    Rate(Option<u64>),
+}
+
 /// What an operator asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -88,6 +99,8 @@ pub enum Command {
         /// The peer's copy, not this one.
         peer: bool,
     },
+    /// Steer resync on this link and later ones, until the daemon ends.
+    Sync(SyncOrder),
     /// Leave cleanly: demote by force, ask the peer, record, close; nothing runs afterwards.
     Leave,
 }

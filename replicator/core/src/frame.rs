@@ -164,6 +164,15 @@ pub enum Frame {
     },
     /// A Bits frame was taken: another may be sent.
     BitsAck,
+    /// The sender's word on how fast the resync may go.
+    Pace {
+        /// Its operator has paused it.
+        paused: bool,
+        /// Its operator wants the blocks that could not be read to be tried again.
+        again: bool,
+        /// Bytes per second; 0: no limit.
+        rate: u64,
+    },
     /// All pieces of a batch are durable at the target; the source makes its side durable and clears their bits.
     Checkpoint {
         /// Which batch.
@@ -256,6 +265,7 @@ pub(crate) const NUMBER_MAX: u64 = 1 << 62;
 const FLAG_FUA: u8 = 1;
 const FLAG_PUNCH: u8 = 2;
 const FLAG_YES: u8 = 4;
+const FLAG_AGAIN: u8 = 8;
 
 /// (kind, flags, a, b, c): what varies between kinds.
 type Raw = (u8, u8, u64, u64, u64);
@@ -383,6 +393,9 @@ impl Frame {
             Frame::ResyncZero { batch, offset, len } => (36, 0, batch, offset, u64::from(len)),
             Frame::ResyncFailed { batch, offset, len } => (37, 0, batch, offset, u64::from(len)),
             Frame::BitsAck => (38, 0, 0, 0, 0),
+            Frame::Pace { paused, again, rate } => {
+                (39, yes(paused, FLAG_YES) | yes(again, FLAG_AGAIN), rate, 0, 0)
+            }
         }
     }
 
@@ -433,6 +446,7 @@ impl Frame {
             36 => Frame::ResyncZero { batch: a, offset: b, len: piece()? },
             37 => Frame::ResyncFailed { batch: a, offset: b, len: piece()? },
             38 => Frame::BitsAck,
+            39 => Frame::Pace { paused: yes, again: flags & FLAG_AGAIN != 0, rate: a },
             _ => return Err(FrameError::Unknown),
         };
         if frame.to_raw() == raw { Ok(frame) } else { Err(FrameError::Unknown) }
@@ -465,7 +479,7 @@ mod tests {
 
     fn samples() -> impl Iterator<Item = Frame> {
         (0..=63u8).flat_map(|kind| {
-            (0..8u8).filter_map(move |flags| {
+            (0..16u8).filter_map(move |flags| {
                 [(7, 4096, 512), (7, 0, 0), (0, 0, 0), (1, 3, 0)]
                     .into_iter()
                     .find_map(|(a, b, c)| Frame::from_raw((kind, flags, a, b, c)).ok())
@@ -486,7 +500,7 @@ mod tests {
             let head = frame.encode(body, 0xABCD, crc32c);
             assert_eq!(Frame::decode(&head, crc32c), Ok((frame, body, 0xABCD)));
         }
-        assert_eq!(kinds.len(), 35);
+        assert_eq!(kinds.len(), 36);
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod frame;
 mod ids;
 mod node;
 mod overlap;
+mod pace;
 mod refusal;
 mod rng;
 mod slab;
@@ -38,7 +39,7 @@ mod verdict;
 
 pub use action::{Action, CloseReason, ExportState, Notice};
 pub use config::{DIGEST_BYTES, NodeConfig, PIECE_BYTES_MAX, PeerConfig, Timing, UNIT_BYTES};
-pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind};
+pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind, SyncOrder};
 pub use frame::{FRAME_BYTES, Frame, FrameError};
 pub use ids::{CommandId, Instant, LinkId, OpId, Position, ReqId, SlotId};
 pub use node::{Deadline, Node, PEER_TASKS_MAX, TableBounds, declare_wrong};

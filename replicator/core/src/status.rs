@@ -79,6 +79,10 @@ words!(
         SyncSource,
         /// Writes are mirrored and dirty blocks are copied from the peer.
         SyncTarget,
+        /// As SyncSource, paused by an operator of either side.
+        PausedSource,
+        /// As SyncTarget, paused by an operator of either side.
+        PausedTarget,
         /// Both sides wrote alone: the operator must choose.
         SplitBrain,
         /// The copies have nothing in common.
@@ -101,6 +105,13 @@ pub struct Moved {
     pub equal_bytes: u64,
 }
 
+impl Moved {
+    /// All of them.
+    pub fn total_bytes(&self) -> u64 {
+        self.copied_bytes + self.zero_bytes + self.equal_bytes
+    }
+}
+
 /// A resync's progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResyncStatus {
@@ -114,6 +125,10 @@ pub struct ResyncStatus {
     pub eta_s: Option<u64>,
     /// Milliseconds since it began.
     pub running_ms: u64,
+    /// Bytes per second that it may reach: what the operators of both sides say, and the latency of clients' writes.
+    pub limit_bytes_per_s: Option<u64>,
+    /// The peer's operator has paused it.
+    pub paused_by_peer: bool,
     /// What was done with the bytes.
     pub moved: Moved,
     /// Bytes that the source could not read.
@@ -174,6 +189,10 @@ pub struct Status {
     pub suspended: bool,
     /// Both copies are UpToDate and mirrored.
     pub protected: bool,
+    /// The operator has paused resync here.
+    pub sync_paused: bool,
+    /// The operator's limit for resync here, in bytes per second.
+    pub sync_rate: Option<u64>,
     /// Open clients.
     pub clients: u32,
     /// Requests not yet answered.

@@ -10,7 +10,7 @@ use lockstep_bitmap::{
 use lockstep_core::{
     Action, Command, CommandId, ConnectionState, DiskError, DiskState, Done, Event, Frame, Instant, IoError,
     LinkId, LinkLoss, Node, NodeConfig, OpId, PEER_TASKS_MAX, PeerConfig, PeerHello, Position, Refusal,
-    ReplicationState, ReqId, RequestKind, Role, SlotId, Timing,
+    ReplicationState, ReqId, RequestKind, Role, SlotId, SyncOrder, Timing,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -20,6 +20,7 @@ const SIZE: u64 = 2 << 20;
 enum Pending {
     Disk(OpId, Option<(u64, Vec<u8>)>),
     Inspected(OpId, u64, Vec<u8>),
+    Unreadable(OpId),
     DiskFailed(OpId),
     Meta(OpId),
     Frame(LinkId, Frame, Vec<u8>, Option<Vec<u8>>),
@@ -41,6 +42,8 @@ struct Host {
     closing: Vec<LinkId>,
     dialing: bool,
     flush_fails: bool,
+    /// A range that a resync cannot read.
+    unreadable: std::ops::Range<u64>,
     replies: Vec<(ReqId, Result<(), IoError>)>,
     done: Vec<(CommandId, Result<Done, Refusal>)>,
 }
@@ -130,6 +133,7 @@ impl Host {
             closing: vec![],
             dialing: false,
             flush_fails: false,
+            unreadable: 0..0,
             replies: vec![],
             done: vec![],
         }
@@ -163,6 +167,11 @@ impl Host {
             Action::DiskRead { op, req, offset, len } => {
                 let bytes = req.is_none().then(|| (offset, self.data[span(offset, len)].to_vec()));
                 self.inbox.push_back(Pending::Disk(op, bytes));
+            }
+            Action::DiskInspect { op, offset, len, .. }
+                if self.unreadable.start < offset + u64::from(len) && offset < self.unreadable.end =>
+            {
+                self.inbox.push_back(Pending::Unreadable(op));
             }
             Action::DiskInspect { op, offset, len, .. } => {
                 let bytes = self.data[span(offset, len)].to_vec();
@@ -294,6 +303,10 @@ impl World {
             Pending::Disk(op, bytes) => {
                 let slot = bytes.map(|bytes| host.slot(bytes));
                 host.handle(now, Event::DiskDone { op, result: Ok(()), slot });
+            }
+            Pending::Unreadable(op) => {
+                let result = Err(DiskError::Io);
+                host.handle(now, Event::DiskInspected { op, result, slot: None, zeroes: 0, digests: &[] });
             }
             Pending::Inspected(op, offset, bytes) => {
                 let units = || (0u32..).zip(bytes.chunks(4096));
@@ -477,6 +490,52 @@ fn a_primary_killed_in_contact_returns_by_bitmap() {
     w.settled();
     let copied = w.status(1).peers[0].resynced_bytes_total - total;
     assert!(copied < SIZE / 2, "{copied} bytes were copied: hot regions and writes are enough");
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_named_and_the_rest_is_copied() {
+    let mut w = World::new();
+    w.hosts[0].unreadable = 300_000..300_512;
+    w.promote(0).unwrap();
+    let incomplete = |w: &World, i: usize| w.status(i).peers[0].resync.as_ref().is_some_and(|r| r.incomplete);
+    w.until("everything else is copied", |w| incomplete(w, 0) && incomplete(w, 1));
+    for i in 0..2 {
+        let resync = w.status(i).peers[0].resync.clone().unwrap();
+        assert_eq!((resync.left_bytes, resync.unreadable_bytes), (4096, 4096));
+        assert_eq!((resync.unreadable, resync.eta_s), (vec![(299_008, 4096)], None));
+    }
+    assert_eq!(w.status(1).disk, DiskState::Inconsistent);
+    // A write of the block reaches both copies; the bit goes when the source can read it.
+    w.write(0, 299_008, 9, 4096);
+    assert!(incomplete(&w, 1));
+    w.hosts[0].unreadable = 0..0;
+    assert_eq!(w.command(0, Command::Sync(SyncOrder::Resume)), Ok(Done::Changed));
+    w.settled();
+    assert_eq!(w.hosts[1].data[299_008], 9);
+}
+
+#[test]
+fn a_paused_resync_mirrors_writes_and_goes_on_where_it_was() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    assert_eq!(w.command(1, Command::Sync(SyncOrder::Pause)), Ok(Done::Changed));
+    assert_eq!(w.command(1, Command::Sync(SyncOrder::Pause)), Ok(Done::Already));
+    w.cut();
+    w.write(0, 65536, 3, 65536);
+    w.cut = false;
+    w.until("both say so", |w| {
+        let states = [0, 1].map(|i| w.status(i).peers[0].replication);
+        states == [ReplicationState::PausedSource, ReplicationState::PausedTarget]
+    });
+    w.write(0, 0, 4, 4096);
+    assert_eq!(w.hosts[1].data[0], 4);
+    assert!(w.status(0).peers[0].resync.as_ref().is_some_and(|r| r.paused_by_peer && r.left_bytes == 65536));
+    // Its lasting beyond the link does not keep the role from moving.
+    assert_eq!(w.command(0, Command::Demote { force: false }), Ok(Done::Changed));
+    assert_eq!(w.promote(0), Ok(Done::Changed));
+    assert_eq!(w.command(1, Command::Sync(SyncOrder::Resume)), Ok(Done::Changed));
+    w.settled();
 }
 
 #[test]

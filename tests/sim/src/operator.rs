@@ -6,7 +6,7 @@
 
 use crate::setup::MS;
 use crate::world::{Ev, Phase, World, node_id};
-use lockstep_core::{Command, ConnectionState, Refusal, ReplicationState, Role, Status};
+use lockstep_core::{Command, ConnectionState, Refusal, ReplicationState, Role, Status, SyncOrder};
 
 /// What the operator remembers.
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl World {
         self.after(gap, Ev::Operator);
         let seen = [0, 1].map(|n| self.look(n));
         let Some(free) = self.free_nodes() else { return };
-        if self.end_split_brain(&seen) || self.unblock(&seen) {
+        if self.end_split_brain(&seen) || self.unblock(&seen) || self.let_sync_go_on(&seen) {
             return;
         }
         let primary = (0..2).find(|&n| seen[n].as_ref().is_some_and(|s| s.role == Role::Primary));
@@ -146,7 +146,7 @@ impl World {
             return self.reconnect(seen);
         }
         let either = self.rng.operator.below(2) as usize;
-        match self.rng.operator.below(10) {
+        match self.rng.operator.below(13) {
             0 | 1 => self.command(primary, Command::Demote { force: true }),
             2 => self.command(primary, Command::Demote { force: false }),
             3 => self.command(either, Command::Disconnect),
@@ -155,8 +155,26 @@ impl World {
             6 => self.command(other, Command::Leave),
             7 => self.command(other, Command::Invalidate { peer: false }),
             8 => self.command(primary, Command::Invalidate { peer: true }),
+            9..=11 => {
+                let rate = self.rng.operator.between(1, 64) << 16;
+                let orders =
+                    [SyncOrder::Pause, SyncOrder::Pause, SyncOrder::Resume, SyncOrder::Rate(Some(rate))];
+                let order = self.rng.operator.pick(&orders);
+                self.command(either, Command::Sync(order));
+            }
             _ => self.reconnect(seen),
         }
+    }
+
+    /// After the faults nothing keeps a resync from ending.
+    fn let_sync_go_on(&mut self, seen: &[Option<Status>; 2]) -> bool {
+        let restrained =
+            |n: &usize| seen[*n].as_ref().is_some_and(|s| s.sync_paused || s.sync_rate.is_some());
+        let Some(n) = (0..2).find(restrained).filter(|_| self.phase != Phase::Stormy) else { return false };
+        let paused = seen[n].as_ref().is_some_and(|s| s.sync_paused);
+        let order = if paused { SyncOrder::Resume } else { SyncOrder::Rate(None) };
+        self.command(n, Command::Sync(order));
+        true
     }
 
     fn reconnect(&mut self, seen: &[Option<Status>; 2]) {

@@ -37,7 +37,8 @@ pub(crate) fn duration_between(text: &str, min: Duration, max: Duration) -> Resu
     Ok(duration)
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+/// A size: a whole number of bytes, or with KiB, MiB, GiB or TiB.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = split(text).ok_or_else(|| size_help(text))?;
     let shift = match unit {
         "" | "B" => 0,

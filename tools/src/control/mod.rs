@@ -58,6 +58,16 @@ pub(crate) struct InvalidateBody {
     pub(crate) peer: bool,
 }
 
+/// Options of `sync`: one of them.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct SyncBody {
+    /// Pause, or go on.
+    pub(crate) pause: Option<bool>,
+    /// Bytes per second at most; 0: no limit.
+    pub(crate) rate: Option<u64>,
+}
+
 /// Options of verbs that have none.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -6,7 +6,7 @@
 
 use super::{
     AttachBody, DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody,
-    VersionDoc, accept,
+    SyncBody, VersionDoc, accept,
 };
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};
 use crate::refusal::render_refusal;
@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use lockstep_bitmap::NodeId;
-use lockstep_core::{Command, Done, Refusal};
+use lockstep_core::{Command, Done, Refusal, SyncOrder};
 use lockstep_engine::{CommandReply, EngineHandle, ResourceReport, StatusReply, UnknownResource, UpReply};
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -220,6 +220,7 @@ async fn post_verb<B: Backend>(
         "connect" => options::<NoBody>(&body).map(|_| Command::Connect)?,
         "disconnect" => options::<NoBody>(&body).map(|_| Command::Disconnect)?,
         "invalidate" => Command::Invalidate { peer: options::<InvalidateBody>(&body)?.peer },
+        "sync" => sync_command(&options::<SyncBody>(&body)?)?,
         "resolve" => resolve_command(&shared, &options::<ResolveBody>(&body)?)?,
         "up" => {
             options::<NoBody>(&body)?;
@@ -247,6 +248,19 @@ async fn post_verb<B: Backend>(
             Err(ApiError::new(StatusCode::CONFLICT, refusal.exit_code(), format!("{resource}: {message}")))
         }
     }
+}
+
+fn sync_command(body: &SyncBody) -> Result<Command, ApiError> {
+    Ok(Command::Sync(match (body.pause, body.rate) {
+        (Some(true), None) => SyncOrder::Pause,
+        (Some(false), None) => SyncOrder::Resume,
+        (None, Some(rate)) => SyncOrder::Rate(Some(rate).filter(|rate| *rate > 0)),
+        _ => {
+            let message =
+                "sync: give one of \"pause\" (true or false) and \"rate\" (bytes per second, 0: no limit)";
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, USAGE, message));
+        }
+    }))
 }
 
 /// `up`, or `attach` and whether the disk was moved.
@@ -331,6 +345,7 @@ fn done_doc<B>(shared: &Shared<B>, resource: &str, verb: &str, done: Done) -> Do
         "disconnect" => "disconnected".to_owned(),
         "invalidate" => "declared wrong; all of it is synchronised from the other copy".to_owned(),
         "resolve" => "resolved; the loser is resynchronised when the nodes are connected".to_owned(),
+        "sync" => format!("resync ordered as asked on {node}; see status"),
         "up" => format!("up on {node}"),
         "attach" => format!("its disk is attached on {node}"),
         _ => format!("down on {node}"),

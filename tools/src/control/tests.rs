@@ -109,6 +109,11 @@ fn commands_reach_the_engine_with_their_options() {
     let done = served.client.command("r0", "promote", &flags).unwrap();
     assert_eq!((done.result.as_str(), done.message.as_str()), ("changed", "r0: Primary on alpha"));
     served.client.command("r0", "resolve", &ResolveBody { discard: "beta".to_owned() }).unwrap();
+    let limit = SyncBody { pause: None, rate: Some(1 << 20) };
+    served.client.command("r0", "sync", &limit).unwrap();
+    served.client.command("r0", "sync", &SyncBody { pause: Some(false), rate: None }).unwrap();
+    assert_eq!(code(served.client.command("r0", "sync", &NoBody {})).0, 2);
+    assert_eq!(code(served.client.command("r0", "sync", &SyncBody { pause: Some(true), ..limit })).0, 2);
     assert_eq!(served.client.command("r0", "connect", &NoBody {}).unwrap().result, "already");
     let done = served.client.command("r0", "attach", &AttachBody { moved: true }).unwrap();
     assert_eq!(done.message, "r0: its disk is attached on alpha");
@@ -119,6 +124,8 @@ fn commands_reach_the_engine_with_their_options() {
         [
             "Promote { peer_is_down: false, accept_data_loss: true }",
             "Resolve { discard: NodeId(1) }",
+            "Sync(Rate(Some(1048576)))",
+            "Sync(Resume)",
             "Connect",
             "attach true",
             "Invalidate { peer: true }",

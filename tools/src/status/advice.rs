@@ -46,6 +46,19 @@ fn link_advice(resource: &ResourceDoc, peer: &PeerDoc) -> Option<String> {
             "name the source, on the node whose copy is to be kept: lockstep promote {name} \
             --accept-data-loss"
         )),
+        "PausedSource" | "PausedTarget" => {
+            let by_peer = peer.resync.as_ref().is_some_and(|resync| resync.paused_by_peer);
+            let on = match (resource.sync_paused, by_peer) {
+                (true, true) => "on both nodes".to_owned(),
+                (true, false) => format!("on {own}"),
+                (false, _) => format!("on {other}"),
+            };
+            Some(format!("let the resync go on, {on}: lockstep sync {name} --resume"))
+        }
+        _ if peer.resync.as_ref().is_some_and(|resync| resync.incomplete) => Some(format!(
+            "look at the disk of the source; its blocks are tried again every minute, and at once by: lockstep \
+             sync {name} --resume"
+        )),
         _ if peer.connection == "StandAlone" => Some(format!("connect again: lockstep connect {name}")),
         _ => None,
     }

@@ -57,6 +57,8 @@ pub(crate) fn resource_doc(report: &ResourceReport, place: &Place, now_unix_ms: 
         suspended: status.is_some_and(|status| status.suspended),
         unclean: status.is_some_and(|status| status.unclean),
         changing_role: status.is_some_and(|status| status.changing_role),
+        sync_paused: status.is_some_and(|status| status.sync_paused),
+        sync_rate: status.and_then(|status| status.sync_rate),
         size_bytes: status.map_or(0, |status| status.size_bytes),
         clients: clients.collect(),
         requests: status.map_or(0, |status| status.requests),
@@ -86,7 +88,8 @@ fn peer_doc(report: &ResourceReport, peer: &PeerStatus, place: &Place, now_unix_
     let own = node_name(&place.names, lockstep_bitmap::NodeId(place.node));
     let ago = |ms: u64| rfc3339(now_unix_ms.saturating_sub(ms));
     let resync = peer.resync.as_ref().map(|resync| {
-        let from_here = peer.replication == ReplicationState::SyncSource;
+        let from_here =
+            matches!(peer.replication, ReplicationState::SyncSource | ReplicationState::PausedSource);
         let (source, target) = if from_here { (&own, &name) } else { (&name, &own) };
         ResyncDoc {
             source: source.clone(),
@@ -96,6 +99,8 @@ fn peer_doc(report: &ResourceReport, peer: &PeerStatus, place: &Place, now_unix_
             rate: resync.rate_bytes_per_s,
             eta_s: resync.eta_s,
             since: ago(resync.running_ms),
+            limit: resync.limit_bytes_per_s,
+            paused_by_peer: resync.paused_by_peer,
             copied_bytes: resync.moved.copied_bytes,
             equal_bytes: resync.moved.equal_bytes,
             zero_bytes: resync.moved.zero_bytes,
@@ -148,6 +153,8 @@ fn not_protected_reason(status: &Status, names: &[String]) -> Option<String> {
         (_, ReplicationState::SyncSource | ReplicationState::Exchanging) => {
             format!("{name} is resynchronising")
         }
+        (_, ReplicationState::PausedSource) => format!("the resync of {name} is paused"),
+        (_, ReplicationState::PausedTarget) => format!("the resync of {own} is paused"),
         (_, ReplicationState::SyncTarget) => format!("{own} is resynchronising"),
         (ConnectionState::StandAlone, _) => format!("disconnected from {name} by command"),
         (ConnectionState::Connecting, _) => format!("{name} is away"),

@@ -52,6 +52,10 @@ pub(crate) struct ResourceDoc {
     pub(crate) unclean: bool,
     /// A role change is under way.
     pub(crate) changing_role: bool,
+    /// An operator has paused resync on this node.
+    pub(crate) sync_paused: bool,
+    /// An operator's limit for resync on this node, bytes per second.
+    pub(crate) sync_rate: Option<u64>,
     /// Size of the volume.
     pub(crate) size_bytes: u64,
     /// Clients of the export.
@@ -165,6 +169,10 @@ pub(crate) struct ResyncDoc {
     pub(crate) eta_s: Option<u64>,
     /// Since when it runs.
     pub(crate) since: String,
+    /// Bytes per second that it may reach now: orders of operators, and the latency of clients' writes.
+    pub(crate) limit: Option<u64>,
+    /// An operator of the peer has paused it.
+    pub(crate) paused_by_peer: bool,
     /// Bytes that travelled.
     pub(crate) copied_bytes: u64,
     /// Bytes that were equal on both sides.

@@ -35,8 +35,24 @@ fn render_resource(out: &mut String, resource: &ResourceDoc) {
     for peer in &resource.peers {
         render_peer(out, resource, peer, width);
     }
+    render_orders(out, resource);
     for line in advice(resource) {
         let _ = writeln!(out, "      -> {line}");
+    }
+}
+
+/// What operators told resync, here or there.
+fn render_orders(out: &mut String, resource: &ResourceDoc) {
+    for peer in &resource.peers {
+        if peer.resync.as_ref().is_some_and(|resync| resync.paused_by_peer) {
+            let _ = writeln!(out, "      resync is paused by {}", peer.name);
+        }
+    }
+    if resource.sync_paused {
+        let _ = writeln!(out, "      resync is paused by {} (this node)", resource.node);
+    }
+    if let Some(rate) = resource.sync_rate {
+        let _ = writeln!(out, "      resync is limited here to {}/s", text::bytes(rate));
     }
 }
 
@@ -125,9 +141,10 @@ fn render_resync(out: &mut String, resync: &ResyncDoc) {
     let permille = scaled(done, 1000, total);
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < cells { '#' } else { '.' }).collect();
     let eta = resync.eta_s.map_or("unknown".to_owned(), text::clock);
+    let limit = resync.limit.map_or(String::new(), |limit| format!(" (limit {}/s)", text::bytes(limit)));
     let _ = writeln!(
         out,
-        "      resync {} -> {}  [{bar}] {:3}.{} %   {} of {} left   {}/s   ETA {eta}   since {}",
+        "      resync {} -> {}  [{bar}] {:3}.{} %   {} of {} left   {}/s{limit}   ETA {eta}   since {}",
         resync.source,
         resync.target,
         permille / 10,

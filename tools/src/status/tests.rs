@@ -53,6 +53,8 @@ fn status(peer: PeerStatus) -> Status {
         unclean: false,
         changing_role: false,
         suspended: false,
+        sync_paused: false,
+        sync_rate: None,
         protected: false,
         clients: 0,
         requests: 2,
@@ -129,6 +131,8 @@ fn resync() {
         rate_bytes_per_s: 222_298_112,
         eta_s: Some(25),
         running_ms: 30_000,
+        limit_bytes_per_s: None,
+        paused_by_peer: false,
         moved: Moved { copied_bytes: 6 << 30, zero_bytes: 0, equal_bytes: 4096 },
         unreadable_bytes: 0,
         unreadable: vec![],
@@ -268,6 +272,11 @@ fn states_that_do_not_end_have_advice() {
         (status(link(ReplicationState::Unrelated)), "create-md r0 --overwrite"),
         (status(link(ReplicationState::TargetIsPrimary)), "on alpha: lockstep demote r0"),
         (status(stand_alone), "lockstep connect r0"),
+        (
+            Status { sync_paused: true, ..status(link(ReplicationState::PausedSource)) },
+            "on alpha: lockstep sync r0",
+        ),
+        (status(link(ReplicationState::PausedTarget)), "on beta: lockstep sync r0 --resume"),
         (Status { suspended: true, ..status(away) }, "held until beta returns"),
     ] {
         let text = text(&report(Some(status)));
@@ -283,6 +292,8 @@ fn names_of_the_json_are_stable() {
         rate_bytes_per_s: 2,
         eta_s: None,
         running_ms: 1000,
+        limit_bytes_per_s: None,
+        paused_by_peer: false,
         moved: Moved { copied_bytes: 3, zero_bytes: 1, equal_bytes: 2 },
         unreadable_bytes: 4,
         unreadable: vec![(6, 4)],
@@ -298,7 +309,8 @@ fn names_of_the_json_are_stable() {
         value["peers"][0]["resync"],
         serde_json::json!({
             "source": "alpha", "target": "beta", "done_bytes": 6, "total_bytes": 10, "rate": 2, "eta_s": null,
-            "since": "2026-01-01T10:39:59Z", "copied_bytes": 3, "equal_bytes": 2, "zero_bytes": 1,
+            "since": "2026-01-01T10:39:59Z", "limit": null, "paused_by_peer": false,
+            "copied_bytes": 3, "equal_bytes": 2, "zero_bytes": 1,
             "unreadable_bytes": 4, "unreadable": [{"offset": 6, "length": 4}], "incomplete": true
         })
     );

@@ -1,10 +1,10 @@
-//! Exchange of the dirty bitmaps at the begin of a resync: each side sends the parts of its own that have bits and takes
-//! the union.
+//! Exchange of the dirty bitmaps at the begin of a resync: each side sends the parts of its own that have bits
+//! and takes the union.
 //!
-//! A few frames are under way at a time, each is acknowledged: memory is bounded however large the volume. A part is
-//! read when it is sent, after the core step that started mirroring (ordering 8); until both ends have sent and taken
-//! everything no piece is asked for, so that no bit arrives after its block was copied. After a verdict for a whole copy
-//! all bits are set on both sides, and nothing travels.
+//! A few frames are under way at a time, each is acknowledged: memory is bounded however large the volume. A
+//! part is read when it is sent, after the core step that started mirroring (ordering 8); until both ends have
+//! sent and taken everything no piece is asked for, so that no bit arrives after its block was copied. After a
+//! verdict for a whole copy all bits are set on both sides, and nothing travels.
 
 use super::Node;
 use super::handshake::Phase;
@@ -109,5 +109,145 @@ impl Node {
         if self.link.as_ref().is_some_and(|link| link.bits.sent && link.bits.got) {
             self.set_phase(Phase::Replicating);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::Action;
+    use crate::config::{NodeConfig, PeerConfig, Timing};
+    use crate::event::{Event, PeerHello};
+    use crate::ids::Instant;
+    use crate::node::resync::Resync;
+    use lockstep_bitmap::{
+        Base, CreateParams, DeviceIdentity, GenerationLog, Geometry, Identity, NodeId, PeerCopy, PeerRecord,
+        create, initial_pages, recover,
+    };
+
+    const LINK: LinkId = LinkId(1);
+    const FRAME_BYTES: u64 = 32 * 1024;
+
+    /// A node whose volume is all dirty.
+    fn node(size_bytes: u64) -> Node {
+        let peer = PeerRecord {
+            node: NodeId(1),
+            base: Base::Unset,
+            copy: PeerCopy::MayHold,
+            session_offered: 0,
+            session_used: 0,
+            may_be_primary: false,
+            slot_epoch: 1,
+            slot_filled: true,
+        };
+        let identity = Identity {
+            resource: "r0".into(),
+            volume: 0,
+            node: NodeId(0),
+            node_name: "n0".into(),
+            device: DeviceIdentity::default(),
+        };
+        let geometry = Geometry::new(size_bytes, 12, 22).unwrap();
+        let log = GenerationLog::new();
+        let (superblock, layout) =
+            create(CreateParams { file_id: 1, identity, geometry, log, peers: [peer].into() });
+        let mut file = alloc::vec![0; usize::try_from(layout.file_bytes()).unwrap()];
+        for (offset, bytes) in initial_pages(&superblock, &layout) {
+            let at = usize::try_from(offset).unwrap();
+            file.get_mut(at..at + bytes.len()).unwrap().copy_from_slice(&bytes);
+        }
+        let mut read = |offset: u64, out: &mut [u8]| {
+            let at = usize::try_from(offset).map_err(|_| ())?;
+            out.copy_from_slice(file.get(at..at + out.len()).ok_or(())?);
+            Ok::<(), ()>(())
+        };
+        let store = recover(layout.file_bytes(), &mut read, 4).unwrap().0;
+        let cfg = NodeConfig {
+            node: NodeId(0),
+            peer: Some(PeerConfig { node: NodeId(1) }),
+            run_id: 1,
+            boot_id: 1,
+            seed: [1, 2, 3, 4],
+            granule_bytes: 512,
+            survives_process_death: true,
+            sample: 0,
+            writes_max: 8,
+            undurable_max: 8,
+            resync_window: 4,
+            bits_frame_bytes: FRAME_BYTES as usize,
+            timing: Timing::default(),
+        };
+        Node::new(cfg, Some(store))
+    }
+
+    /// Bits frames and BitsEnd that an event brings about.
+    fn sent(node: &mut Node, event: Event<'_>) -> (Vec<u64>, bool) {
+        let (mut bits, mut end, mut done) = (Vec::new(), false, Vec::new());
+        node.handle(Instant(1), event);
+        loop {
+            while let Some(action) = node.poll_action() {
+                match action {
+                    Action::Send { frame: Frame::Bits { first_block }, .. } => bits.push(first_block),
+                    Action::Send { frame: Frame::BitsEnd, .. } => end = true,
+                    Action::MetaWrite { op, page } => {
+                        node.render_meta(page, &mut Vec::new());
+                        done.push(Event::MetaDone { op, result: Ok(()) });
+                    }
+                    Action::DiskFlush { op } => done.push(Event::DiskDone { op, result: Ok(()), slot: None }),
+                    _ => {}
+                }
+            }
+            let Some(event) = done.pop() else { return (bits, end) };
+            node.handle(Instant(1), event);
+        }
+    }
+
+    fn begin(node: &mut Node) {
+        node.set_phase(Phase::Exchanging);
+        while node.poll_action().is_some() {}
+    }
+
+    fn frame(frame: Frame) -> Event<'static> {
+        Event::Frame { link: LINK, frame, body: &[], slot: None }
+    }
+
+    #[test]
+    fn a_large_bitmap_crosses_a_few_frames_at_a_time() {
+        let mut node = node(64 << 30);
+        sent(&mut node, Event::Start { unix_ms: 1 });
+        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2 };
+        sent(&mut node, Event::LinkUp { link: LINK, peer });
+        node.resync = Some(Resync::new(true, false, false, Instant(1)));
+        begin(&mut node);
+        let (mut frames, mut end) = sent(&mut node, Event::Tick { unix_ms: 1 });
+        assert_eq!(frames.len(), FRAMES_MAX as usize, "no more without an answer");
+        for _ in 0..frames.len() {
+            let (more, is_end) = sent(&mut node, frame(Frame::BitsAck));
+            assert!(more.len() <= 1);
+            frames.extend(more);
+            end |= is_end;
+        }
+        assert!(!end && frames.len() == 2 * FRAMES_MAX as usize);
+        while !end {
+            let (more, is_end) = sent(&mut node, frame(Frame::BitsAck));
+            frames.extend(more);
+            end = is_end;
+        }
+        let expected: Vec<u64> = (0..64).map(|n| n * FRAME_BYTES * 8).collect();
+        assert_eq!(frames, expected);
+        assert_eq!(node.link.as_ref().unwrap().phase, Phase::Exchanging, "the peer's bits are still to come");
+        sent(&mut node, frame(Frame::BitsEnd));
+        assert_eq!(node.link.as_ref().unwrap().phase, Phase::Replicating);
+    }
+
+    #[test]
+    fn a_whole_copy_sends_no_bits() {
+        let mut node = node(64 << 30);
+        sent(&mut node, Event::Start { unix_ms: 1 });
+        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2 };
+        sent(&mut node, Event::LinkUp { link: LINK, peer });
+        node.resync = Some(Resync::new(false, true, true, Instant(1)));
+        begin(&mut node);
+        assert_eq!(sent(&mut node, Event::Tick { unix_ms: 1 }), (Vec::new(), true));
     }
 }

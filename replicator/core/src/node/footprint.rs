@@ -3,10 +3,13 @@
 use super::Node;
 use super::io::Requests;
 use super::receive::{PEER_TASKS_MAX, WINDOW_MAX};
+use super::serve::{UNITS_MAX, ZERO_UNITS_MIN};
 use super::task::{OpKind, Task};
 use crate::action::Action;
+use crate::config::DIGEST_BYTES;
 use crate::overlap::Overlap;
 use crate::undurable::Undurable;
+use alloc::vec::Vec;
 
 /// What bounds the tables of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +29,14 @@ pub struct TableBounds {
 /// A table that grows by doubling may have room for twice what it holds.
 const GROWTH: usize = 2;
 
+/// Parts of one piece that have no slot: shorter runs of zeroes travel, and between two of them something else lies.
+const ZERO_PARTS_MAX: usize = UNITS_MAX / (ZERO_UNITS_MIN + 1) + 1;
+const DIGESTS_BYTES_MAX: usize = UNITS_MAX * DIGEST_BYTES + size_of::<(u32, Vec<u8>)>();
+
 impl TableBounds {
     /// Pieces in flight or queued: with a slot, or counted.
     pub fn pieces(&self) -> usize {
-        self.slots + self.writes_max + PEER_TASKS_MAX + 2 * self.resync_window
+        self.slots + self.writes_max + PEER_TASKS_MAX + (1 + ZERO_PARTS_MAX) * self.resync_window
     }
 
     /// Memory that a node's tables take at most, metadata excepted.
@@ -39,6 +46,8 @@ impl TableBounds {
         // At worst one step answers everything there is, or sends it again.
         let piece = piece + Overlap::CLAIM_BYTES + 2 * size_of::<Action>();
         let tables = self.pieces() * piece + self.requests * Requests::BYTES_EACH + WINDOW_MAX;
+        // Digests of a piece, with the request here or on their way out.
+        let tables = tables + (PEER_TASKS_MAX + self.resync_window) * DIGESTS_BYTES_MAX;
         GROWTH * tables + self.undurable_max * Undurable::ENTRY_BYTES + size_of::<Node>()
     }
 }

@@ -133,6 +133,7 @@ impl Node {
                     link.peer_disk = if is_source { DiskState::Inconsistent } else { DiskState::UpToDate };
                 }
                 self.resync = Some(Resync::new(!is_source, hash_first, full, self.now));
+                self.begin_pace();
                 self.set_phase(Phase::Exchanging);
             }
             _ if empty => {

@@ -15,6 +15,7 @@ mod io;
 mod leave;
 mod meta;
 mod mirror;
+mod pace;
 mod pieces;
 mod progress;
 mod receive;
@@ -85,6 +86,7 @@ pub struct Node {
     receiver: Receiver,
     resync: Option<Resync>,
     resynced_bytes_total: u64,
+    pace: pace::Pace,
     /// Digests of HashRequests that are being sent, in their order.
     digests: VecDeque<Vec<u8>>,
     change: Option<Change>,
@@ -148,6 +150,7 @@ impl Node {
             receiver: Receiver::default(),
             resync: None,
             resynced_bytes_total: 0,
+            pace: pace::Pace::new(),
             digests: VecDeque::new(),
             change: None,
             settle: attach::Settle::Idle,

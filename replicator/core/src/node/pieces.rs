@@ -1,9 +1,10 @@
 //! The target of a resync: asks for pieces and applies the answers.
 //!
-//! If the verdict says hash-first, a piece is first read and hashed here, and its digests go with the request. A target that
-//! is Primary holds the piece's lock from before its own reading until the last part is written; one that is Secondary
-//! holds it while it reads, and takes it again for each part when that arrives, in stream order (orderings 12, 20).
-//! A piece counts as copied when all of it was answered and written; its bits go with its batch (`resync`).
+//! If the verdict says hash-first, a piece is first read and hashed here, and its digests go with the request.
+//! A target that is Primary holds the piece's lock from before its own reading until the last part is written;
+//! one that is Secondary holds it while it reads, and takes it again for each part when that arrives, in
+//! stream order (orderings 12, 20). A piece counts as copied when all of it was answered and written; its bits
+//! go with its batch (`resync`).
 
 use super::Node;
 use super::task::{OpKind, Stage, Task, Work};
@@ -54,11 +55,18 @@ pub(super) enum Next {
 impl Node {
     /// The next dirty run within one piece, if one may be asked for now.
     pub(super) fn next_piece(&mut self) -> Next {
-        let window = self.cfg.resync_window;
+        let (window, now) = (self.cfg.resync_window, self.now);
+        if self.resync_held() {
+            return if self.dirty_blocks() == 0 { Next::End } else { Next::Wait };
+        }
+        let limit = self.resync_limit();
         let (Some(store), Some(resync)) = (self.store.as_ref(), self.resync.as_mut()) else {
             return Next::Wait;
         };
         if resync.paused || resync.pieces.len() >= window || resync.batch.is_full() || resync.waits() {
+            return Next::Wait;
+        }
+        if limit.is_some_and(|limit| !resync.bucket.allows(now, limit)) {
             return Next::Wait;
         }
         if let Some(range) = resync.again.pop_front() {
@@ -86,6 +94,7 @@ impl Node {
         let now = self.now;
         let holds = self.role == Role::Primary;
         let Some(resync) = self.resync.as_mut() else { return };
+        resync.bucket.take(range.len());
         let batch = resync.batch.take(range.len(), now);
         let (asked, answered, writing, failed, lock) = (false, range.start, 0, false, None);
         let piece = resync.pieces.insert(Piece { range, batch, asked, answered, writing, failed, lock });

@@ -1,5 +1,5 @@
-//! How far a resync is, in numbers that can be believed: what is done and left are counts of bits, the rate is measured,
-//! and where nothing moves there is no estimate.
+//! How far a resync is, in numbers that can be believed: what is done and left are counts of bits, the rate is
+//! measured, and where nothing moves there is no estimate.
 
 use super::Node;
 use crate::ids::Instant;
@@ -77,6 +77,7 @@ impl Node {
         let left = self.dirty_blocks();
         let (since, then) = resync.samples.front().copied().unwrap_or((resync.started, 0));
         let rate = rate(resync.done_blocks.saturating_sub(then) * block_bytes, since, self.now);
+        let incomplete = left > 0 && left == resync.unreadable.blocks();
         let bytes = |blocks: &BlockRange| {
             let bytes = geometry.bytes_of(*blocks);
             (bytes.start, bytes.len())
@@ -85,12 +86,14 @@ impl Node {
             total_bytes: (resync.done_blocks + left) * block_bytes,
             left_bytes: left * block_bytes,
             rate_bytes_per_s: rate,
-            eta_s: (left * block_bytes).checked_div(rate).filter(|_| !resync.waits()),
+            eta_s: (left * block_bytes).checked_div(rate).filter(|_| !incomplete && !self.resync_held()),
             running_ms: u64::try_from(self.now.since(resync.started).as_millis()).unwrap_or(u64::MAX),
+            limit_bytes_per_s: self.resync_limit(),
+            paused_by_peer: resync.peer_paused,
             moved: resync.moved,
             unreadable_bytes: resync.unreadable.blocks() * block_bytes,
             unreadable: resync.unreadable.ranges.iter().take(RANGES_SHOWN).map(bytes).collect(),
-            incomplete: left > 0 && left == resync.unreadable.blocks(),
+            incomplete,
         })
     }
 }

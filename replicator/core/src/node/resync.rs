@@ -1,16 +1,17 @@
-//! Bringing the target's dirty blocks into line with the source, under application writes: what both sides keep, batches,
-//! and the end. What is asked for and applied is in `pieces` (target) and `serve` (source), the exchange of bitmaps before
-//! it in `exchange`.
+//! Bringing the target's dirty blocks into line with the source, under application writes: what both sides
+//! keep, batches, and the end. What is asked for and applied is in `pieces` (target) and `serve` (source), the
+//! exchange of bitmaps before it in `exchange`.
 //!
-//! The target walks the union of both bitmaps and asks for pieces; the source reads each under its overlap lock and
-//! queues the answer in the stream before the lock is free, so that it follows every write that the target has already
-//! applied there (ordering 12).
+//! The target walks the union of both bitmaps and asks for pieces; the source reads each under its overlap
+//! lock and queues the answer in the stream before the lock is free, so that it follows every write that the
+//! target has already applied there (ordering 12).
 //!
-//! Bits are cleared batch by batch, after an fdatasync on both sides that began after the batch's last write, read or hash
-//! (ordering 7); until then a piece counts as dirty. While one batch is made durable the next one is fetched. The end: no
-//! bits left, the source withdraws its proof durably, the target records itself as UpToDate durably, the source forgets
-//! (orderings 10, 11, 18). A block that the source cannot read keeps its bit: if only such are left the resync is
-//! incomplete, the target stays Inconsistent, and after a while they are tried again.
+//! Bits are cleared batch by batch, after an fdatasync on both sides that began after the batch's last write,
+//! read or hash (ordering 7); until then a piece counts as dirty. While one batch is made durable the next one
+//! is fetched. The end: no bits left, the source withdraws its proof durably, the target records itself as
+//! UpToDate durably, the source forgets (orderings 10, 11, 18). A block that the source cannot read keeps its
+//! bit: if only such are left the resync is incomplete, the target stays Inconsistent, and after a while they
+//! are tried again.
 
 use super::Node;
 use super::handshake::Phase;
@@ -21,6 +22,7 @@ use super::task::{FlushFor, OpKind, Stage};
 use crate::action::{Action, CloseReason, Notice};
 use crate::frame::Frame;
 use crate::ids::{Instant, LinkId};
+use crate::pace::Bucket;
 use crate::slab::Slab;
 use crate::status::{DiskState, Moved, ReplicationState, Role};
 use alloc::collections::VecDeque;
@@ -58,6 +60,12 @@ pub(super) struct Resync {
     finishing: bool,
     /// A role change waits until nothing is in flight.
     pub(super) paused: bool,
+    /// Target: keeps to the limits.
+    pub(super) bucket: Bucket,
+    /// The peer's operator has paused it.
+    pub(super) peer_paused: bool,
+    /// The peer's limit in bytes per second.
+    pub(super) peer_rate: Option<u64>,
     pub(super) moved: Moved,
     /// Blocks whose bits were cleared.
     pub(super) done_blocks: u64,
@@ -117,6 +125,9 @@ impl Resync {
             checkpoint: false,
             finishing: false,
             paused: false,
+            bucket: Bucket::new(now),
+            peer_paused: false,
+            peer_rate: None,
             moved: Moved::default(),
             done_blocks: 0,
             started: now,
@@ -167,7 +178,7 @@ impl Resync {
 /// Ranges and bytes of one batch, and how long it may stay open: what is cut off is copied again.
 pub(super) const BATCH_RANGES_MAX: usize = 1024;
 const BATCH_BYTES_MAX: u64 = 64 << 20;
-const BATCH_AGE: Duration = Duration::from_secs(1);
+const BATCH_AGE: Duration = Duration::from_millis(500);
 
 impl Node {
     pub(super) fn resync_is_target(&self) -> bool {
@@ -175,10 +186,12 @@ impl Node {
     }
 
     pub(super) fn resync_state(&self) -> ReplicationState {
-        match self.resync.as_ref().map(|resync| resync.is_target) {
-            Some(true) => ReplicationState::SyncTarget,
-            Some(false) => ReplicationState::SyncSource,
-            None => ReplicationState::Established,
+        match (self.resync.as_ref().map(|resync| resync.is_target), self.resync_held()) {
+            (Some(true), false) => ReplicationState::SyncTarget,
+            (Some(false), false) => ReplicationState::SyncSource,
+            (Some(true), true) => ReplicationState::PausedTarget,
+            (Some(false), true) => ReplicationState::PausedSource,
+            (None, _) => ReplicationState::Established,
         }
     }
 
@@ -204,17 +217,17 @@ impl Node {
                 Next::End => break true,
             }
         };
-        moved |= self.turn_batch(at_end);
+        moved |= self.turn_batch(at_end || self.resync_held());
         moved |= self.flush_batch(link);
         moved | (at_end && self.end_walk(link))
     }
 
     /// A batch that is full or old enough, or after which nothing comes for now, is closed; the next one begins.
-    fn turn_batch(&mut self, at_end: bool) -> bool {
+    fn turn_batch(&mut self, nothing_comes: bool) -> bool {
         let now = self.now;
         let Some(resync) = self.resync.as_mut() else { return false };
         let batch = &mut resync.batch;
-        let over = batch.is_full() || now.since(batch.began) >= BATCH_AGE || at_end;
+        let over = batch.is_full() || now.since(batch.began) >= BATCH_AGE || nothing_comes;
         if batch.pieces == 0 || !over || resync.closing.is_some() || resync.paused {
             return false;
         }

@@ -110,6 +110,7 @@ impl Node {
                 self.begin_promote(id, flags);
             }
             Command::Demote { force } => self.begin_demote(id, force),
+            Command::Sync(order) => self.on_sync_order(id, order),
             Command::Connect => {
                 let done = if self.dialer.wanted { Done::Already } else { Done::Changed };
                 self.with_states(|node| node.dialer.wanted = node.cfg.peer.is_some());

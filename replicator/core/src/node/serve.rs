@@ -1,9 +1,10 @@
 //! The source of a resync: reads a piece that the target asks for under its overlap lock, sorts its units, answers.
 //!
-//! The answer to a piece is a row of parts that cover it without gaps: what is equal (the target's digest of the unit is
-//! ours), what is zero, what travels. All of them are queued in the stream before the lock is free (ordering 12): so they
-//! follow every write that the target had applied there, and every later write follows them. For the same reason an equal
-//! digest holds although the target took its own earlier: each write between the two goes to both copies.
+//! The answer to a piece is a row of parts that cover it without gaps: what is equal (the target's digest of
+//! the unit is ours), what is zero, what travels. All of them are queued in the stream before the lock is free
+//! (ordering 12): so they follow every write that the target had applied there, and every later write follows
+//! them. For the same reason an equal digest holds although the target took its own earlier: each write
+//! between the two goes to both copies.
 
 use super::Node;
 use super::resync::BATCH_RANGES_MAX;
@@ -25,9 +26,9 @@ enum Sort {
 }
 
 /// A shorter run of zero units travels as data, unless it is the whole piece: it would split a write in two.
-const ZERO_UNITS_MIN: usize = 4;
+pub(super) const ZERO_UNITS_MIN: usize = 4;
 /// Units of the largest piece.
-const UNITS_MAX: usize = (crate::config::PIECE_BYTES_MAX / UNIT_BYTES) as usize;
+pub(super) const UNITS_MAX: usize = (crate::config::PIECE_BYTES_MAX / UNIT_BYTES) as usize;
 
 /// The parts of a piece, in order, without gaps. `theirs`: the target's digests, if it sent them.
 fn parts(range: ByteRange, zeroes: u32, ours: &[u8], theirs: Option<&[u8]>) -> Vec<(ByteRange, Sort)> {

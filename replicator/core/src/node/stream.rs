@@ -148,6 +148,7 @@ impl Node {
         // From here the region's use belongs to the entry of the table.
         (task.region, task.pos, task.stage) = (None, Some(pos), Stage::Running);
         (task.local_pending, task.peer_pending, task.link) = (true, link.is_some(), link);
+        task.began = self.now;
         if let Some(entry) = self.tasks.get_mut(id) {
             *entry = task;
         }
@@ -248,7 +249,8 @@ impl Node {
             return;
         }
         let Some(task) = self.tasks.get(id) else { return };
-        let (pos, failed) = (task.pos, task.failed);
+        let (pos, failed, took) = (task.pos, task.failed, self.now.since(task.began));
+        self.pace.feedback.observe(took);
         self.stream.replied = self.stream.replied.max(pos.unwrap_or_default());
         self.finish_client_task(id, failed);
     }

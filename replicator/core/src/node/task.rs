@@ -1,7 +1,7 @@
 //! Units of work on a range of the volume, and what each outstanding operation belongs to.
 
 use crate::event::DiskError;
-use crate::ids::{LinkId, Position, ReqId, SlotId};
+use crate::ids::{Instant, LinkId, Position, ReqId, SlotId};
 use crate::refusal::IoError;
 use lockstep_bitmap::{ByteRange, MetaPage, RegionIndex};
 
@@ -67,6 +67,8 @@ pub(super) struct Task {
     /// The link that it came from or was sent on.
     pub(super) link: Option<LinkId>,
     pub(super) failed: Option<IoError>,
+    /// When a client's write was submitted.
+    pub(super) began: Instant,
 }
 
 impl Task {
@@ -83,6 +85,7 @@ impl Task {
             peer_pending: false,
             link,
             failed: None,
+            began: Instant(0),
         }
     }
 

@@ -18,14 +18,14 @@ pub struct Deadline {
 
 /// Epochs without a new region until unused activity marks are removed.
 const IDLE_EPOCHS: u32 = 5;
-/// Interval of the samples that progress is computed from.
-const SAMPLE: Duration = Duration::from_millis(500);
+/// While a resync runs its limit and its progress are looked at this often.
+const SAMPLE: Duration = crate::pace::INTERVAL;
 
 impl Node {
     /// The earliest deadline, if there is one.
     pub fn next_deadline(&self) -> Option<Deadline> {
         let timing = &self.cfg.timing;
-        let mut list = [None; 12];
+        let mut list = [None; 13];
         let mut set = |index: usize, at: Option<Instant>, why: &'static str| {
             if let (Some(entry), Some(at)) = (list.get_mut(index), at) {
                 *entry = Some(Deadline { at, why });
@@ -47,6 +47,7 @@ impl Node {
         set(6, self.round_due(), "bitmap pages");
         set(7, self.idle_due(), "cooling");
         set(8, self.resync.as_ref().map(|_| self.now + SAMPLE), "resync progress");
+        set(12, self.pace_due(), "resync limit");
         set(11, self.retry_due(), "unreadable blocks");
         list.into_iter().flatten().min_by_key(|deadline| deadline.at)
     }
@@ -131,6 +132,7 @@ impl Node {
         if self.retry_due().is_some_and(|at| at <= self.now) {
             self.retry_unreadable();
         }
+        self.pump_pace();
         self.sample_resync();
     }
 }

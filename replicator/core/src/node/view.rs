@@ -22,6 +22,8 @@ impl Node {
             changing_role: changing,
             suspended: self.suspended_since.is_some(),
             protected: established && self.disk == DiskState::UpToDate,
+            sync_paused: self.pace.paused,
+            sync_rate: self.pace.rate,
             clients: self.clients,
             requests: self.requests.open,
             hot_regions: store.map_or(0, |store| store.activity.hot_count()),

@@ -1,7 +1,7 @@
 //! What is found in a piece for a resync: which of its units are all zero, and their digests.
 //!
-//! A digest is the first 16 bytes of BLAKE3, keyed with a secret of the connection. Hashing happens in the shard's thread,
-//! a piece at a time: 128 KiB take some tens of microseconds.
+//! A digest is the first 16 bytes of BLAKE3, keyed with a secret of the connection. Hashing happens in the
+//! shard's thread, a piece at a time: 128 KiB take some tens of microseconds.
 
 use lockstep_core::{DIGEST_BYTES, DiskError, OpId, UNIT_BYTES};
 

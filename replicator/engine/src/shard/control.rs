@@ -23,6 +23,7 @@ pub(crate) const UNDURABLE_MAX: usize = 8192;
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Resync pieces in flight.
 pub(crate) const RESYNC_WINDOW: usize = 32;
+/// Bytes of bitmap in one frame.
 const BITS_FRAME_BYTES: usize = 32 * 1024;
 
 impl Shard {
