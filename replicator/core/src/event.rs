@@ -203,6 +203,14 @@ pub enum Event<'a> {
         /// Payload of a data frame; the core's until released.
         slot: Option<SlotId>,
     },
+    /// The shell stopped reading a link, because no buffer is free for what comes next; or it goes on. Heartbeats and
+    /// acknowledgements wait in the socket meanwhile: the silence is ours, not the peer's.
+    Reading {
+        /// Which.
+        link: LinkId,
+        /// It goes on.
+        is_reading: bool,
+    },
     /// A link ended, or a dial failed (then `link` is `None`).
     LinkDown {
         /// Which.

@@ -660,3 +660,27 @@ fn a_peer_that_floods_is_left_and_costs_no_memory() {
         w.settled();
     }
 }
+
+#[test]
+fn silence_on_a_link_that_is_not_read_is_not_the_peers() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    let link = LinkId(w.next_link - 1);
+    let timeout = Timing::default().timeout;
+    let tell = |w: &mut World, is_reading| {
+        let event = Event::Reading { link, is_reading };
+        w.hosts[1].handle(w.now, event);
+    };
+    tell(&mut w, false);
+    w.now = w.now + timeout * 3;
+    w.hosts[1].handle(w.now, Event::Tick { unix_ms: 1 });
+    assert!(w.hosts[1].closing.is_empty(), "its frames wait in the socket");
+    tell(&mut w, true);
+    w.now = w.now + timeout / 2;
+    w.hosts[1].handle(w.now, Event::Tick { unix_ms: 1 });
+    assert!(w.hosts[1].closing.is_empty(), "the time begins when it is read again");
+    w.now = w.now + timeout;
+    w.hosts[1].handle(w.now, Event::Tick { unix_ms: 1 });
+    assert_eq!(w.hosts[1].closing, [link]);
+}

@@ -31,6 +31,8 @@ pub(crate) enum Input {
     LinkUp { link: LinkId, peer: PeerHello },
     /// Frame.
     Frame { link: LinkId, arrived: Arrived },
+    /// The connection is not read, or again.
+    Reading { link: LinkId, is_reading: bool },
     /// Connection lost.
     LinkDown { link: Option<LinkId>, loss: LinkLoss },
     /// Operator.
@@ -153,6 +155,10 @@ pub(crate) struct Host {
     pub(crate) slots: BTreeMap<u32, SlotBuf>,
     /// Numbers of buffers to use again, last freed first.
     pub(crate) slots_free: Vec<u32>,
+    /// Buffers in use for what the peer sent.
+    pub(crate) received: BTreeSet<u32>,
+    /// The connection is not read until one of them is free.
+    pub(crate) deaf: bool,
     /// Disk operations in flight.
     pub(crate) ops: BTreeMap<u32, DiskOp>,
     /// Metadata writes in flight.
@@ -198,6 +204,8 @@ impl Host {
             ticks_here: 0,
             slots: BTreeMap::new(),
             slots_free: Vec::new(),
+            received: BTreeSet::new(),
+            deaf: false,
             ops: BTreeMap::new(),
             meta_ops: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -223,6 +231,7 @@ impl Host {
     /// Gives a buffer back; false if it was not in use.
     pub(crate) fn free(&mut self, slot: u32) -> bool {
         self.slots_free.push(slot);
+        self.received.remove(&slot);
         self.slots.remove(&slot).is_some()
     }
 
@@ -240,6 +249,8 @@ impl Host {
         self.tick_at_ns = u64::MAX;
         self.slots.clear();
         self.slots_free.clear();
+        self.received.clear();
+        self.deaf = false;
         self.ops.clear();
         self.meta_ops.clear();
         self.requests.clear();

@@ -117,9 +117,11 @@ impl World {
                     .frame
                     .payload()
                     .map(|(offset, _)| SlotId(host.alloc(SlotBuf::holding(offset, &arrived.tags))));
+                host.received.extend(slot.map(|slot| slot.0));
                 body = arrived.body;
                 Event::Frame { link, frame: arrived.frame, body: &body, slot }
             }
+            Input::Reading { link, is_reading } => Event::Reading { link, is_reading },
             Input::LinkDown { link, loss } => Event::LinkDown { link, loss },
             Input::Command { id, command } => Event::Command { id: CommandId(id), command },
         };
@@ -134,6 +136,7 @@ impl World {
         }
         self.rearm(n, &node);
         self.hosts[n].node = Some(node);
+        self.wake_reader(n);
         if let Some(how) = self.dying.take() {
             self.stop(n, how);
         } else if left {

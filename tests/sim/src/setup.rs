@@ -65,6 +65,8 @@ pub(crate) struct Setup {
     pub(crate) timing: Timing,
     /// Parts per million by which each clock is fast, plus 500.
     pub(crate) clock_ppm: [u64; 2],
+    /// Buffers for what the peer sends, per machine.
+    pub(crate) receive_slots: usize,
     /// Mean latency of a data write or read, per node, ns.
     pub(crate) disk_ns: [u64; 2],
     /// Mean latency of a flush, ns.
@@ -126,6 +128,8 @@ impl Setup {
             stormy_ns: rng.between(500, 3000) * MS,
             fault_gap_ns: rng.pick(&[20, 50, 100, 300]) * MS,
             faults: faults(rng),
+            // Last, so that what older seeds drew stays.
+            receive_slots: rng.pick(&[1, 4, usize::MAX, usize::MAX]),
         }
     }
 }

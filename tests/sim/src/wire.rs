@@ -82,6 +82,7 @@ impl World {
         self.conns[conn].pipes[end].dead = true;
         if self.hosts[end].conn == Some(conn) {
             self.hosts[end].conn = None;
+            self.hosts[end].deaf = false;
         }
         self.deliver(end, Input::LinkDown { link: Some(link), loss });
     }
@@ -176,12 +177,39 @@ impl World {
         let to = 1 - from;
         while self.conns[conn].ends[to].up && !self.conns[conn].ends[to].down {
             let link = self.conns[conn].ends[to].link;
+            let host = &mut self.hosts[to];
+            if host.received.len() >= self.setup.receive_slots && host.conn == Some(conn) {
+                if !std::mem::replace(&mut host.deaf, true) {
+                    self.deliver(to, Input::Reading { link, is_reading: false });
+                }
+                return;
+            }
             match net::decode(&mut self.conns[conn].pipes[from].arrived) {
                 Ok(None) => return,
                 Ok(Some(arrived)) => self.deliver(to, Input::Frame { link, arrived }),
                 Err(why) => return self.fail("wire", format!("node {to}: {why}")),
             }
         }
+    }
+
+    /// A buffer may be free again: the connection is read soon.
+    pub(crate) fn wake_reader(&mut self, n: usize) {
+        if self.hosts[n].deaf && self.hosts[n].received.len() < self.setup.receive_slots {
+            self.after(0, Ev::Read(n));
+        }
+    }
+
+    /// Goes on reading, if there are buffers.
+    pub(crate) fn read(&mut self, n: usize) {
+        let host = &mut self.hosts[n];
+        if !host.deaf || host.received.len() >= self.setup.receive_slots {
+            return;
+        }
+        host.deaf = false;
+        let Some(conn) = host.conn else { return };
+        let link = self.conns[conn].ends[n].link;
+        self.deliver(n, Input::Reading { link, is_reading: true });
+        self.parse(conn, 1 - n);
     }
 
     /// An end learns that its connection is lost.

@@ -32,6 +32,8 @@ pub(crate) enum Ev {
     Sent(usize, usize),
     /// A piece arrives (connection, sender).
     Arrive(usize, usize),
+    /// A machine looks again at a connection that it did not read.
+    Read(usize),
     /// An end learns of the loss of its connection.
     Lost(usize, usize),
     /// An end that its core closed is closed.
@@ -285,6 +287,7 @@ impl World {
             Ev::Piece(n, process, req) => self.payload_piece(n, process, req),
             Ev::Sent(conn, from) => self.sent(conn, from),
             Ev::Arrive(conn, from) => self.arrive(conn, from),
+            Ev::Read(n) => self.read(n),
             Ev::Lost(conn, end) => self.lost(conn, end),
             Ev::Closed(conn, end) => self.closed(conn, end),
             Ev::Up(conn, end) => self.up(conn, end),

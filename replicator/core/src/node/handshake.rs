@@ -43,6 +43,8 @@ pub(super) struct Link {
     pub(super) hello: PeerHello,
     pub(super) phase: Phase,
     pub(super) heard: Instant,
+    /// The shell does not read it now: silence is no sign.
+    pub(super) unread: bool,
     pub(super) sent: Instant,
     sent_snapshot: Option<Snapshot>,
     pub(super) got_snapshot: Option<Snapshot>,
@@ -190,6 +192,7 @@ impl Node {
             hello,
             phase: Phase::Draining,
             heard: self.now,
+            unread: false,
             sent: self.now,
             sent_snapshot: None,
             got_snapshot: None,
@@ -205,6 +208,14 @@ impl Node {
             peer_leaves: false,
         };
         self.with_states(|node| node.link = Some(link));
+    }
+
+    /// Whether the peer is silent is known again from the moment on in which its frames are read again.
+    pub(super) fn on_reading(&mut self, id: LinkId, is_reading: bool) {
+        let now = self.now;
+        if let Some(link) = self.link.as_mut().filter(|link| link.id == id) {
+            (link.unread, link.heard) = (!is_reading, now);
+        }
     }
 
     pub(super) fn on_link_down(&mut self, link: Option<LinkId>, loss: LinkLoss) {

@@ -195,6 +195,7 @@ impl Node {
             Event::MetaDone { op, result } => self.on_meta_done(op, result),
             Event::LinkUp { link, peer } => self.on_link_up(link, peer),
             Event::Frame { link, frame, body, slot } => self.on_frame(link, frame, body, slot),
+            Event::Reading { link, is_reading } => self.on_reading(link, is_reading),
             Event::LinkDown { link, loss } => self.on_link_down(link, loss),
             Event::Command { id, command } => self.on_command(id, command),
         }

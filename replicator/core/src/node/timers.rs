@@ -32,7 +32,7 @@ impl Node {
             }
         };
         if let Some(link) = &self.link {
-            set(0, Some(link.heard + timing.timeout), "peer timeout");
+            set(0, (!link.unread).then(|| link.heard + timing.timeout), "peer timeout");
             set(1, Some(link.sent + timing.heartbeat), "heartbeat");
         } else if self.attached && !self.disk_is_lost() {
             set(2, self.dialer.due(), "dial");
@@ -102,8 +102,9 @@ impl Node {
     /// Acts on every deadline that has passed.
     pub(super) fn on_timers(&mut self) {
         let timing = self.cfg.timing;
-        if let Some((id, heard, sent)) = self.link.as_ref().map(|link| (link.id, link.heard, link.sent)) {
-            if self.now.since(heard) >= timing.timeout {
+        let link = self.link.as_ref().map(|link| (link.id, link.heard, link.sent, link.unread));
+        if let Some((id, heard, sent, unread)) = link {
+            if !unread && self.now.since(heard) >= timing.timeout {
                 self.close_link(CloseReason::Silent);
             } else if self.now.since(sent) >= timing.heartbeat {
                 self.send(id, Frame::Heartbeat, None);

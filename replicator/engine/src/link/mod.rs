@@ -54,6 +54,8 @@ pub(crate) struct Link {
     /// No slot was free for the next payload, or the peer does not take what it is sent: the socket is not
     /// read until that has changed.
     pub(crate) starved: bool,
+    /// The core was told that the socket is not read.
+    pub(crate) unread: bool,
     partial: Option<Partial>,
 }
 
@@ -86,8 +88,8 @@ impl Link {
     pub(crate) fn new(fd: Fd, phase: Phase, address: String, deadline: Instant) -> Self {
         let (inbox, outbox) = (Inbox::new(fd.clone(), HELLO_BUFFER_BYTES), Outbox::new(fd.clone()));
         let deadline = Some(deadline);
-        let (resource, partial, ops, starved) = (None, None, 0, false);
-        Self { fd, phase, resource, address, deadline, inbox, outbox, ops, starved, partial }
+        let (resource, partial, ops, starved, unread) = (None, None, 0, false, false);
+        Self { fd, phase, resource, address, deadline, inbox, outbox, ops, starved, unread, partial }
     }
 
     /// Starts a receive, if none is in flight.

@@ -218,7 +218,14 @@ impl Shard {
                 link.starved = true;
                 return;
             }
-            match link.next_frame(io.arena(), resources[resource].pools.receive) {
+            let pool = resources[resource].pools.receive;
+            if link.unread && io.arena().free_in(pool) > 0 {
+                // Before the next frame: it must not meet a timer that ran out meanwhile.
+                link.unread = false;
+                self.feed(resource, Event::Reading { link: id, is_reading: true });
+                continue;
+            }
+            match link.next_frame(io.arena(), pool) {
                 Parsed::Control { frame, body_bytes } => {
                     let body = link.inbox.data()[..body_bytes].to_vec();
                     link.inbox.consume(body_bytes);
@@ -229,7 +236,12 @@ impl Shard {
                     self.feed(resource, Event::Frame { link: id, frame, body: &[], slot: Some(slot) });
                 }
                 Parsed::NeedMore => return link.receive(io, Token::LinkReceived(index)),
-                Parsed::Starved => return,
+                Parsed::Starved => {
+                    if !std::mem::replace(&mut link.unread, true) {
+                        self.feed(resource, Event::Reading { link: id, is_reading: false });
+                    }
+                    return;
+                }
                 Parsed::Malformed(why) => return self.fail_link(index, LinkLoss::Malformed, &why),
             }
         }
