@@ -113,7 +113,7 @@ pub struct Limits {
 impl Limits {
     /// Default of [`ResourceConfig::buffer_bytes`].
     pub const BUFFER_BYTES: u64 = 160 << 20;
-    /// A resource needs this much: one read of 32 MiB must fit.
+    /// A resource needs this much: buffers for reads take 40 MiB of it.
     pub const BUFFER_BYTES_MIN: u64 = 64 << 20;
     /// Default of [`Limits::clients_max`].
     pub const CLIENTS_MAX: usize = 128;

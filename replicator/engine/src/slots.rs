@@ -340,6 +340,12 @@ impl Arena {
         (free.small.len() + free.large.len()) as u32
     }
 
+    /// Bytes of the free slots of a pool.
+    pub(crate) fn free_bytes_in(&self, pool: PoolId) -> u64 {
+        let free = &self.pools[usize::from(pool.0)];
+        (free.small.len() * SMALL_BYTES + free.large.len() * LARGE_BYTES) as u64
+    }
+
     fn check(&self, span: Span) -> &Slot {
         let slot = &self.slots[span.slot.0 as usize];
         let capacity = if slot.large { LARGE_BYTES } else { SMALL_BYTES };

@@ -147,29 +147,67 @@ fn unread_answers_leave_buffers_to_others() {
 }
 
 #[test]
+fn clients_that_take_no_answers_do_not_delay_large_reads_of_others() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let stuck: Vec<Client> = (0..32)
+        .map(|_| {
+            let mut client = pair.connect(0);
+            client.send(&raw_request(Nbd::Read, 0, 16 << 20));
+            client
+        })
+        .collect();
+    wait_for("they hold what they may", || report(&alpha).memory.slots_in_use > 150);
+    for structured in [true, false] {
+        let mut reader = Client::connect(&pair.socket(0), "r0", structured).unwrap();
+        for length in [16 << 20, 512, 3 << 20, 2 << 20] {
+            assert_eq!(reader.read(0, length).len(), length as usize);
+        }
+        reader.disconnect();
+    }
+    assert_eq!(report(&alpha).clients.len(), stuck.len(), "nobody had to go for that");
+    drop(stuck);
+    wait_for("slots free again", || report(&alpha).memory.slots_in_use == 0);
+}
+
+#[test]
+fn a_long_read_that_fails_in_the_middle_does_not_pass_for_data() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    std::fs::OpenOptions::new().write(true).open(pair.disk(0)).unwrap().set_len(7 << 20).unwrap();
+    for (structured, error) in [(true, Some(lockstep_nbd::NbdError::Io)), (false, None)] {
+        let mut client = Client::connect(&pair.socket(0), "r0", structured).unwrap();
+        client.begin(Nbd::Read, false, 0, 12 << 20, &[]);
+        assert_eq!(client.take_error(), error);
+    }
+    wait_for("no slot is left", || report(&alpha).memory.slots_in_use == 0);
+}
+
+#[test]
 fn a_client_that_stands_in_the_way_is_closed() {
     let pair = Pair::new("/dev/shm");
     let mut config = pair.config(0);
     config.limits.progress_timeout = Duration::from_millis(300);
+    config.limits.clients_max = 256;
     let alpha = lockstep_engine::Engine::start(config).unwrap();
     promote(&alpha);
-    // Alone, one may ask for nearly all there is; and one may begin a payload.
-    let mut greedy = pair.connect(0);
-    greedy.send(&raw_request(Nbd::Read, 0, 12 << 20));
+    let connect = |length| {
+        let mut client = pair.connect(0);
+        client.send(&raw_request(Nbd::Read, 0, length));
+        client
+    };
     let mut slow = pair.connect(0);
     slow.send(&raw_request(Nbd::Write, 0, 4096));
-    wait_for("both hold slots", || report(&alpha).memory.slots_in_use > 90);
+    let greedy = [connect(12 << 20), connect(12 << 20)];
+    wait_for("they hold slots", || report(&alpha).memory.slots_in_use > 32);
     std::thread::sleep(Duration::from_millis(600));
-    assert_eq!(report(&alpha).clients.len(), 2, "nobody else needs what they hold");
-    let others: Vec<Client> = (0..16)
-        .map(|_| {
-            let mut other = pair.connect(0);
-            other.send(&raw_request(Nbd::Read, 0, 10 << 20));
-            other
-        })
-        .collect();
-    wait_for("the greedy one is closed", || report(&alpha).clients.len() < 2 + others.len());
-    drop(others);
+    assert_eq!(report(&alpha).clients.len(), 3, "nobody else needs what they hold");
+    // More than there are slots for.
+    let others: Vec<Client> = (0..220).map(|_| connect(2 << 20)).collect();
+    wait_for("some are closed", || report(&alpha).clients.len() < 3 + others.len());
+    drop((greedy, others));
     wait_for("only the slow one is left", || report(&alpha).clients.len() == 1);
     slow.send(&[1; 4096]);
     assert_eq!(slow.answer().1, None);

@@ -14,7 +14,7 @@ use lockstep_nbd::{Negotiation, ReplyHeader, RequestParser};
 pub(crate) use directory::{Directory, Export};
 
 use crate::ring::Fd;
-use crate::slots::{ALIGN_BYTES, Arena, PoolId, Span, fits_small};
+use crate::slots::{ALIGN_BYTES, Arena, LARGE_BYTES, PoolId, SMALL_BYTES, Span, fits_small};
 use crate::stream::{Inbox, Outbox};
 
 /// Receive buffer of a client that is served: many requests per receive.
@@ -45,11 +45,75 @@ pub(crate) struct Serving {
     pub(crate) structured: bool,
     /// A write whose payload is arriving.
     pub(crate) write: Option<Writing>,
+    /// A read that is larger than a part, and the only request under way.
+    pub(crate) long_read: Option<LongRead>,
     /// Bytes of payload to be thrown away.
     pub(crate) skip: u64,
     /// The answer to a refused request, sent when its payload was thrown away: some clients take one that
     /// comes earlier for a broken connection.
     pub(crate) refusal: Option<ReplyHeader>,
+}
+
+/// A read that is answered part by part, so that it holds slots for what its client takes, not for all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LongRead {
+    request: lockstep_nbd::Request,
+    /// Bytes that were asked of the core.
+    asked: u32,
+}
+
+/// Largest read that is answered as a whole; it needs 17 slots if it is not aligned.
+pub(crate) const READ_PART_BYTES: u32 = 2 << 20;
+
+/// Which part of a read a request in the core is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it; and every other request.
+    Whole,
+    /// The beginning of a read of so many bytes.
+    First { whole_bytes: u32 },
+    /// Neither the beginning nor the end.
+    Middle,
+    /// The end.
+    Last,
+}
+
+impl LongRead {
+    /// A read of which nothing was asked.
+    pub(crate) fn new(request: lockstep_nbd::Request) -> Self {
+        Self { request, asked: 0 }
+    }
+
+    /// The next part, as a read of its own whose slots have no more bytes than these; `None` if they are less
+    /// than a piece needs.
+    pub(crate) fn next_part(&self, slot_bytes: u64) -> Option<(lockstep_nbd::Request, Part)> {
+        let offset = self.request.offset + u64::from(self.asked);
+        let (mut length, mut free_bytes) = (0, slot_bytes);
+        for (offset, piece_bytes) in pieces(offset, self.left_bytes()) {
+            let needed_bytes = slot_bytes_needed(offset, piece_bytes);
+            if needed_bytes > free_bytes || length + piece_bytes > READ_PART_BYTES {
+                break;
+            }
+            (length, free_bytes) = (length + piece_bytes, free_bytes - needed_bytes);
+        }
+        let part = match (self.asked, length == self.left_bytes()) {
+            (0, true) => Part::Whole,
+            (0, false) => Part::First { whole_bytes: self.request.length },
+            (_, true) => Part::Last,
+            (_, false) => Part::Middle,
+        };
+        (length > 0).then_some((lockstep_nbd::Request { offset, length, ..self.request }, part))
+    }
+
+    /// A part was asked of the core.
+    pub(crate) fn advance(&mut self, bytes: u32) {
+        self.asked += bytes;
+    }
+
+    /// Bytes that were not asked of the core.
+    pub(crate) fn left_bytes(&self) -> u32 {
+        self.request.length - self.asked
+    }
 }
 
 /// Payload on its way to the core: of a write, as it arrives; or the zeroes at the edges of a range to be
@@ -203,13 +267,14 @@ impl Client {
 /// Memory of a request in the core, and of the list of slots of the largest read.
 pub(crate) const REQUEST_MEMORY_BYTES: usize = size_of::<Option<Request>>() + 2 * size_of::<u32>();
 pub(crate) const LIST_MEMORY_BYTES: usize =
-    (REQUEST_BYTES_MAX as usize / PIECE_BYTES_MAX as usize + 1) * size_of::<SlotId>();
+    (READ_PART_BYTES as usize / PIECE_BYTES_MAX as usize + 1) * size_of::<SlotId>();
 
 /// A request in the core.
 pub(crate) struct Request {
     pub(crate) client: u32,
     pub(crate) request: lockstep_nbd::Request,
     pub(crate) structured: bool,
+    pub(crate) part: Part,
     /// Slots of a read, one per piece.
     pub(crate) slots: Vec<SlotId>,
 }
@@ -251,11 +316,17 @@ pub(crate) fn take_all(
 }
 
 /// How many pieces of a range fit a small slot, and how many need a large one.
-pub(crate) fn slots_needed(offset: u64, len: u32) -> (u32, u32) {
+fn slots_needed(offset: u64, len: u32) -> (u32, u32) {
     pieces(offset, len).fold((0, 0), |(small, large), (offset, len)| match fits_small(offset, len) {
         true => (small + 1, large),
         false => (small, large + 1),
     })
+}
+
+/// Bytes of the slots that a range needs.
+pub(crate) fn slot_bytes_needed(offset: u64, len: u32) -> u64 {
+    let (small, large) = slots_needed(offset, len);
+    u64::from(small) * SMALL_BYTES as u64 + u64::from(large) * LARGE_BYTES as u64
 }
 
 /// Offset and length of each piece of a range.
@@ -276,7 +347,33 @@ mod tests {
 
     fn read(offset: u64, length: u32) -> Request {
         let request = asked(lockstep_nbd::Command::Read, offset, length);
-        Request { client: 0, request, structured: false, slots: Vec::new() }
+        Request { client: 0, request, structured: false, part: Part::Whole, slots: Vec::new() }
+    }
+
+    #[test]
+    fn a_long_read_is_cut_into_parts_that_add_up() {
+        let whole = asked(lockstep_nbd::Command::Read, 4096, 2 * READ_PART_BYTES);
+        let mut long = LongRead::new(whole);
+        let mut parts = Vec::new();
+        while long.left_bytes() > 0 {
+            let (request, part) = long.next_part(1 << 30).unwrap();
+            long.advance(request.length);
+            parts.push((request.offset, request.length, part));
+        }
+        let size = READ_PART_BYTES;
+        assert_eq!(
+            parts,
+            [
+                (4096, size - 4096, Part::First { whole_bytes: 2 * size }),
+                (u64::from(size), size, Part::Middle),
+                (2 * u64::from(size), 4096, Part::Last),
+            ]
+        );
+        let long = LongRead::new(whole);
+        assert!(long.next_part(8191).is_none(), "a piece of this size needs a large slot");
+        assert_eq!(long.next_part(131_072).unwrap().0.length, 131_072 - 4096);
+        let small = LongRead::new(asked(lockstep_nbd::Command::Read, 0, 4096));
+        assert_eq!(small.next_part(8192).unwrap().1, Part::Whole);
     }
 
     #[test]

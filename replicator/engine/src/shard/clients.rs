@@ -176,6 +176,7 @@ impl Shard {
             parser,
             structured,
             write: None,
+            long_read: None,
             skip: 0,
             refusal: None,
         }));

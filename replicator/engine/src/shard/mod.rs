@@ -10,6 +10,7 @@ mod clients;
 mod control;
 mod links;
 mod listen;
+mod reads;
 mod requests;
 mod resource;
 mod turns;
@@ -58,6 +59,8 @@ pub(crate) struct Shard {
     clients: Slab<Client>,
     /// Clients with something to send.
     talking: Vec<u32>,
+    /// Clients whose read goes on with its next part.
+    reading_on: Vec<u32>,
     /// When to look at time limits, if there are any.
     sweep_at: Option<Instant>,
     /// An export's state changed: look again at clients that wait for it.
@@ -124,6 +127,7 @@ impl Shard {
             next_link: 1,
             clients: Slab::with_capacity(config.limits.clients_max),
             talking: Vec::with_capacity(config.limits.clients_max),
+            reading_on: Vec::new(),
             sweep_at: None,
             exports_changed: false,
             frees_seen: 0,
@@ -241,6 +245,9 @@ impl Shard {
                 self.exports_changed = false;
                 self.retry_held();
             }
+            while let Some(index) = self.reading_on.pop() {
+                self.serve(index);
+            }
             let frees = self.io().arena().frees();
             if frees != self.frees_seen {
                 self.frees_seen = frees;
@@ -257,6 +264,7 @@ impl Shard {
             self.kick_clients();
             self.finish_downs();
             let moving = self.exports_changed
+                || !self.reading_on.is_empty()
                 || self
                     .resources
                     .iter()

@@ -7,13 +7,14 @@ use lockstep_core::{Event, IoError, ReqId, RequestKind, SlotId};
 use lockstep_nbd::{Command, NbdError, Parsed, reply};
 
 use super::Shard;
+use super::reads::{Answer, answer_to};
 use super::resource::Resource;
-use crate::nbd::{Phase, Piece, Request, Writing, piece_bytes, slots_needed, take_all};
-use crate::slots::{LARGE_BYTES, SMALL_BYTES, Span};
+use crate::nbd::{Part, Phase, Piece, Request, Writing, piece_bytes};
+use crate::slots::Span;
 use crate::token::{Io, Token};
 
 /// What to do after a look at the received bytes.
-enum Next {
+pub(super) enum Next {
     /// Look again.
     Again,
     /// Receive.
@@ -67,6 +68,9 @@ impl Shard {
         if serving.write.is_some() {
             return self.take_payload(index);
         }
+        if serving.long_read.is_some() {
+            return self.read_on(index);
+        }
         if client.unsent >= self.config.limits.client_requests_max {
             // Whatever comes next has an answer, and this client does not read its answers.
             client.starved = true;
@@ -99,13 +103,16 @@ impl Shard {
             }
         };
         let limits = &self.config.limits;
-        let Self { io: Some(io), clients, resources, .. } = self else { return Next::Wait };
+        let Self { clients, resources, .. } = self;
         let Some(client) = clients.get_mut(index) else { return Next::Wait };
         let Phase::Serving(serving) = &mut client.phase else { return Next::Wait };
         let bytes = counted_bytes(&request);
         if client.unsent > 0 && client.unsent_bytes + bytes > limits.client_bytes_max {
             client.starved = true;
             return Next::Wait;
+        }
+        if kind == RequestKind::Read {
+            return self.begin_read(index, consumed, request);
         }
         let resource = usize::from(serving.resource);
         let entry = &mut resources[resource];
@@ -115,22 +122,12 @@ impl Shard {
             return Next::Wait;
         }
         entry.request_turns.took(index);
-        let mut slots = Vec::new();
-        if kind == RequestKind::Read {
-            slots = entry.spare_lists.pop().unwrap_or_default();
-            if !take_for_read(io, entry, index, &request, &mut client.read_slot_bytes, &mut slots) {
-                entry.spare_lists.push(slots);
-                client.starved = true;
-                self.want_sweep();
-                return Next::Wait;
-            }
-        }
         client.inbox.consume(consumed);
         client.requests += 1;
         client.unsent += 1;
         client.unsent_bytes += bytes;
-        let id =
-            entry.requests.insert(Request { client: index, request, structured: serving.structured, slots });
+        let (structured, part, slots) = (serving.structured, Part::Whole, Vec::new());
+        let id = entry.requests.insert(Request { client: index, request, structured, part, slots });
         serving.write = Writing::of(id, &request);
         let (offset, len) = (request.offset, u64::from(request.length));
         let fua = request.fua && request.command.modifies();
@@ -228,23 +225,27 @@ impl Shard {
             // Look again at who waits for a place.
             self.frees_seen = u64::MAX;
         }
-        let asked = &request.request;
-        let is_read = asked.command == Command::Read;
-        let bytes = counted_bytes(asked);
-        let header = match result {
-            Ok(()) if is_read => {
-                reply::read_reply(request.structured, asked.cookie, asked.offset, asked.length)
+        let is_read = request.request.command == Command::Read;
+        let mut bytes = counted_bytes(&request.request);
+        let answer = answer_to(&request, result);
+        let is_end = result.is_err() || matches!(request.part, Part::Whole | Part::Last);
+        if request.part != Part::Whole
+            && let Phase::Serving(serving) = &mut client.phase
+        {
+            if is_end {
+                bytes += serving.long_read.take().map_or(0, |long| u64::from(long.left_bytes()));
+            } else {
+                // Its next part is asked for when no action is being executed.
+                self.reading_on.push(request.client);
             }
-            Ok(()) => reply::request_reply(request.structured, asked, Ok(()), ""),
-            Err(error) => {
-                reply::request_reply(request.structured, asked, Err(wire_error(error)), words(error))
-            }
-        };
+        }
         let sends_data = is_read && result.is_ok();
-        if let Some(message) = client.outbox.message(false) {
-            message.push_head(header.as_bytes());
+        if let (Some(message), false) = (client.outbox.message(false), matches!(answer, Answer::Broken)) {
+            if let Answer::Header(header) = answer {
+                message.push_head(header.as_bytes());
+            }
             // Freed when the header is out: a little early where the data follows in further messages.
-            message.replies += 1;
+            message.replies += u32::from(is_end);
             message.reply_bytes += bytes;
         }
         for span in request.spans() {
@@ -262,7 +263,10 @@ impl Shard {
             request.slots.clear();
             entry.spare_lists.push(request.slots);
         }
-        self.list_talking(request.client);
+        match answer {
+            Answer::Broken => self.hang_up(request.client),
+            Answer::Header(_) | Answer::Data => self.list_talking(request.client),
+        }
     }
 
     /// Queues an answer that the core was not asked for.
@@ -274,31 +278,6 @@ impl Shard {
         }
         self.list_talking(index);
     }
-}
-
-/// Takes the slots of a read, if the client's share (it holds `held_bytes`) and its turn allow.
-fn take_for_read(
-    io: &mut Io,
-    entry: &mut Resource,
-    index: u32,
-    request: &lockstep_nbd::Request,
-    held_bytes: &mut u64,
-    slots: &mut Vec<SlotId>,
-) -> bool {
-    let (offset, len) = (request.offset, request.length);
-    let (small, large) = slots_needed(offset, len);
-    let least_bytes = u64::from(small) * SMALL_BYTES as u64 + u64::from(large) * LARGE_BYTES as u64;
-    if *held_bytes > 0 && *held_bytes + least_bytes > entry.read_share_bytes {
-        // It waits for its own answers to be sent, not for anybody's slots.
-        return false;
-    }
-    if !entry.read_turns.may_take(index) || !take_all(io.arena(), entry.pools.read, offset, len, slots) {
-        entry.read_turns.wait(index);
-        return false;
-    }
-    entry.read_turns.took(index);
-    *held_bytes += slots.iter().map(|slot| io.arena().slot_bytes(*slot)).sum::<u64>();
-    true
 }
 
 /// Takes a slot for a piece of a payload, if it is the client's turn.
@@ -313,14 +292,14 @@ fn take_for_write(io: &mut Io, entry: &mut Resource, index: u32, offset: u64, le
 }
 
 /// What a request counts against the bound of its client.
-fn counted_bytes(request: &lockstep_nbd::Request) -> u64 {
+pub(super) fn counted_bytes(request: &lockstep_nbd::Request) -> u64 {
     match request.command {
         Command::Read | Command::Write => u64::from(request.length),
         _ => 0,
     }
 }
 
-fn wire_error(error: IoError) -> NbdError {
+pub(super) fn wire_error(error: IoError) -> NbdError {
     match error {
         IoError::Io => NbdError::Io,
         IoError::NoSpace => NbdError::NoSpace,
@@ -328,7 +307,7 @@ fn wire_error(error: IoError) -> NbdError {
     }
 }
 
-fn words(error: IoError) -> &'static str {
+pub(super) fn words(error: IoError) -> &'static str {
     match error {
         IoError::Io => "no copy could do it",
         IoError::NoSpace => "no space left under a copy",

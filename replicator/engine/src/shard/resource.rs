@@ -22,7 +22,7 @@ use super::turns::Turns;
 pub(crate) struct Pools {
     /// Payloads of clients' writes.
     pub(crate) write: PoolId,
-    /// Clients' reads; a read has all its slots before it begins.
+    /// Clients' reads; a part of a read has all its slots before it begins.
     pub(crate) read: PoolId,
     /// Payloads from the peer.
     pub(crate) receive: PoolId,
@@ -48,7 +48,7 @@ impl Pools {
 
     /// Sizes in the order of `all`, for this much memory.
     pub(crate) fn sizes(buffer_bytes: u64) -> [PoolSize; 4] {
-        // One read of 32 MiB, unaligned, needs 257 large slots.
+        // One of 128 KiB for each of 128 clients, and as much again and more to be shared.
         let read = PoolSize { small: 512, large: 288 };
         let rest = (buffer_bytes.max(Limits::BUFFER_BYTES_MIN) as usize).saturating_sub(read.bytes());
         let share = |percent: usize| {
@@ -61,10 +61,6 @@ impl Pools {
         [share(40), read, share(45), share(15)]
     }
 }
-
-/// One client may hold one part in so many of the slots to read into: what it does not take from its socket
-/// must not stop others.
-const READ_SHARE: u64 = 4;
 
 /// Between up and down.
 pub(crate) enum Stage {
@@ -98,8 +94,8 @@ pub(crate) struct Resource {
     pub(crate) read_turns: Turns,
     /// Clients that wait for slots for what they write.
     pub(crate) write_turns: Turns,
-    /// Most that one client may hold of the slots to read into, in bytes; a single larger read goes alone.
-    pub(crate) read_share_bytes: u64,
+    /// Large slots to read into.
+    pub(crate) read_slots_large: usize,
     /// Lists of slots that are not in use, to be used again.
     pub(crate) spare_lists: Vec<Vec<SlotId>>,
     /// Events made while the core's actions were executed.
@@ -141,7 +137,7 @@ impl Resource {
             request_turns: Turns::default(),
             read_turns: Turns::default(),
             write_turns: Turns::default(),
-            read_share_bytes: sizes[1].bytes() as u64 / READ_SHARE,
+            read_slots_large: sizes[1].large as usize,
             spare_lists: Vec::new(),
             events: VecDeque::with_capacity(64),
             link: None,

@@ -271,18 +271,47 @@ impl Client {
         self.take_data(length)
     }
 
-    /// Waits for the next answer, to a read of this length.
+    /// Waits for the next answer, to a read of this length, in as many parts as it comes.
     pub(crate) fn take_data(&mut self, length: u32) -> Vec<u8> {
+        let mut data = Vec::new();
+        while data.len() < length as usize {
+            let (consumed, bytes) = match next_reply(&self.received) {
+                Reply::NeedMore => {
+                    read_more(&mut self.stream, &mut self.received).unwrap();
+                    continue;
+                }
+                Reply::Data { consumed, length, .. } => (consumed, length),
+                Reply::Simple { consumed, error: None, .. } => (consumed, length),
+                other => panic!("{other:?}"),
+            };
+            let end = consumed + bytes as usize;
+            while self.received.len() < end {
+                read_more(&mut self.stream, &mut self.received).unwrap();
+            }
+            data.extend(self.received.drain(..end).skip(consumed));
+        }
+        data
+    }
+
+    /// Waits for the end of an answer: its error, or that the server closed.
+    pub(crate) fn take_error(&mut self) -> Option<NbdError> {
         loop {
             match next_reply(&self.received) {
-                Reply::NeedMore => read_more(&mut self.stream, &mut self.received).unwrap(),
-                Reply::Data { consumed, .. } | Reply::Simple { consumed, error: None, .. } => {
+                Reply::NeedMore => read_more(&mut self.stream, &mut self.received).ok()?,
+                Reply::Data { consumed, length, done: false, .. } => {
                     let end = consumed + length as usize;
                     while self.received.len() < end {
-                        read_more(&mut self.stream, &mut self.received).unwrap();
+                        read_more(&mut self.stream, &mut self.received).ok()?;
                     }
-                    return self.received.drain(..end).skip(consumed).collect();
+                    self.received.drain(..end);
                 }
+                // One header for all of it: what follows is data, until it ends.
+                Reply::Simple { error: None, .. } => {
+                    while read_more(&mut self.stream, &mut self.received).is_ok() {}
+                    return None;
+                }
+                Reply::Simple { error, .. } => return error,
+                Reply::Failed { error, .. } => return Some(error),
                 other => panic!("{other:?}"),
             }
         }
