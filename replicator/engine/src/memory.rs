@@ -105,8 +105,7 @@ impl fmt::Display for MemoryBudget {
 
 /// Memory of the bitmaps of a volume.
 pub(crate) fn bitmaps_bytes(geometry: &Geometry, max_hot_regions: u32) -> u64 {
-    let bits_in_a_backlog = geometry.blocks() / 8;
-    Store::memory_bytes(geometry, max_hot_regions, 1) + bits_in_a_backlog
+    Store::memory_bytes(geometry, max_hot_regions, 1)
 }
 
 /// One connection without its receive buffer.

@@ -214,7 +214,7 @@ impl Shard {
             let Some(link) = links.get_mut(index) else { return };
             let (Phase::Up(id), Some(resource)) = (&link.phase, link.resource) else { return };
             let (id, resource) = (*id, usize::from(resource));
-            if link.outbox.waiting_head_bytes() > resources[resource].backlog_bytes_max() {
+            if link.outbox.waiting_head_bytes() > crate::link::BACKLOG_BYTES_MAX {
                 link.starved = true;
                 return;
             }

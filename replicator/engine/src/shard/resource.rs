@@ -153,12 +153,6 @@ impl Resource {
         }
     }
 
-    /// See [`crate::link::BACKLOG_BYTES_MAX`]. The bitmap is queued as a whole.
-    pub(crate) fn backlog_bytes_max(&self) -> usize {
-        let blocks = self.node.as_ref().and_then(Node::geometry).map_or(0, |geometry| geometry.blocks());
-        crate::link::BACKLOG_BYTES_MAX + (blocks / 8) as usize
-    }
-
     /// Keeps a callback until the core answers.
     pub(crate) fn add_command(&mut self, reply: CommandReply) -> CommandId {
         let id = self.command_id();
