@@ -397,14 +397,19 @@ impl Node {
 
     /// Answers everything that waits for an UpToDate copy with EIO; bits and marks stay.
     pub(super) fn fail_suspended(&mut self) {
-        for id in core::mem::take(&mut self.requests.gate) {
-            self.drop_client_task(id, IoError::Io);
-        }
+        self.fail_gate();
         for id in self.tasks_where(|task| task.stage == Stage::Suspended) {
             self.fail_task(id);
         }
         for req in self.take_flushes(|_| true) {
             self.end_request(req, Some(IoError::Io));
+        }
+    }
+
+    /// Answers every piece that was not admitted yet with EIO.
+    pub(super) fn fail_gate(&mut self) {
+        for id in core::mem::take(&mut self.requests.gate) {
+            self.drop_client_task(id, IoError::Io);
         }
     }
 

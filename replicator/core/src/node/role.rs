@@ -460,6 +460,10 @@ impl Node {
             // Again and again: what waited for a suspended write is suspended after it.
             self.fail_suspended();
         }
+        if demoting.force && demoting.stage == DemoteStage::Draining {
+            // What waits for the resync of a block would wait as long as that takes, or is paused.
+            self.fail_gate();
+        }
         let drained =
             self.requests.open == 0 && !self.tasks.iter().any(|(_, task)| task.is_client()) && !self.rotating;
         match demoting.stage {
