@@ -221,6 +221,9 @@ pub(crate) struct Promote {
     /// Take this copy although it may lack acknowledged writes (includes --peer-is-down).
     #[arg(long)]
     pub(crate) accept_data_loss: bool,
+    /// Do not ask for the resource's name on a terminal when one of these flags is given.
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 /// `demote`.

@@ -215,6 +215,15 @@ impl Config {
         self.resources.iter().find(|resource| resource.name == name)
     }
 
+    /// A resource that must be there.
+    pub(crate) fn known_resource(&self, name: &str) -> Result<&ResourceEntry, ConfigError> {
+        self.resource(name).ok_or_else(|| {
+            let known: Vec<&str> = self.resources.iter().map(|resource| resource.name.as_str()).collect();
+            let message = format!("no resource \"{name}\"; it has: {}", known.join(", "));
+            ConfigError { file: self.file.clone(), line: None, message }
+        })
+    }
+
     /// "alpha, beta".
     pub(crate) fn node_names(&self) -> String {
         self.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")

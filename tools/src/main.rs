@@ -7,6 +7,7 @@
 
 mod cli;
 mod config;
+mod confirm;
 mod control;
 mod daemon;
 mod demo;

@@ -75,7 +75,7 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
             format!("{} does not hold {resource}; its nodes are {}", name(node), names.join(", "))
         }
         Refusal::Leaving => {
-            format!("{resource} is down on this node, or on its way; type: lockstep up {resource}")
+            format!("down on this node, or on its way; type: lockstep up {resource}")
         }
         Refusal::LastCopy(_)
         | Refusal::NotConnected(_)

@@ -1,6 +1,7 @@
 //! The verbs that the daemon executes; this side asks, waits and says what came of it.
 
-use crate::cli::{Global, StatusArgs, Verb, Wait, WaitFor};
+use crate::cli::{Global, Promote, StatusArgs, Verb, Wait, WaitFor};
+use crate::confirm::confirm;
 use crate::control::{
     AttachBody, Client, DemoteBody, DoneDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, SyncBody,
 };
@@ -30,6 +31,7 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         Verb::Connect(args) => say(client.command(&args.resource, "connect", &NoBody {})?),
         Verb::Disconnect(args) => say(client.command(&args.resource, "disconnect", &NoBody {})?),
         Verb::Promote(args) => {
+            confirm_promotion(args)?;
             let options =
                 PromoteBody { peer_is_down: args.peer_is_down, accept_data_loss: args.accept_data_loss };
             say(client.command(&args.resource, "promote", &options)?)
@@ -56,6 +58,16 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         | Verb::Demo(_)
         | Verb::Version => unreachable!("main executes these without a daemon"),
     }
+}
+
+fn confirm_promotion(args: &Promote) -> Result<(), Failure> {
+    let lost = match (args.accept_data_loss, args.peer_is_down) {
+        _ if args.yes => return Ok(()),
+        (true, _) => "this copy may lack writes that were acknowledged; they are given up",
+        (false, true) => "what the peer acknowledged alone is given up, and what it still acknowledges",
+        (false, false) => return Ok(()),
+    };
+    confirm(&args.resource, lost)
 }
 
 fn status(client: &Client, args: &StatusArgs, output: &Output) -> Result<(), Failure> {
@@ -143,7 +155,11 @@ struct UriDoc<'a> {
 }
 
 fn uri(client: &Client, resource: &str, output: &Output) -> Result<(), Failure> {
-    let status = client.status(Some(resource))?;
+    let status = client.status(Some(resource)).map_err(|failure| match failure.code {
+        // That code is for the question whether it runs.
+        NOT_RUNNING => Failure::new(UNREACHABLE, failure.message),
+        _ => failure,
+    })?;
     let resource = only_resource(&status)?;
     let primary_peer = resource.peers.iter().find(|peer| peer.role.as_deref() == Some("Primary"));
     let (node, uri) = match (resource.role.as_str(), primary_peer) {

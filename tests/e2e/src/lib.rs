@@ -10,6 +10,7 @@
 
 mod client;
 mod cluster;
+mod faulty;
 mod foreign;
 mod image;
 mod ledger;
@@ -17,13 +18,16 @@ mod mounted;
 mod node;
 mod process;
 mod proxy;
+mod qmp;
 mod rng;
 mod run;
+mod small;
 mod wait;
 mod writer;
 
 pub use client::{Answer, Connection};
 pub use cluster::{Cluster, NODES, Plan, RESOURCE, free_port, temp_dir};
+pub use faulty::{Fault, FaultyDisk};
 pub use foreign::{Tool, qemu_uri, tool};
 pub use image::assert_equal;
 pub use ledger::{Ledger, Load};
@@ -31,6 +35,8 @@ pub use mounted::{Mounted, Volume};
 pub use node::Node;
 pub use process::Process;
 pub use proxy::{Direction, Proxy};
+pub use qmp::Qmp;
 pub use rng::{Rng, rounds, seed};
 pub use run::{Ran, binary, run};
+pub use small::SmallDisk;
 pub use wait::{wait_for, wait_until};

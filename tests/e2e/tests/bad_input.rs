@@ -79,6 +79,34 @@ fn a_secret_that_others_can_read_is_refused() {
     cluster.alpha.lockstep(&["daemon"]).refused(10, &["chmod 0600"]);
 }
 
+/// Runs a program in a sandbox whose filter answers io_uring_setup with an error, as containers do.
+const WITHOUT_IO_URING: &str = r#"
+import ctypes, errno, os, struct, sys
+
+LOAD_NUMBER, IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+IO_URING_SETUP, ALLOW, FAIL = 425, 0x7FFF0000, 0x00050000 | getattr(errno, sys.argv[1])
+rules = [(LOAD_NUMBER, 0, 0, 0), (IF_EQUAL, 0, 1, IO_URING_SETUP), (RETURN, 0, 0, FAIL), (RETURN, 0, 0, ALLOW)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(code)))
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+assert prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+assert prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program) == 0, os.strerror(ctypes.get_errno())
+os.execv(sys.argv[2], sys.argv[2:])
+"#;
+
+#[test]
+fn a_machine_that_refuses_io_uring_is_told_what_is_missing() {
+    let cluster = Cluster::new(&plan());
+    let config = cluster.alpha.config().display().to_string();
+    for error in ["EPERM", "ENOSYS", "EACCES"] {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", WITHOUT_IO_URING, error]).arg(binary());
+        command.args(["--config", &config, "--node", "alpha", "--socket"]).arg(cluster.alpha.control());
+        run(command.arg("daemon")).refused(4, &["io_uring", "kernel.io_uring_disabled", "seccomp"]);
+    }
+}
+
 #[test]
 fn wrong_command_lines_are_refused() {
     let mut cluster = Cluster::new(&plan());

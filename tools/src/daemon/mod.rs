@@ -142,7 +142,11 @@ fn socket_failure(socket: &Path, error: &std::io::Error) -> Failure {
         std::io::ErrorKind::PermissionDenied => UNREACHABLE,
         _ => GENERIC,
     };
-    Failure::new(code, format!("control socket {}: {error}", socket.display()))
+    let next = match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; stop it first, or name another socket by --socket",
+        _ => "",
+    };
+    Failure::new(code, format!("control socket {}: {error}{next}", socket.display()))
 }
 
 fn start_failure(error: &StartError) -> Failure {

@@ -32,9 +32,7 @@ const BLOCK_SHIFT: u8 = 12;
 pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Result<(), Failure> {
     let config = Config::load(&global.config)?;
     let node = this_node(global, &config)?;
-    let resource = config.resource(&args.resource).ok_or_else(|| {
-        Failure::config(format!("{}: no resource \"{}\"", config.file.display(), args.resource))
-    })?;
+    let resource = config.known_resource(&args.resource)?;
     let meta = resource.meta_path(node, &global.state_dir);
     if meta.exists() && !args.overwrite {
         return Err(exists(&meta));

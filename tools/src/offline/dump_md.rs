@@ -75,10 +75,13 @@ pub(crate) fn dump_md(global: &Global, args: &DumpMd, output: &Output) -> Result
     } else {
         let config = Config::load(&global.config)?;
         let node = this_node(global, &config)?;
-        let resource = config.resource(&args.target).ok_or_else(|| {
-            Failure::config(format!("{}: no resource \"{}\"", config.file.display(), args.target))
-        })?;
-        resource.meta_path(node, &global.state_dir)
+        let path = config.known_resource(&args.target)?.meta_path(node, &global.state_dir);
+        if !path.exists() {
+            let message =
+                format!("no metadata at {0}; create it: lockstep create-md {1}", path.display(), args.target);
+            return Err(Failure::generic(message));
+        }
+        path
     };
     let dump = read(&path)?;
     if dump.held_by_daemon {

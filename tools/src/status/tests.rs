@@ -320,3 +320,21 @@ fn names_of_the_json_are_stable() {
         assert!(value.get(key).is_some(), "{key}");
     }
 }
+
+/// Whatever `status` may show as a state is explained to operators.
+#[test]
+fn every_state_is_in_the_runbook() {
+    const RUNBOOK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/RUNBOOK.md"));
+    let disks = (0..u8::MAX).map_while(DiskState::from_code).map(|state| state.to_string());
+    let links = (0..u8::MAX).map_while(ConnectionState::from_code).map(|state| state.to_string());
+    let uses = (0..u8::MAX).map_while(ReplicationState::from_code).map(|state| state.to_string());
+    let words: Vec<String> = disks.chain(links).chain(uses).collect();
+    assert!(words.len() > 15, "{words:?}");
+    for word in words {
+        let cell = format!("`{word}`");
+        let shown = RUNBOOK.lines().any(|line| {
+            line.starts_with("| ") && line.split(" | ").next().is_some_and(|first| first.contains(&cell))
+        });
+        assert!(shown, "docs/RUNBOOK.md does not explain {word}");
+    }
+}

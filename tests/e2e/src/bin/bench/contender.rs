@@ -1,7 +1,6 @@
 //! The servers that are compared. Each has its data in memory, serves a unix socket and ends with its handle.
 
-use crate::qmp::Qmp;
-use lockstep_e2e::{Cluster, Plan, Process, RESOURCE, qemu_uri, temp_dir, wait_for};
+use lockstep_e2e::{Cluster, Plan, Process, Qmp, RESOURCE, qemu_uri, temp_dir, wait_for};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::net::UnixStream;

@@ -7,7 +7,6 @@
 
 mod contender;
 mod footprint;
-mod qmp;
 
 use contender::Contender;
 use lockstep_e2e::{binary, tool};

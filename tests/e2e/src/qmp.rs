@@ -9,7 +9,8 @@ use std::time::Duration;
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// A control connection.
-pub(crate) struct Qmp {
+#[derive(Debug)]
+pub struct Qmp {
     stream: UnixStream,
     lines: BufReader<UnixStream>,
     /// Names of events that came while an answer was awaited.
@@ -17,7 +18,8 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    pub(crate) fn open(socket: &Path) -> Qmp {
+    /// Connects and agrees on the protocol.
+    pub fn open(socket: &Path) -> Qmp {
         let stream = UnixStream::connect(socket).expect("connect to QMP");
         stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("read time-out");
         let lines = BufReader::new(stream.try_clone().expect("duplicate a socket"));
@@ -29,7 +31,7 @@ impl Qmp {
     }
 
     /// Executes a command; panics if it fails.
-    pub(crate) fn call(&mut self, command: &str, arguments: &Value) {
+    pub fn call(&mut self, command: &str, arguments: &Value) {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.stream, "{request}").expect("send to QMP");
         loop {
@@ -42,7 +44,7 @@ impl Qmp {
     }
 
     /// Until this event came, if it did not come already.
-    pub(crate) fn wait_event(&mut self, name: &str) {
+    pub fn wait_event(&mut self, name: &str) {
         while !self.events.iter().any(|event| event == name) {
             let message = self.receive();
             self.events.extend(message["event"].as_str().map(str::to_string));

@@ -1,0 +1,357 @@
+//! The procedures of `docs/RUNBOOK.md`, typed from its text: each is made necessary, followed line by line, and
+//! must end with two equal copies that hold what was acknowledged. A procedure that no test follows is a failure,
+//! and so is a command of the README that nothing runs.
+//!
+//! A line is typed on the node that its comment names. `systemctl` starts and stops the daemon of that node;
+//! `/dev/vdb` is its data file, `/backup` a folder of the test.
+
+use lockstep_e2e::{Cluster, Ledger, Load, Node, Plan, RESOURCE, SmallDisk, seed};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+const RUNBOOK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/RUNBOOK.md"));
+const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md"));
+const MIB: u64 = 1 << 20;
+const SIZE_BYTES: u64 = 64 * MIB;
+
+/// Makes a procedure necessary, follows it, and looks at what it was to do.
+type Procedure = fn(&mut Scene);
+
+/// By heading.
+const PROCEDURES: &[(&str, Procedure)] = &[
+    ("Look", |scene| scene.follow()),
+    ("Planned move", |scene| {
+        scene.follow();
+        assert_eq!(scene.cluster.beta.status()["role"], "Primary");
+        assert_eq!(scene.cluster.resynced_bytes(), 0, "nothing is copied");
+    }),
+    ("Maintenance of a node", |scene| {
+        let load = scene.load();
+        scene.follow();
+        scene.undisturbed(load);
+    }),
+    ("The Primary died", |scene| {
+        scene.cluster.alpha.kill();
+        scene.cluster.beta.wait_connection("Connecting");
+        scene.follow();
+        assert_eq!(scene.cluster.beta.status()["role"], "Primary");
+    }),
+    ("Both lost power, both are back", |scene| {
+        for node in scene.cluster.nodes() {
+            node.lose_power();
+        }
+        for node in scene.cluster.nodes() {
+            node.start();
+        }
+        scene.follow();
+    }),
+    ("Both lost power, one is back", |scene| {
+        for node in scene.cluster.nodes() {
+            node.lose_power();
+        }
+        scene.cluster.beta.start();
+        scene.follow();
+        scene.cluster.alpha.start();
+    }),
+    ("Split brain", |scene| {
+        scene.cluster.proxy.cut();
+        scene.cluster.beta.wait_connection("Connecting");
+        scene.cluster.beta.lockstep(&["promote", RESOURCE, "--peer-is-down"]).ok();
+        let mut client = scene.cluster.beta.connect().expect("a client");
+        client.write(0, &[7; 4096]).expect("a write");
+        drop(client);
+        scene.write();
+        scene.cluster.proxy.heal();
+        for node in [&scene.cluster.alpha, &scene.cluster.beta] {
+            node.wait_replication("SplitBrain");
+            node.wait_status("no client", |status| status["clients"].as_array().is_some_and(Vec::is_empty));
+        }
+        scene.follow();
+    }),
+    ("Replace the disk of a Secondary", |scene| {
+        let load = scene.load();
+        new_disk(&scene.cluster.beta);
+        scene.follow();
+        scene.undisturbed(load);
+    }),
+    ("Replace a node", |scene| {
+        scene.cluster.beta.kill();
+        new_disk(&scene.cluster.beta);
+        fs::remove_file(scene.meta_of_beta()).expect("remove the metadata");
+        scene.follow();
+    }),
+    ("Two copies without data", |scene| {
+        for node in scene.cluster.nodes() {
+            node.stop();
+            node.lockstep(&["create-md", RESOURCE, "--overwrite"]).ok();
+            node.start();
+        }
+        scene.cluster.alpha.wait_replication("NoSource");
+        scene.follow();
+    }),
+    ("A copy is wrong", |scene| {
+        let load = scene.load();
+        spoil(&scene.cluster.beta);
+        scene.follow();
+        scene.undisturbed(load);
+    }),
+    ("Restore an image", |scene| {
+        let image = scene.cluster.dir().join("backup/r0.img");
+        let content: Vec<u8> = (0..SIZE_BYTES).map(|at| (at / 4096 % 251) as u8).collect();
+        fs::write(&image, &content).expect("write an image");
+        scene.follow();
+        scene.cluster.assert_replicas_equal();
+        assert!(fs::read(scene.cluster.beta.disk()).expect("read a disk") == content, "it is not the image");
+        scene.ledger = None;
+    }),
+    ("Disk full", |scene| {
+        scene.beta_on_a_small_disk();
+        let load = scene.load();
+        // Until its disk has no room for what is new.
+        scene.cluster.alpha.wait_status("a copy that fell behind", |status| status["protected"] == false);
+        load.wait_acked(200);
+        scene.small.as_ref().expect("a small disk").grow(2 * SIZE_BYTES);
+        scene.follow();
+        scene.undisturbed(load);
+    }),
+    ("The peer is slow", |scene| {
+        let load = scene.load();
+        scene.follow();
+        scene.undisturbed(load);
+    }),
+    ("A resync is slow", |scene| {
+        scene.cluster.beta.stop();
+        scene.write();
+        scene.cluster.beta.start();
+        scene.follow();
+    }),
+    ("A disk was moved", |scene| {
+        scene.cluster.beta.stop();
+        scene.write();
+        let old = scene.cluster.beta.disk().with_extension("old");
+        fs::rename(scene.cluster.beta.disk(), &old).expect("rename the disk");
+        fs::copy(&old, scene.cluster.beta.disk()).expect("copy the disk");
+        scene.cluster.beta.start();
+        scene.follow();
+    }),
+    ("Read a disk without Lockstep", |scene| {
+        scene.follow();
+        let image = scene.cluster.dir().join("backup/r0.img");
+        scene.ledger.as_mut().expect("a ledger").assert_kept(&image);
+    }),
+];
+
+struct Scene {
+    procedure: &'static str,
+    /// Unmounted before the pair's directory is removed.
+    small: Option<SmallDisk>,
+    cluster: Cluster,
+    /// What must be there at the end, unless the procedure gives it up.
+    ledger: Option<Ledger>,
+}
+
+fn plan() -> Plan {
+    Plan { size_bytes: SIZE_BYTES, max_hot_bytes: 32 * MIB, ..Plan::default() }
+}
+
+/// What is typed, and on which node.
+#[derive(Debug)]
+struct Step {
+    node: &'static str,
+    line: &'static str,
+}
+
+/// Lines of the shell in a document's text.
+fn shell_lines(text: &'static str) -> impl Iterator<Item = &'static str> {
+    let fences = text.split("\n```").skip(1).step_by(2);
+    fences.filter_map(|fence| fence.strip_prefix("sh\n")).flat_map(str::lines)
+}
+
+/// The text of a procedure.
+fn section(title: &str) -> &'static str {
+    let heading = format!("\n### {title}\n");
+    let (_, rest) = RUNBOOK.split_once(&heading).unwrap_or_else(|| panic!("no procedure \"{title}\""));
+    rest.split("\n#").next().unwrap_or("")
+}
+
+fn steps(title: &str) -> Vec<Step> {
+    let step = |line: &'static str| {
+        let (typed, node) = line.split_once("# on ").unwrap_or_else(|| panic!("no node is named: {line}"));
+        Step { node: node.trim(), line: typed.trim() }
+    };
+    shell_lines(section(title)).map(step).collect()
+}
+
+impl Scene {
+    /// Alpha is Primary and was written.
+    fn new(procedure: &'static str) -> Scene {
+        let cluster = Cluster::primary(&plan());
+        fs::create_dir(cluster.dir().join("backup")).expect("a folder");
+        let ledger = Ledger::new(SIZE_BYTES, 4, seed(procedure)).write_some(cluster.alpha.nbd(), 500);
+        let idle = |status: &serde_json::Value| status["clients"].as_array().is_some_and(Vec::is_empty);
+        cluster.alpha.wait_status("no client", idle);
+        Scene { procedure, cluster, ledger: Some(ledger), small: None }
+    }
+
+    /// Another pair, of which beta's file system has room for a part of the volume.
+    fn beta_on_a_small_disk(&mut self) {
+        let mut cluster = Cluster::new(&plan());
+        let small = SmallDisk::new(&cluster.dir().join("small"), SIZE_BYTES / 8);
+        small.hold(cluster.beta.disk(), SIZE_BYTES);
+        for node in cluster.nodes() {
+            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
+            node.start();
+        }
+        cluster.wait_synced();
+        cluster.alpha.promote().ok();
+        self.cluster = cluster;
+        self.small = Some(small);
+        self.ledger = Some(Ledger::new(SIZE_BYTES, 4, seed("small disk")));
+    }
+
+    /// Types the procedure.
+    fn follow(&mut self) {
+        for step in steps(self.procedure) {
+            println!("{}: {}", step.node, step.line);
+            let dir = self.cluster.dir().display().to_string();
+            let node = self.cluster.nodes().into_iter().find(|node| node.name() == step.node);
+            let node = node.unwrap_or_else(|| panic!("no node {}", step.node));
+            let words: Vec<&str> = step.line.split_whitespace().collect();
+            match words.as_slice() {
+                ["lockstep", arguments @ ..] => drop(node.lockstep(arguments).ok()),
+                ["systemctl", "start", "lockstep"] => node.start(),
+                ["systemctl", "stop", "lockstep"] => node.stop(),
+                ["cp", ..] => {
+                    let disk = node.disk().display().to_string();
+                    let line =
+                        step.line.replace("/dev/vdb", &disk).replace("/backup", &format!("{dir}/backup"));
+                    lockstep_e2e::run(Command::new("sh").args(["-c", &line])).ok();
+                }
+                _ => panic!("nobody knows how to run {step:?}"),
+            }
+        }
+    }
+
+    fn load(&mut self) -> Load {
+        let load = self.ledger.take().expect("a ledger").start(self.cluster.alpha.nbd(), 4);
+        load.wait_acked(200);
+        load
+    }
+
+    fn undisturbed(&mut self, load: Load) {
+        load.wait_acked(200);
+        assert_eq!(load.interruptions(), 0, "clients of the Primary noticed");
+        self.ledger = Some(load.stop());
+    }
+
+    fn write(&mut self) {
+        let ledger = self.ledger.take().expect("a ledger");
+        self.ledger = Some(ledger.write_some(self.cluster.alpha.nbd(), 500));
+    }
+
+    fn meta_of_beta(&self) -> PathBuf {
+        let name = format!("{RESOURCE}.0.meta");
+        self.cluster.beta.disk().with_file_name(name)
+    }
+
+    fn settle(&mut self) {
+        self.cluster.assert_replicas_equal();
+        if let Some(ledger) = &mut self.ledger {
+            ledger.assert_kept(self.cluster.alpha.disk());
+        }
+    }
+}
+
+/// Another disk of the same size is put in place of the node's.
+fn new_disk(node: &Node) {
+    fs::remove_file(node.disk()).expect("remove the old disk");
+    fs::File::create(node.disk()).and_then(|file| file.set_len(SIZE_BYTES)).expect("a new disk");
+}
+
+/// Somebody writes to the disk without Lockstep.
+fn spoil(node: &Node) {
+    let file = fs::File::options().write(true).open(node.disk()).expect("open the disk");
+    for at in (0..SIZE_BYTES).step_by(5 * MIB as usize) {
+        file.write_all_at(&[0xee; 512], at).expect("write to the disk");
+    }
+}
+
+fn follow(part: usize, parts: usize) {
+    for (title, procedure) in PROCEDURES.iter().skip(part).step_by(parts) {
+        println!("== {title}");
+        let mut scene = Scene::new(title);
+        procedure(&mut scene);
+        scene.settle();
+    }
+}
+
+#[test]
+fn every_procedure_of_the_first_half_works_as_written() {
+    follow(0, 2);
+}
+
+#[test]
+fn every_procedure_of_the_second_half_works_as_written() {
+    follow(1, 2);
+}
+
+#[test]
+fn no_procedure_of_the_document_is_left_out() {
+    let (_, procedures) = RUNBOOK.split_once("\n## Procedures\n").expect("procedures");
+    let titles: Vec<&str> = procedures.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+    let known: Vec<&str> = PROCEDURES.iter().map(|(title, _)| *title).collect();
+    assert_eq!(titles, known);
+    let followed: usize = titles.iter().map(|title| steps(title).len()).sum();
+    assert_eq!(followed, shell_lines(RUNBOOK).count(), "commands outside of the procedures");
+}
+
+/// What runs a command of the README: the file, and words that must be in it.
+const EVIDENCE: &[(&str, &str, &str)] = &[
+    ("cargo run --release -- demo", "tests/e2e/tests/demo.rs", "\"demo\""),
+    ("cargo xtask test", ".ci/run", "cargo xtask test"),
+    ("cargo build --release", "xtask/src/suite.rs", "build_lockstep(\"release\")"),
+    ("install target/release/lockstep /usr/bin/lockstep", "", ""),
+    ("lockstep config init", "tools/src/config/init.rs", "writes_what_load_accepts_and_never_twice"),
+    ("ssh beta mkdir -p /etc/lockstep", "", ""),
+    ("scp -p", "", ""),
+    ("lockstep create-md r0 --source", "tests/e2e/tests/stories.rs", "\"create-md\", RESOURCE, \"--source\""),
+    ("ssh beta lockstep create-md r0", "tests/e2e/tests/stories.rs", "\"create-md\", RESOURCE]"),
+    ("lockstep daemon &", "tests/e2e/src/node.rs", "\"daemon\""),
+    ("lockstep promote r0", "docs/RUNBOOK.md", "lockstep promote r0 "),
+    ("lockstep demote r0", "docs/RUNBOOK.md", "lockstep demote r0 "),
+    ("lockstep status r0", "docs/RUNBOOK.md", "lockstep status r0 "),
+    ("lockstep wait r0 --for synced -t 10h", "docs/RUNBOOK.md", "lockstep wait r0 --for synced -t 10h"),
+    ("lockstep resolve r0 --discard alpha", "tests/e2e/tests/moves.rs", "\"--discard\", \"alpha\""),
+    ("modprobe nbd", "tests/vm/guest.sh", "modprobe nbd"),
+    ("nbd-client -unix", "tests/vm/guest.sh", "nbd-client -unix"),
+    ("mkfs.ext4 /dev/nbd0", "tests/vm/guest.sh", "mkfs.ext4 -q /dev/nbd0"),
+    ("mount /dev/nbd0 /mnt", "tests/vm/guest.sh", "mount /dev/nbd0 /mnt"),
+    ("umount /mnt", "tests/vm/guest.sh", "umount /mnt"),
+    ("nbd-client -d /dev/nbd0", "tests/vm/guest.sh", "nbd-client -d /dev/nbd0"),
+    ("nbdinfo \"$(lockstep uri r0)\"", "tests/e2e/tests/clients.rs", "nbdinfo"),
+];
+
+/// The address of the README's QEMU command is what QEMU takes; its machine needs no test of ours.
+const QEMU: &str = "qemu-system-x86_64";
+
+#[test]
+fn every_command_of_the_readme_is_run_somewhere() {
+    let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let mut continued = false;
+    for line in shell_lines(README) {
+        let begins = !continued;
+        continued = line.ends_with('\\') || (continued && line.ends_with(','));
+        let typed = line.split("  #").next().unwrap_or("").trim();
+        if !begins || typed.is_empty() || typed.starts_with(QEMU) {
+            continue;
+        }
+        let known = EVIDENCE.iter().find(|(command, _, _)| typed.starts_with(command));
+        let (_, file, words) = known.unwrap_or_else(|| panic!("nothing runs: {typed}"));
+        if !file.is_empty() {
+            let text = fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(text.contains(words), "{file} does not run \"{typed}\" any more: no {words}");
+        }
+    }
+}
