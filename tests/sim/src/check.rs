@@ -27,6 +27,10 @@ impl World {
     /// D5: each sector that differs, or may differ after a power loss at this instant, is in a durable
     /// bitmap or activity map.
     pub(crate) fn check_cover(&mut self) {
+        if self.hosts.iter().any(|host| host.restored) {
+            // Nothing of what it lacks is known before the next handshake.
+            return;
+        }
         let stores = match (self.recovered(0), self.recovered(1)) {
             (Ok((a, _)), Ok((b, _))) => [a, b],
             (Err(why), _) | (_, Err(why)) => return self.fail("recover", why),

@@ -165,6 +165,13 @@ impl DataDisk {
         }
     }
 
+    /// The whole disk is replaced by this, durably; nothing is in flight.
+    pub(crate) fn put(&mut self, tags: Vec<u64>) {
+        self.volatile.clear();
+        self.durable.clone_from(&tags);
+        self.visible = tags;
+    }
+
     /// Somebody else writes to the disk: a few sectors change, durably.
     pub(crate) fn scribble(&mut self, tag: impl Fn(usize) -> u64, rng: &mut Prng) {
         for sector in 0..self.visible.len() {

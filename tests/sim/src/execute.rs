@@ -8,7 +8,8 @@ use crate::net;
 use crate::world::{Ev, World};
 use lockstep_bitmap::{CopyRank, Origin};
 use lockstep_core::{
-    Action, Command, ConnectionState, DiskState, Done, ExportState, Frame, Node, Notice, Refusal, SlotId,
+    Action, Command, ConnectionState, DiskState, Done, ExportState, Frame, Node, Notice, Refusal,
+    ReplicationState, SlotId,
 };
 
 impl World {
@@ -322,6 +323,8 @@ impl World {
                 self.fail("C6", format!("node {n} reports split brain that nobody caused"));
             }
             Notice::Invalidated => self.spoil(n),
+            // Both have recorded the verdict.
+            Notice::Replication { new: ReplicationState::Exchanging, .. } => self.hosts[n].restored = false,
             Notice::Disk { new: DiskState::UpToDate, .. } => self.hosts[n].declared_wrong = false,
             Notice::UnrelatedData => self.fail("C6", format!("node {n} reports unrelated data")),
             Notice::Generation { .. } => {

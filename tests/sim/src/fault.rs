@@ -15,7 +15,7 @@ impl World {
         self.after(gap, Ev::Fault);
         let f = self.setup.faults;
         let n = self.rng.fault.below(2) as usize;
-        match self.rng.fault.below(8) {
+        match self.rng.fault.below(10) {
             0 if f.crash => self.strike(n, Stop::Kill),
             1 if f.power => self.strike(n, Stop::Power),
             2 if f.power && self.rng.fault.coin() => {
@@ -28,6 +28,7 @@ impl World {
             5 if f.stall => self.silence(),
             6 if f.refuse => self.refuse_until = self.now + self.rng.fault.spread(100 * MS),
             7 if f.crash => self.strike(1 - n, Stop::Kill),
+            8 | 9 if f.image => self.image_fault(n),
             _ => {}
         }
         if f.unreadable && self.rng.fault.coin() {
@@ -70,7 +71,7 @@ impl World {
         }
     }
 
-    fn power_off(&mut self, n: usize) {
+    pub(crate) fn power_off(&mut self, n: usize) {
         if self.hosts[n].node.is_some() {
             self.stop(n, Stop::Power);
         } else {

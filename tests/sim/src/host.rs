@@ -2,6 +2,7 @@
 
 use crate::disk::{DataDisk, MetaFile, UNDEFINED};
 use crate::ghost::{Seq, WriteId};
+use crate::image::Image;
 use crate::net::Arrived;
 use lockstep_core::{Command, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -181,6 +182,10 @@ pub(crate) struct Host {
     pub(crate) refused: Option<(Refusal, u32)>,
     /// Its copy was declared wrong, and is: it has not been synchronised since.
     pub(crate) declared_wrong: bool,
+    /// Its data and metadata at an earlier moment.
+    pub(crate) image: Option<Image>,
+    /// An image was put back, and it has not met the other machine since.
+    pub(crate) restored: bool,
 }
 
 impl Host {
@@ -217,6 +222,8 @@ impl Host {
             dialing: false,
             refused: None,
             declared_wrong: false,
+            image: None,
+            restored: false,
         }
     }
 

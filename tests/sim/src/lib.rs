@@ -17,6 +17,7 @@ mod execute;
 mod fault;
 mod ghost;
 mod host;
+mod image;
 mod inspect;
 mod net;
 mod operator;

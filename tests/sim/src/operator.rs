@@ -49,7 +49,7 @@ impl World {
         if waiting && !(self.phase == Phase::Stormy && self.rng.operator.chance(50)) {
             return None;
         }
-        Some((0..2).filter(|&n| self.look(n).is_some()).collect())
+        Some((0..2).filter(|&n| self.look(n).is_some() && !self.hosts[n].restored).collect())
     }
 
     fn replicates_as(seen: &[Option<Status>; 2], what: ReplicationState) -> bool {
@@ -64,7 +64,8 @@ impl World {
         if self.phase == Phase::Stormy && !self.rng.operator.chance(100) {
             return false;
         }
-        let drawn = self.rng.operator.below(2) as usize;
+        let restored = self.hosts.iter().position(|host| host.restored);
+        let drawn = restored.unwrap_or(self.rng.operator.below(2) as usize);
         let loser = *self.operator.loser.get_or_insert(drawn);
         match &seen[loser] {
             Some(s) if s.role == Role::Primary => self.command(loser, Command::Demote { force: true }),
@@ -133,7 +134,7 @@ impl World {
     fn meddle(&mut self, primary: usize, seen: &[Option<Status>; 2]) {
         let other = 1 - primary;
         let faults = self.setup.faults;
-        if faults.dishonest && self.rng.operator.chance(100) {
+        if faults.dishonest && !self.hosts[other].restored && self.rng.operator.chance(100) {
             let apart = seen[other].as_ref().is_some_and(|s| {
                 s.role == Role::Secondary
                     && s.peers.iter().all(|p| p.connection != ConnectionState::Connected)
@@ -151,7 +152,7 @@ impl World {
             2 => self.command(primary, Command::Demote { force: false }),
             3 => self.command(either, Command::Disconnect),
             4 => self.command(either, Command::Leave),
-            5 => self.command(other, PROMOTE),
+            5 if !self.hosts[other].restored => self.command(other, PROMOTE),
             6 => self.command(other, Command::Leave),
             7 => self.command(other, Command::Invalidate { peer: false }),
             8 => self.command(primary, Command::Invalidate { peer: true }),

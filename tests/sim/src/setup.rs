@@ -28,6 +28,8 @@ pub(crate) struct Faults {
     pub(crate) aimed: bool,
     /// The operator moves the Primary, disconnects, lets nodes leave.
     pub(crate) operator: bool,
+    /// Machines are restored from older images of themselves.
+    pub(crate) image: bool,
     /// Clients go away in the middle of requests.
     pub(crate) rude_clients: bool,
     /// A resync finds sectors that it cannot read.
@@ -162,6 +164,7 @@ fn faults(rng: &mut Prng) -> Faults {
         operator: one(),
         rude_clients: one(),
         unreadable: one(),
+        image: one(),
         dishonest: false,
     };
     match rng.below(20) {

@@ -41,11 +41,13 @@ impl Node {
             Verdict::Sync { source, full, .. } if source == me => {
                 peer.copy = PeerCopy::SyncTarget;
                 let base = theirs_now.map_or(Base::NoGeneration, Base::Generation);
+                let goes_on_full = peer.base == Base::NoGeneration && theirs.disk == DiskState::Inconsistent;
                 if full {
                     // A full slot begins at nothing: an interrupted sync goes on over the bits that are left.
                     peer.base = Base::NoGeneration;
-                } else if peer.base == Base::Unset || theirs_now == ours_now {
+                } else if peer.base == Base::Unset || theirs_now == ours_now && !goes_on_full {
                     // What its snapshot proves; an older base would hide that it stands where we do (ordering 4).
+                    // A mixture stands nowhere: writes that were acknowledged without it stay so.
                     peer.base = base;
                 }
                 sb.outdated = false;
