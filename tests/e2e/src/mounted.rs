@@ -46,7 +46,7 @@ impl Mounted {
         let log = dir.join("log");
         let how = if volume == Volume::Empty { "make" } else { "keep" };
         let uri = qemu_uri(node.nbd(), RESOURCE);
-        let namespaces = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh"];
+        let namespaces = ["--mount", "--ipc", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh"];
         let (script, dir) = (script.display().to_string(), dir.display().to_string());
         let given = [script.as_str(), &dir, &uri, how];
         let arguments: Vec<String> =

@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 256 * MIB;
@@ -75,8 +76,15 @@ impl Scene {
         for _ in 0..rounds("DATABASE", 1) {
             let more = 50 + self.rng.below(300) as usize;
             self.wait_transactions(&mut machine, more);
+            if self.rng.below(2) == 0 {
+                // What is on the wire when the Primary dies never arrives: what was committed must be there before.
+                self.cluster.proxy.stall();
+                std::thread::sleep(Duration::from_millis(self.rng.below(60)));
+            }
             self.cluster.nodes()[primary].kill();
             machine.lose_power();
+            self.cluster.proxy.reset();
+            self.cluster.proxy.heal();
             let old = primary;
             primary = 1 - old;
             let survivor = &self.cluster.nodes()[primary];

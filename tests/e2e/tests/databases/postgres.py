@@ -26,6 +26,8 @@ SETTINGS = {
     "logging_collector": "off",
     "max_connections": "10",
     "autovacuum_naptime": "1s",
+    # Nothing outside of the volume, where it would stay behind.
+    "dynamic_shared_memory_type": "mmap",
 }
 CONTENT = "repeat(md5({writer} || '-' || {number} || '-' || part), 20)"
 
