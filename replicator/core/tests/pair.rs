@@ -209,7 +209,16 @@ impl Host {
             Action::Supply { slot, .. } => assert!(self.slots.remove(&slot.0).is_some()),
             Action::Reply { req, result } => self.replies.push((req, result)),
             Action::CommandDone { id, result } => self.done.push((id, result)),
-            Action::DiskFill { .. } => unreachable!("all writes here are aligned"),
+            Action::DiskFill { op, slot, offset, len, granule_bytes } => {
+                let granule = u64::from(granule_bytes);
+                let (start, end) =
+                    (offset - offset % granule, (offset + u64::from(len)).next_multiple_of(granule));
+                let mut bytes = self.data[span(start, u32::try_from(end - start).unwrap())].to_vec();
+                let at = usize::try_from(offset - start).unwrap();
+                bytes[at..at + len as usize].copy_from_slice(&self.slot_bytes(slot, offset, len));
+                self.slots.insert(slot.0, (start, bytes));
+                self.inbox.push_back(Pending::Disk(op, None));
+            }
             Action::Export { .. } | Action::Notice(_) => {}
         }
     }
@@ -536,6 +545,27 @@ fn a_paused_resync_mirrors_writes_and_goes_on_where_it_was() {
     assert_eq!(w.promote(0), Ok(Done::Changed));
     assert_eq!(w.command(1, Command::Sync(SyncOrder::Resume)), Ok(Done::Changed));
     w.settled();
+}
+
+#[test]
+fn a_write_that_needs_a_stale_block_does_not_wait_for_the_whole_resync() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.cut();
+    w.write(0, 65536, 3, 65536);
+    w.command(0, Command::Demote { force: false }).unwrap();
+    w.command(1, Command::Sync(SyncOrder::Pause)).unwrap();
+    w.cut = false;
+    w.until("it is paused", |w| w.status(1).peers[0].replication == ReplicationState::PausedTarget);
+    assert_eq!(w.promote(1), Ok(Done::Changed));
+    // Half a logical block: the other half is stale here.
+    w.write(1, 69_732, 9, 100);
+    let left = w.status(1).peers[0].resync.as_ref().map(|r| r.left_bytes);
+    assert!(left.is_some_and(|left| left > 0 && left < 65536), "{left:?}");
+    w.command(1, Command::Sync(SyncOrder::Resume)).unwrap();
+    w.settled();
+    assert_eq!((w.hosts[0].data[69_731], w.hosts[0].data[69_732]), (3, 9));
 }
 
 #[test]

@@ -209,6 +209,10 @@ impl Node {
             return true;
         }
         if !self.admits(&task) {
+            if self.waits_in_vain(&task) {
+                self.drop_client_task(id, IoError::Io);
+                return true;
+            }
             self.requests.gate.push_back(id);
             return false;
         }

@@ -53,9 +53,36 @@ pub(super) enum Next {
 }
 
 impl Node {
+    /// A client's piece waits for a block that is stale here: that block is asked for next, whatever the limits. True
+    /// if the source cannot read it, so that the wait would have no end.
+    pub(super) fn waits_in_vain(&mut self, task: &Task) -> bool {
+        let (Some(store), Some(resync)) = (self.store.as_ref(), self.resync.as_mut()) else { return false };
+        let geometry = store.geometry();
+        let blocks = geometry.blocks_touched(task.range);
+        if !resync.is_target() || !store.slots[0].bits.any(blocks) {
+            return false;
+        }
+        if resync.unreadable.first_in(blocks).is_some() {
+            return true;
+        }
+        let range = geometry.bytes_of(blocks);
+        let asked = resync.pieces.iter().any(|(_, piece)| piece.range.overlaps(range));
+        let copied = resync.copied.iter().any(|(_, done)| done.start < blocks.end && blocks.start < done.end);
+        if !asked && !copied && !resync.urgent.contains(&range) {
+            resync.urgent.push_back(range);
+        }
+        false
+    }
+
     /// The next dirty run within one piece, if one may be asked for now.
     pub(super) fn next_piece(&mut self) -> Next {
         let (window, now) = (self.cfg.resync_window, self.now);
+        if let Some(resync) =
+            self.resync.as_mut().filter(|resync| !resync.paused && resync.pieces.len() < window)
+            && let Some(range) = resync.urgent.pop_front()
+        {
+            return Next::Piece(range);
+        }
         if self.resync_held() {
             return if self.dirty_blocks() == 0 { Next::End } else { Next::Wait };
         }

@@ -43,6 +43,8 @@ pub(super) struct Resync {
     pub(super) cursor: u64,
     /// Target: something was asked for since the cursor began at the first block.
     asked_in_walk: bool,
+    /// Target: what clients wait for.
+    pub(super) urgent: VecDeque<ByteRange>,
     /// Target: single blocks of pieces that could not be read.
     pub(super) again: VecDeque<ByteRange>,
     /// Target: asked for and not yet written here.
@@ -116,6 +118,7 @@ impl Resync {
             closing: None,
             cursor: 0,
             asked_in_walk: false,
+            urgent: VecDeque::new(),
             again: VecDeque::new(),
             pieces: Slab::with_capacity(0),
             copied: Vec::new(),
