@@ -18,7 +18,7 @@ const SLACK_NS: u64 = 250_000;
 const FLOOR_BYTES_PER_S: u64 = 4 << 20;
 /// And at least one part in so many of the best rate that was seen.
 const FLOOR_PART: u64 = 20;
-/// A resync begins with this limit.
+/// A resync begins with this limit where clients write.
 const START_BYTES_PER_S: u64 = 64 << 20;
 
 /// The limit by latency.
@@ -50,10 +50,11 @@ impl Feedback {
         }
     }
 
-    /// A resync begins.
+    /// A resync begins: carefully, if clients are writing.
     pub(crate) fn begin(&mut self, now: Instant) {
+        let busy = self.count > 0 && now.since(self.began) < INTERVAL * 4;
         (self.peak, self.moved_bytes, self.began) = (0, 0, now);
-        self.limit = Some(START_BYTES_PER_S);
+        self.limit = busy.then_some(START_BYTES_PER_S);
     }
 
     /// A client's write took so long.
@@ -93,6 +94,8 @@ impl Feedback {
                 let from = limit.map_or(rate, |limit| limit.min(rate.max(floor)));
                 Some((from / 10 * 7).max(floor))
             }
+            // The first writes that are seen: how fast they are without resync is still to be learnt.
+            (Some(_), None) if self.means.len() == 1 => Some(START_BYTES_PER_S),
             (_, None) => None,
             (Some(_), Some(limit)) => Some(limit.saturating_add((limit / 8).max(FLOOR_BYTES_PER_S))),
             (None, Some(limit)) => Some(limit.saturating_mul(2)),
@@ -173,8 +176,16 @@ mod tests {
 
     #[test]
     fn without_writes_the_limit_is_gone_soon() {
-        let (feedback, rate) = run(1000 * MIB, |_| None, 12);
+        let (mut feedback, rate) = run(1000 * MIB, |_| None, 1);
         assert_eq!((feedback.limit(), rate), (None, 1000 * MIB));
+        // They have stopped.
+        feedback.limit = Some(FLOOR_BYTES_PER_S);
+        let (mut now, mut moved) = (feedback.began, feedback.moved_bytes);
+        for _ in 0..12 {
+            (now, moved) = (now + INTERVAL, moved + feedback.limit().unwrap_or(u64::MAX).min(1000 * MIB) / 4);
+            feedback.turn(now, Some(moved));
+        }
+        assert_eq!(feedback.limit(), None);
     }
 
     #[test]
