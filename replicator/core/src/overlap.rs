@@ -59,15 +59,21 @@ impl Overlap {
 
     /// Gives up what `owner` holds or waits for; appends the owners that hold their range from now on.
     pub(crate) fn release(&mut self, owner: u32, granted: &mut VecDeque<u32>) {
-        if let Some(index) = self.holders.iter().position(|claim| claim.owner == owner) {
-            self.holders.swap_remove(index);
+        let released = if let Some(index) = self.holders.iter().position(|claim| claim.owner == owner) {
+            Some(self.holders.swap_remove(index))
         } else if let Some(index) = self.waiters.iter().position(|claim| claim.owner == owner) {
-            self.waiters.remove(index);
-        }
+            self.waiters.remove(index)
+        } else {
+            None
+        };
+        let Some(released) = released else { return };
         let mut index = 0;
         while let Some(claim) = self.waiters.get(index).copied() {
             let earlier = self.waiters.iter().take(index);
-            if self.holders.iter().chain(earlier).any(|other| other.conflicts(&claim)) {
+            // Only whom it was in the way of can go on: all others are looked at once, and with no one.
+            if !released.conflicts(&claim)
+                || self.holders.iter().chain(earlier).any(|other| other.conflicts(&claim))
+            {
                 index += 1;
                 continue;
             }

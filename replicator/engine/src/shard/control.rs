@@ -15,7 +15,7 @@ use crate::report::{ClientInfo, MemoryReport, ResourceReport};
 use crate::system;
 
 /// Pieces of trims and zeroes of one resource in flight.
-pub(crate) const WRITES_MAX: usize = 1024;
+pub(crate) const WRITES_MAX: usize = 256;
 /// Writes that were answered and are not durable on both copies yet.
 pub(crate) const UNDURABLE_MAX: usize = 8192;
 /// How much longer than `stop_wait` a down may take until it is answered although disk operations have not
