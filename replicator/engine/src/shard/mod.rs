@@ -45,6 +45,10 @@ pub(crate) use resource::Pools;
 /// How often connections with a time limit are looked at.
 const SWEEP: Duration = Duration::from_millis(100);
 
+/// Longest time in which the thread does what needs no kernel, before it looks at sockets, timers and commands
+/// again: work in memory makes more of itself.
+const TURN_MAX: Duration = Duration::from_millis(5);
+
 /// All that a shard's thread owns.
 pub(crate) struct Shard {
     config: Arc<EngineConfig>,
@@ -156,8 +160,7 @@ impl Shard {
                 self.complete(completion);
             }
             self.keep_time();
-            self.settle();
-            let timeout = self.timeout();
+            let timeout = if self.settle() { self.timeout() } else { Some(Duration::ZERO) };
             self.io().wait(timeout);
         }
         if let Some(io) = self.io.take() {
@@ -237,9 +240,10 @@ impl Shard {
     }
 
     /// Brings everything to rest that can move without the kernel: peers first, then local I/O in this
-    /// thread, then clients.
-    fn settle(&mut self) {
-        loop {
+    /// thread, then clients. False: there is more to do, but others had to wait long enough.
+    fn settle(&mut self) -> bool {
+        let began = self.clock.now();
+        while self.clock.now().since(began) < TURN_MAX {
             (0..self.resources.len()).for_each(|resource| self.drain_storage(resource));
             if self.exports_changed {
                 self.exports_changed = false;
@@ -254,7 +258,7 @@ impl Shard {
                 self.feed_starved();
             }
             self.kick_links();
-            let Self { io: Some(io), resources, .. } = self else { return };
+            let Self { io: Some(io), resources, .. } = self else { return true };
             if resources.iter().any(|resource| resource.storage.has_inline()) {
                 // Peers work while this thread writes.
                 io.submit();
@@ -270,9 +274,11 @@ impl Shard {
                     .iter()
                     .any(|resource| !resource.events.is_empty() || resource.storage.has_inline());
             if !moving && self.io().arena().frees() == self.frees_seen {
-                return;
+                return true;
             }
         }
+        self.kick_clients();
+        false
     }
 
     fn feed_starved(&mut self) {
