@@ -273,18 +273,20 @@ impl Storage {
     pub(crate) fn completed(&mut self, io: &mut Io, job: u32, completion: Completion<Token>) {
         let done = completion.result;
         match (completion.op, done) {
-            (op, Err(error)) if is_passing(&error) => return io.push(completion.token, op),
+            (op, Err(error)) if is_passing(&error) => {
+                return push_to(io, may_block(&self.disk), completion.token, op);
+            }
             (Op::Allocate { .. }, Err(error)) if is_unsupported(&error) => {
                 return self.zero_by_writing(io, job);
             }
             (_, Err(error)) => self.note_error(job, &error),
             (Op::Read { fd, span, offset }, Ok(bytes)) if bytes > 0 && bytes < span.len => {
                 let rest = Op::Read { fd, span: span.skip(bytes), offset: offset + u64::from(bytes) };
-                return io.push(completion.token, rest);
+                return push_to(io, may_block(&self.disk), completion.token, rest);
             }
             (Op::Write { fd, span, offset, dsync }, Ok(bytes)) if bytes > 0 && bytes < span.len => {
                 let rest = Op::Write { fd, span: span.skip(bytes), offset: offset + u64::from(bytes), dsync };
-                return io.push(completion.token, rest);
+                return push_to(io, may_block(&self.disk), completion.token, rest);
             }
             (Op::Read { .. } | Op::Write { .. }, Ok(0)) => {
                 self.note_error(job, &io::Error::from(io::ErrorKind::UnexpectedEof));
@@ -319,9 +321,10 @@ impl Storage {
         let job = self.jobs.insert(Job { op, work, left: 0, error: None });
         let Some(Job { work, left, .. }) = self.jobs.get_mut(job) else { unreachable!("just inserted") };
         let token = Token::Storage { resource: self.resource, job };
+        let may_block = may_block(&self.disk);
         let mut push = |op: Op| {
             *left += 1;
-            io.push(token, op);
+            push_to(io, may_block, token, op);
         };
         if let Work::Meta { bytes, locations } = work {
             match &self.meta {
@@ -397,7 +400,7 @@ impl Storage {
         let write = Op::Write { fd: Rc::clone(&disk.fd), span, offset: *offset, dsync: *fua };
         // The write is durable by itself if it must be.
         *fua = false;
-        io.push(Token::Storage { resource: self.resource, job }, write);
+        push_to(io, disk.may_block, Token::Storage { resource: self.resource, job }, write);
     }
 
     /// All operations of a job have completed: starts what comes next, if anything does.
@@ -414,7 +417,7 @@ impl Storage {
                 let zeroes = Span::of_volume(range.span.slot, *offset, *len);
                 io.arena().bytes_mut(zeroes).fill(0);
                 let (fd, span, offset) = (Rc::clone(&disk.fd), range.span, range.offset);
-                io.push(token, Op::Write { fd, span, offset, dsync: *fua });
+                push_to(io, disk.may_block, token, Op::Write { fd, span, offset, dsync: *fua });
                 true
             }
             Work::Zero { fua: fua @ true, .. } => {
@@ -512,6 +515,14 @@ impl Storage {
 fn allocate_mode(punch: bool) -> FallocateFlags {
     let mode = if punch { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
     mode | FallocateFlags::KEEP_SIZE
+}
+
+fn may_block(disk: &Option<Disk>) -> bool {
+    disk.as_ref().is_some_and(|disk| disk.may_block)
+}
+
+fn push_to(io: &mut Io, may_block: bool, token: Token, op: Op) {
+    if may_block { io.push_blocking(token, op) } else { io.push(token, op) }
 }
 
 fn no_disk() -> io::Error {

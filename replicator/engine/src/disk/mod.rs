@@ -47,6 +47,8 @@ pub(crate) struct OpenDisk {
     pub(crate) size_bytes: u64,
     /// Smallest unit of a write in bytes, 512 to 4096.
     pub(crate) granule_bytes: u32,
+    /// Submitting an operation may wait for the device: that is for the kernel's threads.
+    pub(crate) may_block: bool,
 }
 
 /// A disk in use by a shard.
@@ -57,6 +59,7 @@ pub(crate) struct Disk {
     pub(crate) is_block: bool,
     pub(crate) size_bytes: u64,
     pub(crate) granule_bytes: u32,
+    pub(crate) may_block: bool,
     /// Not yet refused.
     pub(crate) can_punch: bool,
     pub(crate) can_zero_range: bool,
@@ -70,6 +73,7 @@ impl From<OpenDisk> for Disk {
             is_block: open.is_block,
             size_bytes: open.size_bytes,
             granule_bytes: open.granule_bytes,
+            may_block: open.may_block,
             can_punch: true,
             can_zero_range: true,
         }
@@ -100,6 +104,10 @@ const GRANULE_BYTES_MAX: u32 = 4096;
 /// Of tmpfs and ramfs, from linux/magic.h.
 const MEMORY_MAGICS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
+/// From linux/magic.h. With a dozen requests under way FUSE makes whoever submits the next one wait, although
+/// it was asked not to: one slow disk would hold up every resource, and the heartbeats.
+const FUSE_MAGIC: i64 = 0x6573_5546;
+
 /// Opens and locks a disk. Waits up to `lock_wait` for a predecessor whose last request is still ending.
 pub(crate) fn open(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
     let kind = match fs::metadata(path) {
@@ -128,7 +136,8 @@ fn open_block(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError>
         let error = io::Error::other(format!("logical blocks of {granule_bytes} bytes are not supported"));
         return Err(AttachError::io(path, error));
     }
-    Ok(OpenDisk { fd: file.into(), mode: Mode::Direct, is_block: true, size_bytes, granule_bytes })
+    let (fd, mode, is_block, may_block) = (file.into(), Mode::Direct, true, false);
+    Ok(OpenDisk { fd, mode, is_block, size_bytes, granule_bytes, may_block })
 }
 
 fn open_file(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
@@ -152,6 +161,7 @@ fn open_file(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError> 
         is_block: false,
         size_bytes,
         granule_bytes: GRANULE_BYTES_MIN,
+        may_block: rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == FUSE_MAGIC),
     };
     match direct_granule {
         Some(granule_bytes) if size_bytes.is_multiple_of(u64::from(granule_bytes)) => {

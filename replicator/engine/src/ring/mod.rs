@@ -16,7 +16,7 @@ mod spin;
 use std::io;
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, types};
+use io_uring::{IoUring, squeue, types};
 
 pub(crate) use message::{Incoming, MESSAGE_MEMORY_BYTES, Outgoing};
 pub(crate) use op::{Fd, Op};
@@ -83,13 +83,22 @@ impl<T: Copy> Ring<T> {
 
     /// Queues an operation; it starts at the next `submit` or `wait`.
     pub(crate) fn push(&mut self, token: T, op: Op) {
+        self.push_with(token, op, squeue::Flags::empty());
+    }
+
+    /// The same for one whose submission may block: a thread of the kernel does that.
+    pub(crate) fn push_blocking(&mut self, token: T, op: Op) {
+        self.push_with(token, op, squeue::Flags::ASYNC);
+    }
+
+    fn push_with(&mut self, token: T, op: Op, flags: squeue::Flags) {
         let index = self.in_flight.insert((token, op));
         let (Some(uring), Some(arena), Some((_, op))) =
             (&mut self.uring, &mut self.arena, self.in_flight.get_mut(index))
         else {
             unreachable!("ring and arena go in drop only, and the operation was just inserted")
         };
-        let entry = op.prepare(arena, self.registered).user_data(u64::from(index));
+        let entry = op.prepare(arena, self.registered).user_data(u64::from(index)).flags(flags);
         loop {
             // SAFETY: the entry points to memory owned by the operation or by the arena. The operation stays
             // in `in_flight` until its completion was reaped: moving it there moves boxes, not what they

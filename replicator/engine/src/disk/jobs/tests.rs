@@ -37,7 +37,14 @@ fn bench(mode: Mode) -> Bench {
 fn buffered(path: &Path) -> disk::OpenDisk {
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let (mode, size_bytes) = (Mode::Buffered, 1 << 20);
-    disk::OpenDisk { fd: file.into(), mode, is_block: false, size_bytes, granule_bytes: 512 }
+    disk::OpenDisk {
+        fd: file.into(),
+        mode,
+        is_block: false,
+        size_bytes,
+        granule_bytes: 512,
+        may_block: false,
+    }
 }
 
 impl Bench {
