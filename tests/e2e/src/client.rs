@@ -83,6 +83,20 @@ impl Connection {
         Ok(cookie)
     }
 
+    /// Sends a request as far as the server takes it now. False: it took nothing or a part; this connection is good
+    /// for nothing more than being kept.
+    pub fn try_send(&mut self, command: Command, offset: u64, length: u32, payload: &[u8]) -> bool {
+        self.cookie += 1;
+        let (fua, no_hole, df, cookie) = (false, false, false, self.cookie);
+        let request = Request { command, fua, no_hole, df, cookie, offset, length };
+        let mut bytes = request.encode().to_vec();
+        bytes.extend_from_slice(payload);
+        self.stream.set_nonblocking(true).expect("a socket that does not wait");
+        let sent = self.stream.write(&bytes);
+        self.stream.set_nonblocking(false).expect("a socket that waits");
+        matches!(sent, Ok(count) if count == bytes.len())
+    }
+
     /// Waits for the next answer, of any request.
     pub fn receive(&mut self) -> io::Result<Answer> {
         let (consumed, cookie, error) = loop {

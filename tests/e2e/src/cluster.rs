@@ -15,8 +15,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Name of the only resource.
+/// Name of the resource that nearly every test has alone.
 pub const RESOURCE: &str = "r0";
+/// Name of the other one, where a plan wants two.
+pub const SECOND: &str = "r1";
 /// Names of the nodes, by node id.
 pub const NODES: [&str; 2] = ["alpha", "beta"];
 
@@ -40,6 +42,10 @@ pub struct Plan {
     pub secret: &'static str,
     /// Beta's replication port, if another cluster's beta is to be dialled.
     pub beta_port: Option<u16>,
+    /// There is a second resource like the first.
+    pub second: bool,
+    /// Memory for payloads of each resource, in MiB.
+    pub buffer_mib: u64,
     /// Alpha dials beta itself, not the proxy: for measurements.
     pub direct: bool,
 }
@@ -55,6 +61,8 @@ impl Default for Plan {
             cluster: "e2e",
             secret: "a secret of the end-to-end tests",
             beta_port: None,
+            second: false,
+            buffer_mib: 160,
             direct: false,
         }
     }
@@ -99,9 +107,15 @@ impl Cluster {
         let mut cluster = Cluster::new(plan);
         for node in cluster.nodes() {
             node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
+            if plan.second {
+                node.lockstep(&["create-md", SECOND, "--clean"]).ok();
+            }
             node.start();
         }
         cluster.wait_synced();
+        if plan.second {
+            cluster.alpha.lockstep(&["wait", SECOND, "--for", "synced"]).ok();
+        }
         cluster
     }
 
@@ -180,16 +194,21 @@ fn config(plan: &Plan, dir: &Path, ports: [u16; 2]) -> String {
         text += &format!("nbd = [\"unix:{dir}/{name}/nbd.sock\"]\n");
     }
     let heartbeat_ms = plan.timeout_ms / 10;
-    text + &format!(
-        "[[resource]]\nname = \"{RESOURCE}\"\ndisk.alpha = \"{dir}/alpha/disk\"\n\
-         disk.beta = \"{dir}/beta/disk\"\n\
-         size = {}\nmax-hot = \"{}MiB\"\ntimeout = \"{}ms\"\nheartbeat = \"{heartbeat_ms}ms\"\n\
-         io-timeout = \"{}s\"\n",
-        plan.size_bytes,
-        plan.max_hot_bytes >> 20,
-        plan.timeout_ms,
-        plan.io_timeout_s,
-    )
+    let resources: &[(&str, &str)] = &[(RESOURCE, "disk"), (SECOND, "disk2")];
+    for (name, disk) in resources.iter().take(1 + usize::from(plan.second)) {
+        text += &format!(
+            "[[resource]]\nname = \"{name}\"\ndisk.alpha = \"{dir}/alpha/{disk}\"\n\
+             disk.beta = \"{dir}/beta/{disk}\"\n\
+             size = {}\nmax-hot = \"{}MiB\"\ntimeout = \"{}ms\"\nheartbeat = \"{heartbeat_ms}ms\"\n\
+             io-timeout = \"{}s\"\nbuffer-memory = \"{}MiB\"\n",
+            plan.size_bytes,
+            plan.max_hot_bytes >> 20,
+            plan.timeout_ms,
+            plan.io_timeout_s,
+            plan.buffer_mib,
+        );
+    }
+    text
 }
 
 /// A port of loopback that is free now, below the range that the kernel gives to connections, and that no

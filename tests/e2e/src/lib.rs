@@ -14,6 +14,7 @@ mod faulty;
 mod foreign;
 mod image;
 mod ledger;
+mod memory;
 mod mounted;
 mod node;
 mod process;
@@ -26,7 +27,7 @@ mod wait;
 mod writer;
 
 pub use client::{Answer, Connection};
-pub use cluster::{Cluster, NODES, Plan, RESOURCE, free_port, temp_dir};
+pub use cluster::{Cluster, NODES, Plan, RESOURCE, SECOND, free_port, temp_dir};
 pub use faulty::{Fault, FaultyDisk};
 pub use foreign::{Tool, qemu_uri, tool};
 pub use image::assert_equal;

@@ -5,12 +5,13 @@
 //! has two pump threads, which look at the faults between two reads; no fault needs more than a poll's time
 //! to take hold.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,6 +48,8 @@ struct Shared {
     limits: [AtomicI64; 2],
     /// Bytes per second each way; 0 is as fast as it goes.
     rate: AtomicU64,
+    /// Milliseconds that each byte takes on its way.
+    delay_ms: AtomicU64,
     passed: [AtomicU64; 2],
     links: Mutex<Vec<Arc<Link>>>,
 }
@@ -79,6 +82,7 @@ impl Proxy {
             modes: [const { AtomicU8::new(PASS) }; 2],
             limits: [const { AtomicI64::new(NO_LIMIT) }; 2],
             rate: AtomicU64::new(0),
+            delay_ms: AtomicU64::new(0),
             passed: [const { AtomicU64::new(0) }; 2],
             links: Mutex::new(Vec::new()),
         });
@@ -128,6 +132,11 @@ impl Proxy {
         self.shared.rate.store(bytes_per_s, SeqCst);
     }
 
+    /// Lets every byte take so long, each way; bytes on their way are taken along.
+    pub fn delay(&self, delay: Duration) {
+        self.shared.delay_ms.store(delay.as_millis() as u64, SeqCst);
+    }
+
     /// Closes beta's end only: alpha's end stays open, and what it sends vanishes. New connections are
     /// refused.
     pub fn half_open(&self) {
@@ -145,6 +154,7 @@ impl Proxy {
             limit.store(NO_LIMIT, SeqCst);
         }
         self.shared.rate.store(0, SeqCst);
+        self.shared.delay_ms.store(0, SeqCst);
         for mode in &self.shared.modes {
             mode.store(PASS, SeqCst);
         }
@@ -212,7 +222,13 @@ fn connect(shared: &Arc<Shared>, alpha: TcpStream, beta: TcpStream) -> std::io::
 fn pump(shared: &Shared, link: &Link, direction: Direction, mut from: TcpStream, mut to: TcpStream) {
     let mut buffer = vec![0; 128 << 10];
     let way = direction as usize;
+    let mut underway: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     while !shared.stop.load(SeqCst) {
+        while let Some((_, bytes)) = take_due(&mut underway) {
+            if to.write_all(&bytes).is_err() {
+                return link.cut();
+            }
+        }
         if shared.modes[way].load(SeqCst) == STALL {
             std::thread::sleep(POLL);
             continue;
@@ -237,6 +253,11 @@ fn pump(shared: &Shared, link: &Link, direction: Direction, mut from: TcpStream,
         let room = shared.limits[way].fetch_sub(if limited(shared, way) { count as i64 } else { 0 }, SeqCst);
         let passing = count.min(usize::try_from(room.max(0)).unwrap_or(count));
         shared.passed[way].fetch_add(passing as u64, SeqCst);
+        let delay = Duration::from_millis(shared.delay_ms.load(SeqCst));
+        if !(delay.is_zero() && underway.is_empty()) {
+            underway.push_back((Instant::now() + delay, buffer[..passing].to_vec()));
+            continue;
+        }
         if to.write_all(&buffer[..passing]).is_err() && !link.half_open.load(SeqCst) {
             break;
         }
@@ -252,4 +273,9 @@ fn pump(shared: &Shared, link: &Link, direction: Direction, mut from: TcpStream,
 
 fn limited(shared: &Shared, way: usize) -> bool {
     shared.limits[way].load(SeqCst) != NO_LIMIT
+}
+
+fn take_due(underway: &mut VecDeque<(Instant, Vec<u8>)>) -> Option<(Instant, Vec<u8>)> {
+    let is_due = underway.front().is_some_and(|(due, _)| *due <= Instant::now());
+    if is_due { underway.pop_front() } else { None }
 }

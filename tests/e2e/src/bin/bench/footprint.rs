@@ -41,7 +41,7 @@ pub(crate) fn measure() -> Footprint {
     let begin = Instant::now();
     cluster.alpha.start();
     let start_ms = begin.elapsed().as_secs_f64() * 1000.0;
-    Footprint { idle_cpu_percent, start_ms, rss_bytes: rss_bytes(&cluster.alpha) }
+    Footprint { idle_cpu_percent, start_ms, rss_bytes: cluster.alpha.rss_bytes() }
 }
 
 /// Nothing is awaited here: the passing of time itself is what is measured.
@@ -60,13 +60,6 @@ fn cpu_s(node: &Node) -> f64 {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
     let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("ticks")).sum();
     ticks / TICKS_PER_S
-}
-
-fn rss_bytes(node: &Node) -> u64 {
-    let status = proc(node, "status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident size");
-    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
-    kib << 10
 }
 
 fn proc(node: &Node, file: &str) -> String {
