@@ -96,6 +96,11 @@ impl Node {
         if limit.is_some_and(|limit| !resync.bucket.allows(now, limit)) {
             return Next::Wait;
         }
+        if resync.unreadable.is_full() {
+            // Hopeless for now: what is under way ends, then it waits for better times.
+            resync.again.clear();
+            return Next::End;
+        }
         if let Some(range) = resync.again.pop_front() {
             return Next::Piece(range);
         }

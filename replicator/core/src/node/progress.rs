@@ -7,7 +7,8 @@ use crate::status::ResyncStatus;
 use alloc::vec::Vec;
 use lockstep_bitmap::BlockRange;
 
-/// Blocks that the source cannot read: ranges in order that do not touch each other.
+/// Blocks that the source cannot read: ranges in order that do not touch each other. Of a disk that is worse than
+/// the bound only the first ones are kept: the target stops asking there.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
     ranges: Vec<BlockRange>,
@@ -23,8 +24,14 @@ impl Unreadable {
             }
             apart
         });
-        let at = self.ranges.partition_point(|range| range.start < merged.start);
-        self.ranges.insert(at, merged);
+        if !self.is_full() {
+            let at = self.ranges.partition_point(|range| range.start < merged.start);
+            self.ranges.insert(at, merged);
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.ranges.len() >= UNREADABLE_MAX
     }
 
     pub(super) fn remove(&mut self, blocks: BlockRange) {
@@ -50,6 +57,8 @@ impl Unreadable {
     }
 }
 
+/// Ranges of unreadable blocks that are kept.
+const UNREADABLE_MAX: usize = 1024;
 /// Rate and ETA look back over so many samples, taken by the tick.
 const SAMPLES_MAX: usize = 10;
 /// Ranges that the status names.
@@ -77,7 +86,7 @@ impl Node {
         let left = self.dirty_blocks();
         let (since, then) = resync.samples.front().copied().unwrap_or((resync.started, 0));
         let rate = rate(resync.done_blocks.saturating_sub(then) * block_bytes, since, self.now);
-        let incomplete = left > 0 && left == resync.unreadable.blocks();
+        let incomplete = left > 0 && (left == resync.unreadable.blocks() || resync.unreadable.is_full());
         let bytes = |blocks: &BlockRange| {
             let bytes = geometry.bytes_of(*blocks);
             (bytes.start, bytes.len())
@@ -135,6 +144,19 @@ mod tests {
                 prop_assert_eq!(first, set.range(start..start + len).next().copied());
             }
         }
+    }
+
+    #[test]
+    fn of_a_disk_that_is_worse_the_first_ranges_are_kept() {
+        let mut ranges = Unreadable::default();
+        for n in 0..2 * UNREADABLE_MAX as u64 {
+            ranges.insert(BlockRange { start: 2 * n, end: 2 * n + 1 });
+        }
+        assert!(ranges.is_full());
+        assert_eq!((ranges.ranges.len(), ranges.blocks()), (UNREADABLE_MAX, UNREADABLE_MAX as u64));
+        // What joins two of them makes room.
+        ranges.insert(BlockRange { start: 1, end: 2 });
+        assert_eq!((ranges.is_full(), ranges.blocks()), (false, UNREADABLE_MAX as u64 + 1));
     }
 
     #[test]

@@ -268,7 +268,7 @@ impl Node {
         if left == 0 {
             resync.finishing = true;
             self.send(link, Frame::FinishRequest, None);
-        } else if left > resync.unreadable.blocks() && resync.asked_in_walk {
+        } else if left > resync.unreadable.blocks() && resync.asked_in_walk && !resync.unreadable.is_full() {
             // What was dirty behind the cursor comes now.
             (resync.cursor, resync.asked_in_walk) = (0, false);
         } else {
