@@ -286,6 +286,22 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// This copy failed: it may lack writes that it confirmed, stopped uncleanly, and no boot id excuses that.
+    pub fn mark_failed(&mut self) {
+        (self.outdated, self.may_be_written, self.boot_id) = (true, true, [0; 16]);
+    }
+
+    /// As [`Self::mark_failed`], from a record beside the metadata that names the last sequence number which may have
+    /// been given out. Later ones are larger, so that the record no longer applies; the next one goes to the place
+    /// that does not hold this superblock.
+    pub fn mark_failed_upto(&mut self, sequence: u64) {
+        if self.sequence > sequence {
+            return;
+        }
+        self.mark_failed();
+        self.sequence = sequence + (sequence - self.sequence) % 2;
+    }
+
     /// The geometry it describes.
     pub fn geometry(&self) -> Result<Geometry, GeometryError> {
         Geometry::new(self.size_bytes, self.block_shift, self.region_shift)

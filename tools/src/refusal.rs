@@ -65,6 +65,16 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
             "the local disk failed; the log has the error. Replace it, then: lockstep down {resource}; \
              lockstep create-md {resource} --overwrite; lockstep up {resource}"
         ),
+        Refusal::NoOtherCopy { disk } => format!(
+            "this copy is {disk}, and no other UpToDate copy is within reach: without this disk there would \
+             be none. Let the peer connect and its resync end, or close everything here: lockstep down \
+             {resource}"
+        ),
+        Refusal::HasDisk => format!("{resource} has a disk already; first: lockstep detach {resource}"),
+        Refusal::OtherSize { served, new } => format!(
+            "the volume has {served} bytes, the new disk's {new}: give its metadata the same size, lockstep \
+             create-md {resource} --overwrite on a disk that is large enough"
+        ),
         Refusal::NothingToResolve => "there is no split brain to resolve".to_owned(),
         Refusal::LoserIsPrimary(node) => format!(
             "{0} is Primary, and its data would be given up under its clients; demote it first, \
@@ -164,6 +174,9 @@ mod tests {
             (Refusal::PeerRefused(beta), &["beta refused", "lockstep invalidate r0"]),
             (Refusal::Unanswered(beta), &["beta answered", "lockstep status r0"]),
             (Refusal::Leaving, &["lockstep up r0"]),
+            (Refusal::NoOtherCopy { disk: DiskState::UpToDate }, &["UpToDate", "lockstep down r0"]),
+            (Refusal::HasDisk, &["lockstep detach r0"]),
+            (Refusal::OtherSize { served: 8, new: 4 }, &["has 8 bytes", "lockstep create-md r0"]),
             (Refusal::WrongRole(Role::Primary), &["lockstep demote r0"]),
         ] {
             let text = render(refusal);

@@ -1,6 +1,6 @@
 //! Outputs of the core. The shell executes each in order, at once, and reports completions later.
 
-use crate::event::LinkLoss;
+use crate::event::{DiskError, LinkLoss};
 use crate::frame::Frame;
 use crate::ids::{CommandId, LinkId, OpId, ReqId, SlotId};
 use crate::refusal::{Done, IoError, Refusal};
@@ -39,6 +39,23 @@ pub enum CloseReason {
     Resolving,
     /// A copy was declared wrong: the handshake starts again.
     Invalidated,
+    /// Our disk is being replaced, or given up: the handshake starts again.
+    DiskChanged,
+}
+
+/// What failed on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// A read.
+    Read,
+    /// A write, trim or zero.
+    Write,
+    /// An fdatasync: the copy is lost.
+    Flush,
+    /// A metadata write: the copy is lost.
+    Metadata,
+    /// Neither the metadata nor the shell could record that the copy is lost.
+    Record,
 }
 
 /// A change worth a line in the log.
@@ -96,9 +113,14 @@ pub enum Notice {
     /// Synchronisation is needed and refused, since the target would be a Primary whose copy is UpToDate.
     TargetIsPrimary,
     /// A disk operation failed.
-    DiskFailed,
-    /// A metadata write failed.
-    MetadataFailed,
+    DiskFailed {
+        /// What was tried.
+        what: Failed,
+        /// Where, for what has a place.
+        offset: u64,
+        /// How.
+        error: DiskError,
+    },
     /// This copy was declared wrong, durably.
     Invalidated,
     /// A resync has done everything but the blocks that the source cannot read.
@@ -187,6 +209,21 @@ pub enum Action {
         op: OpId,
         /// Which page.
         page: MetaPage,
+    },
+    /// Metadata cannot say any more that this copy failed: remember it elsewhere, durably, until metadata with this
+    /// id and a higher sequence number exist ([`lockstep_bitmap::Superblock::mark_failed`] at the next attach).
+    RecordFailure {
+        /// Completion id.
+        op: OpId,
+        /// Which metadata.
+        file_id: u64,
+        /// Last sequence number that they may have.
+        sequence: u64,
+    },
+    /// Close data and metadata once every operation on them has ended.
+    CloseDisk {
+        /// Completion id.
+        op: OpId,
     },
     /// Open a connection to the peer; answered by LinkUp or LinkDown.
     Dial,

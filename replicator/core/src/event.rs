@@ -101,6 +101,8 @@ pub enum Command {
     },
     /// Steer resync on this link and later ones, until the daemon ends.
     Sync(SyncOrder),
+    /// Give up the local disk: its copy is recorded as Outdated and closed; a Primary goes on through its peer.
+    Detach,
     /// Leave cleanly: demote by force, ask the peer, record, close; nothing runs afterwards.
     Leave,
 }
@@ -178,7 +180,8 @@ pub enum Event<'a> {
         /// Digest of each unit, [`crate::DIGEST_BYTES`] each, if they were asked for; empty otherwise.
         digests: &'a [u8],
     },
-    /// A metadata write ended: every copy of the page is durable, or it failed.
+    /// A metadata write ended: every copy of the page is durable, or it failed. Answers
+    /// [`crate::Action::RecordFailure`] and [`crate::Action::CloseDisk`], too.
     MetaDone {
         /// Which.
         op: OpId,

@@ -229,6 +229,13 @@ pub enum Frame {
     },
     /// Nothing; shows life.
     Heartbeat,
+    /// The write at this position failed on the only UpToDate copy, the sender's: the client gets the error.
+    WriteFailed {
+        /// Which.
+        pos: Position,
+        /// For want of space.
+        no_space: bool,
+    },
     /// The sender closes the link.
     Goodbye {
         /// Code of the reason (see [`crate::CloseReason`]).
@@ -385,6 +392,7 @@ impl Frame {
             Frame::LeaveReply { agreed } => (25, yes(agreed, FLAG_YES), 0, 0, 0),
             Frame::Left => (26, 0, 0, 0, 0),
             Frame::Heartbeat => (27, 0, 0, 0, 0),
+            Frame::WriteFailed { pos, no_space } => (29, yes(no_space, FLAG_YES), pos.0, 0, 0),
             Frame::Goodbye { reason } => (28, 0, u64::from(reason), 0, 0),
             Frame::Invalidate => (42, 0, 0, 0, 0),
             Frame::InvalidateReply { done } => (43, yes(done, FLAG_YES), 0, 0, 0),
@@ -447,6 +455,7 @@ impl Frame {
             37 => Frame::ResyncFailed { batch: a, offset: b, len: piece()? },
             38 => Frame::BitsAck,
             39 => Frame::Pace { paused: yes, again: flags & FLAG_AGAIN != 0, rate: a },
+            29 => Frame::WriteFailed { pos, no_space: yes },
             _ => return Err(FrameError::Unknown),
         };
         if frame.to_raw() == raw { Ok(frame) } else { Err(FrameError::Unknown) }
@@ -500,7 +509,7 @@ mod tests {
             let head = frame.encode(body, 0xABCD, crc32c);
             assert_eq!(Frame::decode(&head, crc32c), Ok((frame, body, 0xABCD)));
         }
-        assert_eq!(kinds.len(), 36);
+        assert_eq!(kinds.len(), 37);
     }
 
     #[test]

@@ -37,12 +37,12 @@ mod status;
 mod undurable;
 mod verdict;
 
-pub use action::{Action, CloseReason, ExportState, Notice};
+pub use action::{Action, CloseReason, ExportState, Failed, Notice};
 pub use config::{DIGEST_BYTES, NodeConfig, PIECE_BYTES_MAX, PeerConfig, Timing, UNIT_BYTES};
 pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind, SyncOrder};
 pub use frame::{FRAME_BYTES, Frame, FrameError};
 pub use ids::{CommandId, Instant, LinkId, OpId, Position, ReqId, SlotId};
-pub use node::{Deadline, Node, PEER_TASKS_MAX, TableBounds, declare_wrong};
+pub use node::{Deadline, NewDisk, Node, PEER_TASKS_MAX, TableBounds, declare_wrong};
 pub use refusal::{Done, IoError, Refusal};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{

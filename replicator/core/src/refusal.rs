@@ -71,6 +71,20 @@ pub enum Refusal {
     },
     /// The disk failed.
     DiskFailed,
+    /// This is the only usable copy within reach.
+    NoOtherCopy {
+        /// Our state.
+        disk: DiskState,
+    },
+    /// There is a disk already.
+    HasDisk,
+    /// The new disk's volume has another size than the one that is served.
+    OtherSize {
+        /// Bytes of the volume that is served.
+        served: u64,
+        /// Bytes of the new one.
+        new: u64,
+    },
     /// There is no split brain to resolve.
     NothingToResolve,
     /// The loser is Primary.
@@ -163,6 +177,17 @@ impl fmt::Display for Refusal {
                 "{clients} client(s) are connected to the export; detach them, or lockstep demote --force closes them"
             ),
             Refusal::DiskFailed => write!(f, "the local disk failed; see the log, replace it"),
+            Refusal::NoOtherCopy { disk } => write!(
+                f,
+                "this copy is {disk} and no other UpToDate copy is within reach: without it there would be none. Let \
+                 the peer connect and its resync end first; lockstep down R closes the disk all the same"
+            ),
+            Refusal::HasDisk => write!(f, "a disk is attached already; lockstep detach R first"),
+            Refusal::OtherSize { served, new } => write!(
+                f,
+                "the volume that is served has {served} bytes, the new disk's has {new}: create its metadata with the \
+                 same size"
+            ),
             Refusal::NothingToResolve => write!(f, "there is no split brain to resolve"),
             Refusal::LoserIsPrimary(n) => write!(
                 f,

@@ -56,6 +56,9 @@ pub struct Snapshot {
     pub proposal: GenerationId,
     /// Generation and term that a Primary without an UpToDate copy of its own last wrote through.
     pub wrote_through: Option<(GenerationId, u64)>,
+    /// The receiver is the very process, or at least runs on the very kernel, through which that Primary last wrote
+    /// (ordering 13).
+    pub continues: bool,
     /// Begin of the first generation after the last common one, as far as the sender knows (for messages).
     pub began_unix_ms: u64,
 }
@@ -87,7 +90,10 @@ impl Snapshot {
         out.extend(self.size_bytes.to_le_bytes());
         out.extend(self.term.to_le_bytes());
         out.push(
-            u8::from(self.unclean) | (u8::from(self.slot_empty) << 1) | (u8::from(self.declared_clean) << 2),
+            u8::from(self.unclean)
+                | (u8::from(self.slot_empty) << 1)
+                | (u8::from(self.declared_clean) << 2)
+                | (u8::from(self.continues) << 3),
         );
         let (base_kind, base_id) = match self.base {
             Base::Unset => (0, 0),
@@ -128,7 +134,7 @@ impl Snapshot {
         if [term, through_term, session_offered, session_used, ordinal].into_iter().any(|n| n > NUMBER_MAX) {
             return Err(SnapshotError);
         }
-        if flags > 7 || !matches!(granule_bytes, 512 | 1024 | 2048 | 4096) {
+        if flags > 15 || !matches!(granule_bytes, 512 | 1024 | 2048 | 4096) {
             return Err(SnapshotError);
         }
         Ok(Snapshot {
@@ -159,6 +165,7 @@ impl Snapshot {
             sample,
             proposal,
             wrote_through: (through_id.0 != 0).then_some((through_id, through_term)),
+            continues: flags & 8 != 0,
             began_unix_ms,
         })
     }

@@ -11,7 +11,8 @@ use lockstep_bitmap::{ByteRange, RegionIndex};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub(crate) range: ByteRange,
-    pub(crate) region: RegionIndex,
+    /// The region whose use ends with it; none for a node without disk.
+    pub(crate) region: Option<RegionIndex>,
     /// The task that made it.
     task: u32,
     local_done: bool,
@@ -76,7 +77,7 @@ impl Undurable {
     pub(crate) fn push(
         &mut self,
         range: ByteRange,
-        region: RegionIndex,
+        region: Option<RegionIndex>,
         task: u32,
         mirrored: bool,
         at: Instant,
@@ -156,6 +157,15 @@ impl Undurable {
         Some(entry)
     }
 
+    /// The local disk is gone: nothing is waited for here any more, and its regions are nobody's.
+    pub(crate) fn forget_local(&mut self) {
+        for entry in &mut self.entries {
+            (entry.local_done, entry.region) = (true, None);
+        }
+        self.local_prefix = self.last().0;
+        self.local_durable = self.local_prefix;
+    }
+
     /// The peer is lost: hands over every range that it may lack, and waits for it no longer.
     pub(crate) fn unmirror(&mut self, mut lacks: impl FnMut(ByteRange)) {
         for (pos, entry) in (self.first..).zip(&mut self.entries) {
@@ -173,7 +183,7 @@ mod tests {
     use super::*;
 
     fn push(table: &mut Undurable, start: u64, mirrored: bool) -> Position {
-        table.push(ByteRange::new(start, 512), RegionIndex(0), 0, mirrored, Instant(0))
+        table.push(ByteRange::new(start, 512), Some(RegionIndex(0)), 0, mirrored, Instant(0))
     }
 
     #[test]

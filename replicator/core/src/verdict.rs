@@ -10,7 +10,7 @@
 
 use crate::snapshot::Snapshot;
 use core::fmt;
-use lockstep_bitmap::{GenerationId, NodeId};
+use lockstep_bitmap::{Base, GenerationId, NodeId, PeerCopy};
 
 mod decide;
 
@@ -36,6 +36,15 @@ pub enum Verdict {
         hash_first: bool,
         /// Which rule decided.
         why: SyncWhy,
+    },
+    /// One copy has no disk: nothing is copied, and its node serves its clients through the other copy, which is
+    /// UpToDate.
+    Serve {
+        /// The node with the copy.
+        server: NodeId,
+        /// Its generation from now on: a new one (its proposal), where the lost copy may carry the current one
+        /// (ordering 5).
+        generation: GenerationId,
     },
     /// Nothing is replicated; the link stays up for control.
     Refuse(Standstill),
@@ -83,12 +92,23 @@ pub fn verdict(mine: &Snapshot, theirs: &Snapshot) -> Verdict {
     decide::decide(low, high).unwrap_or_else(Verdict::Refuse)
 }
 
+/// The other copy's generation is, or may have become, the current one, `now`, as far as its record tells (ordering 4).
+pub(crate) fn may_carry(copy: PeerCopy, base: Base, now: Option<GenerationId>) -> bool {
+    match copy {
+        PeerCopy::MayHold | PeerCopy::LeftOutdated | PeerCopy::ToldToFinish => true,
+        // Within one generation. A full resync has a target that was proven useless.
+        PeerCopy::SyncTarget => now.is_some_and(|now| base == Base::Generation(now)),
+        PeerCopy::NoGeneration | PeerCopy::RotatedWithout => false,
+    }
+}
+
 impl Verdict {
     /// Number of the kind of verdict, for messages and a first comparison.
     pub fn code(&self) -> u8 {
         match self {
             Verdict::NoSync => 1,
             Verdict::Adopt { .. } => 2,
+            Verdict::Serve { .. } => 3,
             Verdict::Sync { why, .. } => 16 + *why as u8,
             Verdict::Refuse(standstill) => 32 + *standstill as u8,
         }
@@ -99,6 +119,7 @@ impl Verdict {
         let (node, flags, generation) = match *self {
             Verdict::NoSync | Verdict::Refuse(_) => (0, 0, 0),
             Verdict::Adopt { generation } => (0, 0, generation.0),
+            Verdict::Serve { server, generation } => (server.0, 0, generation.0),
             Verdict::Sync { source, full, hash_first, why: _ } => {
                 (source.0, u8::from(full) | u8::from(hash_first) << 1, 0)
             }
@@ -134,6 +155,9 @@ impl fmt::Display for Verdict {
                 let hash = if *hash_first { ", hash first" } else { "" };
                 write!(f, "resync from node {} ({extent}{hash}): {why}", source.0)
             }
+            Verdict::Serve { server, generation } => {
+                write!(f, "one copy without disk: node {} serves alone, generation {generation}", server.0)
+            }
             Verdict::Refuse(standstill) => write!(f, "nothing is replicated: {standstill}"),
         }
     }
@@ -155,8 +179,9 @@ impl fmt::Display for Standstill {
                  --accept-data-loss; for two empty volumes: lockstep create-md R --source on one of them"
             }
             Standstill::TargetIsPrimary => {
-                "the copy that must be overwritten belongs to a Primary, or both nodes are Primary. On the \
-                 node whose copy is older, type: lockstep demote R; the resync then starts by itself"
+                "the copy that must be overwritten belongs to a Primary, or a Primary's own copy may be behind \
+                 what its clients have seen, or both nodes are Primary. On the node whose copy is older, \
+                 type: lockstep demote R; the resync then starts by itself"
             }
             Standstill::BothDiscard => {
                 "both copies are named as losers of the split brain. Choose one: \
@@ -165,7 +190,10 @@ impl fmt::Display for Standstill {
             Standstill::SizeMismatch => {
                 "the volumes differ in size. Give both disks the same size, then: lockstep connect R"
             }
-            Standstill::Diskless => "one copy has no disk. Type there: lockstep attach R",
+            Standstill::Diskless => {
+                "one copy has no disk, and the other is not known to be UpToDate. Give the first a disk: lockstep \
+                 attach R; or promote the other"
+            }
         })
     }
 }

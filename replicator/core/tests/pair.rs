@@ -219,6 +219,9 @@ impl Host {
                 self.slots.insert(slot.0, (start, bytes));
                 self.inbox.push_back(Pending::Disk(op, None));
             }
+            Action::RecordFailure { op, .. } | Action::CloseDisk { op } => {
+                self.inbox.push_back(Pending::Meta(op));
+            }
             Action::Export { .. } | Action::Notice(_) => {}
         }
     }
@@ -576,7 +579,9 @@ fn a_copy_whose_flush_failed_is_no_source_after_a_restart() {
     w.write(0, 0, 1, 4096);
     w.hosts[0].flush_fails = true;
     w.until("the copy is given up", |w| w.status(0).disk == DiskState::Failed);
-    w.until("node 1 is clean", |w| w.status(1).disk == DiskState::Consistent);
+    w.until("node 1 serves", |w| w.status(1).disk == DiskState::UpToDate);
+    w.write(0, 4096, 2, 4096);
+    assert!(w.hosts[0].data[4096] != 2 && w.hosts[1].data[4096] == 2, "only the good copy is written");
     // The kernel dropped what it could not write.
     w.hosts[0].data[..4096].fill(0);
     w.cut = true;

@@ -29,6 +29,8 @@ pub(crate) fn attach(config: &EngineConfig, index: usize, moved: bool) -> Result
     let (file, mut store, findings) =
         meta::open(&resource.meta, &resource.name, resource.max_hot_regions, config.lock_wait)?;
     check_owner(config, index, &store)?;
+    disk::failed::apply(&resource.failed_record, &mut store.superblock)
+        .map_err(|error| AttachError::io(&resource.failed_record, error))?;
     let facts = disk::device_facts(&resource.disk).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => AttachError::NoDisk(resource.disk.clone()),
         _ => AttachError::io(&resource.disk, error),

@@ -63,6 +63,9 @@ pub struct ResourceConfig {
     pub disk: PathBuf,
     /// The metadata file.
     pub meta: PathBuf,
+    /// Where a failure of the disk is recorded when the metadata cannot take it: on another device, and best in
+    /// memory.
+    pub failed_record: PathBuf,
     /// The other node.
     pub peer: Option<PeerAddress>,
     /// Regions that may be hot at once: bounds the resync after a crash.

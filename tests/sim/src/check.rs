@@ -35,6 +35,9 @@ impl World {
             (Ok((a, _)), Ok((b, _))) => [a, b],
             (Err(why), _) | (_, Err(why)) => return self.fail("recover", why),
         };
+        if Self::is_covered_in_full(&stores) {
+            return;
+        }
         let (a, b) = (&self.hosts[0].disk, &self.hosts[1].disk);
         let block_sectors = 1_usize << (self.setup.block_shift - 9);
         let uncovered = (0..self.setup.sectors).find(|&sector| {
@@ -111,6 +114,7 @@ impl World {
         self.aimed = None;
         self.silent_until = [self.now; 2];
         self.refuse_until = 0;
+        (0..2).for_each(|n| self.heal(n));
         for n in 0..2 {
             self.hosts[n].unreadable.clear();
             if self.hosts[n].is_paused(self.now) {

@@ -88,6 +88,34 @@ impl DataDisk {
         (f.first, f.tags.len())
     }
 
+    /// A write fails: any of its sectors may have been written all the same.
+    pub(crate) fn fail(&mut self, op: u32, rng: &mut Prng) {
+        let f = self.flying.remove(&op).expect("completions are scheduled once per submission");
+        self.completions += 1;
+        let fate = rng.below(3);
+        for (i, &tag) in f.tags.iter().enumerate() {
+            if fate == 1 || (fate == 2 && rng.coin()) {
+                self.land(f.first + i, tag);
+            }
+        }
+    }
+
+    /// A flush fails: the cache drops what it could not write, now or later.
+    pub(crate) fn fail_flush(&mut self, rng: &mut Prng) {
+        for (sector, versions) in std::mem::take(&mut self.volatile) {
+            let kept = rng.below(versions.len() as u64 + 1) as usize;
+            if kept > 0 {
+                self.durable[sector] = versions[kept - 1].1;
+            }
+            self.visible[sector] = self.durable[sector];
+        }
+    }
+
+    /// The sectors that a write in flight touches.
+    pub(crate) fn flying_sectors(&self, op: u32) -> std::ops::Range<usize> {
+        self.flying.get(&op).map_or(0..0, |f| f.first..f.first + f.tags.len())
+    }
+
     /// What a flush submitted now covers; give it to [`Self::complete_flush`].
     pub(crate) fn submit_flush(&self) -> u64 {
         self.completions
@@ -251,6 +279,15 @@ impl MetaFile {
             self.flying.remove(&op).expect("completions are scheduled once per submission");
         for at in offsets {
             self.put(at, &bytes);
+        }
+    }
+
+    /// A page write fails.
+    pub(crate) fn fail(&mut self, op: u32, rng: &mut Prng) {
+        if let Some(page) = self.flying.remove(&op) {
+            let others = std::mem::replace(&mut self.flying, BTreeMap::from([(op, page)]));
+            self.crash(rng);
+            self.flying = others;
         }
     }
 

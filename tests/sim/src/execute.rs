@@ -57,6 +57,10 @@ impl World {
                 let at = node.render_meta(page, &mut bytes);
                 self.meta_write(n, op.0, at.iter().collect(), bytes);
             }
+            Action::RecordFailure { op, file_id, sequence } => {
+                self.record_failure(n, op.0, file_id, sequence)
+            }
+            Action::CloseDisk { op } => self.close_disk(n, op.0),
             Action::Dial => self.dial(n),
             Action::Send { link, frame, slot } => {
                 let mut body = Vec::new();
@@ -384,7 +388,8 @@ pub(crate) fn action_code(action: &Action) -> u64 {
         Action::DiskWrite { .. } => 3,
         Action::DiskZero { .. } => 4,
         Action::DiskFlush { .. } => 5,
-        Action::MetaWrite { .. } => 6,
+        Action::MetaWrite { .. } | Action::RecordFailure { .. } => 6,
+        Action::CloseDisk { .. } => 16,
         Action::Dial => 7,
         Action::CloseLink { .. } => 8,
         Action::Supply { .. } => 9,

@@ -14,6 +14,9 @@ impl World {
         let gap = self.rng.fault.spread(self.setup.fault_gap_ns);
         self.after(gap, Ev::Fault);
         let f = self.setup.faults;
+        if f.disk && self.rng.fault.chance(400) {
+            self.afflict();
+        }
         let n = self.rng.fault.below(2) as usize;
         match self.rng.fault.below(10) {
             0 if f.crash => self.strike(n, Stop::Kill),

@@ -4,7 +4,10 @@ use crate::disk::{DataDisk, MetaFile, UNDEFINED};
 use crate::ghost::{Seq, WriteId};
 use crate::image::Image;
 use crate::net::Arrived;
-use lockstep_core::{Command, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind};
+use crate::trouble::Trouble;
+use lockstep_core::{
+    Command, DiskError, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// An input of the core that owns its data, so that it can wait for a paused process.
@@ -23,11 +26,11 @@ pub(crate) enum Input {
     /// Number of clients.
     Clients { open: u32 },
     /// Disk operation done; for a read the bytes and where they are from.
-    DiskDone { op: u32, read: Option<(u64, Vec<u64>)> },
+    DiskDone { op: u32, result: Result<(), DiskError>, read: Option<(u64, Vec<u64>)> },
     /// Inspection done: the bytes and where they are from, or it failed.
     DiskInspected { op: u32, read: Option<(u64, Vec<u64>)>, digests: bool },
     /// Metadata write done.
-    MetaDone { op: u32 },
+    MetaDone { op: u32, result: Result<(), DiskError> },
     /// Connection.
     LinkUp { link: LinkId, peer: PeerHello },
     /// Frame.
@@ -178,6 +181,12 @@ pub(crate) struct Host {
     pub(crate) links: u32,
     /// The core waits for a dial.
     pub(crate) dialing: bool,
+    /// What is wrong with its disks at present.
+    pub(crate) trouble: Trouble,
+    /// The shell's record of a failure, lost with the power: id of the metadata and sequence number.
+    pub(crate) failed: Option<(u64, u64)>,
+    /// The process has no disk: none was found at its start, or the core gave it up.
+    pub(crate) diskless: bool,
     /// Last refusal of a promotion, and how many in a row.
     pub(crate) refused: Option<(Refusal, u32)>,
     /// Its copy was declared wrong, and is: it has not been synchronised since.
@@ -220,6 +229,9 @@ impl Host {
             conn: None,
             links: 0,
             dialing: false,
+            trouble: Trouble::default(),
+            failed: None,
+            diskless: false,
             refused: None,
             declared_wrong: false,
             image: None,

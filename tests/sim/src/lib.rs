@@ -24,6 +24,7 @@ mod operator;
 mod prng;
 mod process;
 mod setup;
+mod trouble;
 mod wire;
 mod world;
 

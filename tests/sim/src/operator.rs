@@ -26,7 +26,8 @@ impl World {
         self.after(gap, Ev::Operator);
         let seen = [0, 1].map(|n| self.look(n));
         let Some(free) = self.free_nodes() else { return };
-        if self.end_split_brain(&seen) || self.unblock(&seen) || self.let_sync_go_on(&seen) {
+        let tended = self.end_split_brain(&seen) || self.unblock(&seen) || self.let_sync_go_on(&seen);
+        if tended || self.tend_disks(&seen) {
             return;
         }
         let primary = (0..2).find(|&n| seen[n].as_ref().is_some_and(|s| s.role == Role::Primary));
@@ -104,7 +105,9 @@ impl World {
         let other = &self.hosts[1 - n];
         let other_is_down = other.node.is_none() && other.stopped_at_ns + 50 * MS < self.now;
         let (refusal, times) = self.hosts[n].refused.unwrap_or((Refusal::Busy, 0));
-        let may_flag = self.phase == Phase::Stormy && other_is_down && times >= 2;
+        // The only data there is was on a disk that failed.
+        let failed = self.setup.faults.disk && times >= 20;
+        let may_flag = (self.phase == Phase::Stormy && other_is_down && times >= 2) || failed;
         match refusal {
             Refusal::MayBeStale { .. } if may_flag => self.promote_by_flag(n, false),
             // Whoever declared a copy wrong does not take it as it is.

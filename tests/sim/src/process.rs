@@ -1,5 +1,6 @@
 //! The life of a process: boot, inputs to its core, ticks, pauses, and its end by kill, power loss or leave.
 
+use crate::disk::MetaFile;
 use crate::ghost::Force;
 use crate::host::{DiskOp, Input, SlotBuf, Stop};
 use crate::inspect;
@@ -46,14 +47,22 @@ impl World {
             bits_frame_bytes: s.bits_frame_bytes,
             timing: s.timing,
         };
-        self.say(format_args!("n{n} BOOT process {} {found:?}", self.hosts[n].process));
-        self.hosts[n].node = Some(Node::new(cfg, Some(store)));
+        let missing = self.setup.faults.disk && self.rng.fault.chance(100);
+        let store = (!missing).then(|| self.as_attached(n, store));
+        self.hosts[n].diskless = missing;
+        self.say(format_args!("n{n} BOOT process {} disk {} {found:?}", self.hosts[n].process, !missing));
+        self.hosts[n].node = Some(Node::new(cfg, store));
         self.deliver(n, Input::Start);
     }
 
     /// What the durable bytes of a machine's metadata say.
     pub(crate) fn recovered(&self, n: usize) -> Result<(Store, Findings), String> {
-        let bytes = self.hosts[n].meta.bytes();
+        self.recovered_from(&self.hosts[n].meta)
+    }
+
+    /// What the durable bytes of some metadata say.
+    pub(crate) fn recovered_from(&self, meta: &MetaFile) -> Result<(Store, Findings), String> {
+        let bytes = meta.bytes();
         let mut read = |at: u64, out: &mut [u8]| {
             let from =
                 bytes.get(at as usize..).and_then(|rest| rest.get(..out.len())).ok_or("past the end")?;
@@ -76,7 +85,7 @@ impl World {
         }
     }
 
-    fn feed(&mut self, n: usize, input: Input) {
+    pub(crate) fn feed(&mut self, n: usize, input: Input) {
         let Some(mut node) = self.hosts[n].node.take() else { return };
         self.log_input(n, &input);
         let now = self.local(n, self.now);
@@ -95,9 +104,9 @@ impl World {
             }
             Input::Abandoned { req } => Event::Abandoned { req: ReqId(req) },
             Input::Clients { open } => Event::Clients { open },
-            Input::DiskDone { op, read } => {
+            Input::DiskDone { op, result, read } => {
                 let slot = read.map(|(offset, tags)| SlotId(host.alloc(SlotBuf::holding(offset, &tags))));
-                Event::DiskDone { op: OpId(op), result: Ok(()), slot }
+                Event::DiskDone { op: OpId(op), result, slot }
             }
             Input::DiskInspected { op, read, digests } => {
                 let op = OpId(op);
@@ -110,7 +119,7 @@ impl World {
                 let slot = read.map(|(offset, tags)| SlotId(host.alloc(SlotBuf::holding(offset, &tags))));
                 Event::DiskInspected { op, result, slot, zeroes, digests: &found }
             }
-            Input::MetaDone { op } => Event::MetaDone { op: OpId(op), result: Ok(()) },
+            Input::MetaDone { op, result } => Event::MetaDone { op: OpId(op), result },
             Input::LinkUp { link, peer } => Event::LinkUp { link, peer },
             Input::Frame { link, arrived } => {
                 let slot = arrived
@@ -127,6 +136,11 @@ impl World {
         };
         node.handle(Instant(now), event);
         drop((body, found));
+        self.run_actions(n, node);
+    }
+
+    /// Executes what the core asks for.
+    pub(crate) fn run_actions(&mut self, n: usize, mut node: Node) {
         let mut left = false;
         while let Some(action) = node.poll_action() {
             left |= self.execute(n, &mut node, action);
@@ -156,7 +170,7 @@ impl World {
             Input::Payload { req, offset, tags } => {
                 self.say(format_args!("n{n} < Payload req {req} at {offset} len {}", tags.len() * 512));
             }
-            Input::DiskDone { op, .. } => self.say(format_args!("n{n} < DiskDone {op}")),
+            Input::DiskDone { op, result, .. } => self.say(format_args!("n{n} < DiskDone {op} {result:?}")),
             Input::DiskInspected { op, read, .. } => {
                 self.say(format_args!("n{n} < DiskInspected {op} {}", read.is_some()));
             }
@@ -165,7 +179,7 @@ impl World {
     }
 
     /// The machine's own clock.
-    fn local(&self, n: usize, real: u64) -> u64 {
+    pub(crate) fn local(&self, n: usize, real: u64) -> u64 {
         let ppm = 1_000_000 - 500 + self.setup.clock_ppm[n];
         self.hosts[n].clock_base + (u128::from(real) * u128::from(ppm) / 1_000_000) as u64
     }
@@ -277,6 +291,7 @@ impl World {
             let lost = self.lines.all[line].reckon(n, Force::None, self.failures, seq);
             self.say(format_args!("n{n} loss under a Primary that is a target: {lost}"));
         }
+        self.hosts[n].failed = None;
         let left = self.hosts[n].stopped == Stop::Exit;
         self.hosts[n].stopped = Stop::Power;
         self.say(format_args!("n{n} POWER LOSS{}", if left { " after it left" } else { "" }));
@@ -301,6 +316,10 @@ impl World {
             return;
         }
         let Some(what) = self.hosts[n].ops.remove(&op) else { return };
+        let result = self.fate(n, op, &what);
+        if result.is_err() {
+            return self.deliver(n, Input::DiskDone { op, result, read: None });
+        }
         let host = &mut self.hosts[n];
         let rng = &mut self.rng.disk[n];
         let mut read = None;
@@ -332,14 +351,14 @@ impl World {
                 }
             }
         }
-        self.deliver(n, Input::DiskDone { op, read });
+        self.deliver(n, Input::DiskDone { op, result, read });
     }
 
     /// A metadata write completes.
     pub(crate) fn meta_done(&mut self, n: usize, process: u32, op: u32) {
         if self.hosts[n].process == process && self.hosts[n].meta_ops.remove(&op).is_some() {
-            self.hosts[n].meta.complete(op);
-            self.deliver(n, Input::MetaDone { op });
+            let result = self.meta_fate(n, op);
+            self.deliver(n, Input::MetaDone { op, result });
         }
     }
 }

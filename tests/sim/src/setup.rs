@@ -34,6 +34,8 @@ pub(crate) struct Faults {
     pub(crate) rude_clients: bool,
     /// A resync finds sectors that it cannot read.
     pub(crate) unreadable: bool,
+    /// Disks fail, and are replaced under the running node.
+    pub(crate) disk: bool,
     /// The operator says that a node is down which is not: split brain is expected.
     pub(crate) dishonest: bool,
 }
@@ -165,12 +167,14 @@ fn faults(rng: &mut Prng) -> Faults {
         rude_clients: one(),
         unreadable: one(),
         image: one(),
+        disk: one(),
         dishonest: false,
     };
     match rng.below(20) {
         0 | 1 => Faults::default(),
         2 | 3 => Faults { crash: true, aimed: drawn.aimed, ..Faults::default() },
         4 | 5 => Faults { power: true, aimed: drawn.aimed, ..Faults::default() },
+        8..11 => Faults { disk: true, operator: drawn.operator, crash: drawn.crash, ..Faults::default() },
         6 | 7 => Faults { dishonest: true, stall: true, ..drawn },
         _ => drawn,
     }

@@ -52,6 +52,10 @@ pub(crate) enum Ev {
     Stop(usize, u32, Stop),
     /// A machine starts its process.
     Boot(usize),
+    /// A disk that is being closed may have come to rest (machine, process, operation).
+    DiskClosed(usize, u32, u32),
+    /// A machine's disks are well again.
+    Heal(usize),
     /// A paused process goes on.
     Resume(usize, u32),
     /// The disks' caches write back something; the cover is checked.
@@ -171,7 +175,7 @@ impl World {
             (0..setup.sectors).map(|s| if s % 3 == node { 0 } else { garbage(s) }).collect()
         };
         let hosts = [0, 1].map(|n| {
-            let meta = create_meta(&setup, n, file_ids[n], first);
+            let meta = create_meta(&setup, n, file_ids[n], first, setup.source == n);
             Host::new(DataDisk::new(content(n)), meta)
         });
         let line = Ghost::new(&content(setup.source), setup.source);
@@ -302,6 +306,8 @@ impl World {
             }
             Ev::Boot(n) => self.boot(n),
             Ev::Resume(n, process) => self.resume(n, process),
+            Ev::DiskClosed(n, process, op) => self.disk_closed(n, process, op),
+            Ev::Heal(n) => self.heal(n),
             Ev::Idle => self.idle(),
             Ev::Calm => self.calm(),
             Ev::Rest => self.rest(),
@@ -314,8 +320,13 @@ pub(crate) fn node_id(n: usize) -> NodeId {
     NodeId(n as u8 + 1)
 }
 
-fn create_meta(setup: &Setup, n: usize, file_id: u64, first: GenerationId) -> MetaFile {
-    let is_source = setup.source == n;
+pub(crate) fn create_meta(
+    setup: &Setup,
+    n: usize,
+    file_id: u64,
+    first: GenerationId,
+    is_source: bool,
+) -> MetaFile {
     let geometry = meta::Geometry::new(setup.sectors as u64 * 512, setup.block_shift, setup.region_shift)
         .expect("the setup draws valid sizes");
     let generation = meta::Generation {

@@ -35,13 +35,22 @@ impl Settings {
         let config = Config::load(&global.config)?;
         let node = this_node(global, &config)?;
         let secret = secret::load(&config.secret_file)?;
-        Self::new(&config, node, secret, &global.state_dir)
+        // What must not outlive a reboot is beside the control socket.
+        let run_dir = global.socket.parent().unwrap_or(Path::new("/"));
+        Self::new(&config, node, secret, (&global.state_dir, run_dir))
     }
 
-    fn new(config: &Config, node: u8, secret: [u8; 32], state_dir: &Path) -> Result<Self, Failure> {
+    fn new(
+        config: &Config,
+        node: u8,
+        secret: [u8; 32],
+        (state_dir, run_dir): (&Path, &Path),
+    ) -> Result<Self, Failure> {
         let own = &config.nodes[usize::from(node)];
-        let resources =
-            config.resources.iter().map(|resource| resource_config(config, resource, node, state_dir));
+        let resources = config
+            .resources
+            .iter()
+            .map(|resource| resource_config(config, resource, node, (state_dir, run_dir)));
         let engine = EngineConfig {
             cluster: config.cluster.clone(),
             secret,
@@ -105,7 +114,7 @@ fn resource_config(
     config: &Config,
     resource: &ResourceEntry,
     node: u8,
-    state_dir: &Path,
+    (state_dir, run_dir): (&Path, &Path),
 ) -> Result<ResourceConfig, Failure> {
     let peer = (0_u8..).zip(&config.nodes).find(|(id, _)| *id != node);
     let peer = peer.map(|(id, entry)| {
@@ -116,6 +125,7 @@ fn resource_config(
         name: resource.name.clone(),
         disk: resource.disk_path(node).to_owned(),
         meta: resource.meta_path(node, state_dir),
+        failed_record: run_dir.join(format!("{}.failed", resource.name)),
         peer: peer.transpose()?,
         max_hot_regions: resource.max_hot_regions,
         buffer_bytes: resource.buffer_memory_bytes,
@@ -203,7 +213,8 @@ timeout = "3s"
 
     #[test]
     fn engine_of_each_node() {
-        let settings = Settings::new(&config(), 1, [7; 32], Path::new("/state")).unwrap();
+        let settings =
+            Settings::new(&config(), 1, [7; 32], (Path::new("/state"), Path::new("/run"))).unwrap();
         let engine = &settings.engine;
         assert_eq!((engine.node, engine.node_name.as_str()), (NodeId(1), "beta"));
         assert_eq!(engine.listen.to_string(), "127.0.0.2:7801");
@@ -213,14 +224,17 @@ timeout = "3s"
         assert_eq!((peer.node, peer.name.as_str(), peer.address.port()), (NodeId(0), "alpha", 7800));
         assert_eq!(r0.timing.timeout, Duration::from_secs(3));
         assert_eq!(
-            Settings::new(&config(), 0, [7; 32], Path::new("/")).unwrap().engine.resources[0].disk,
+            Settings::new(&config(), 0, [7; 32], (Path::new("/"), Path::new("/"))).unwrap().engine.resources
+                [0]
+            .disk,
             Path::new("/a")
         );
     }
 
     #[test]
     fn uris_can_be_used_by_clients() {
-        let settings = Settings::new(&config(), 0, [7; 32], Path::new("/state")).unwrap();
+        let settings =
+            Settings::new(&config(), 0, [7; 32], (Path::new("/state"), Path::new("/run"))).unwrap();
         assert_eq!(
             settings.place.uris[0],
             [

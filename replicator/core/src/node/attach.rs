@@ -6,7 +6,7 @@
 
 use super::Node;
 use super::meta::Effect;
-use super::task::{FlushFor, OpKind};
+use super::task::{FlushFor, OpKind, Stage};
 use crate::action::Action;
 use crate::status::{DiskState, Role};
 use lockstep_bitmap::Base;
@@ -52,7 +52,7 @@ impl Node {
             peer.base = Base::Generation(current);
         }
         let begins_epoch = store.slots.iter().any(|slot| !slot.epoch_durable());
-        self.disk = self.recorded_disk_state();
+        self.set_disk(self.recorded_disk_state());
         if begins_epoch {
             // The shell was told that the disk was moved; its slot's pages wait for the superblock that says so.
             self.hold_slot_pages();
@@ -84,7 +84,7 @@ impl Node {
     }
 
     pub(super) fn is_settled(&self) -> bool {
-        self.settle == Settle::Idle
+        self.settle == Settle::Idle && !self.is_failing()
     }
 
     /// A Secondary without its peer drains, flushes, records, and becomes clean.
@@ -96,12 +96,13 @@ impl Node {
     }
 
     pub(super) fn pump_settle(&mut self) -> bool {
-        if self.disk_is_lost() {
+        if self.without_disk() {
             return core::mem::replace(&mut self.settle, Settle::Idle) != Settle::Idle;
         }
         let next = match self.settle {
-            Settle::Draining if !self.tasks.iter().any(|(_, task)| task.local_pending) => {
-                let op = self.new_op(OpKind::Flush(FlushFor::Settle));
+            Settle::Draining if !self.uses_disk() => {
+                let served = self.serving.completed();
+                let op = self.new_op(OpKind::Flush(FlushFor::Settle { served }));
                 self.act(Action::DiskFlush { op });
                 Settle::Flushing
             }
@@ -125,6 +126,10 @@ impl Node {
         true
     }
 
+    fn uses_disk(&self) -> bool {
+        self.tasks.iter().any(|(_, task)| task.local_pending || task.stage == Stage::Fill)
+    }
+
     /// Marks are in use or their removal is in flight elsewhere.
     fn nothing_to_cool(&self) -> bool {
         self.store.as_ref().is_none_or(|store| {
@@ -145,8 +150,10 @@ impl Node {
     }
 
     fn record_settled(&mut self) {
-        if let Some(store) = self.store.as_mut() {
-            store.superblock.may_be_written = self.role == Role::Primary;
+        if self.role == Role::Primary && !self.is_detaching() {
+            self.note_may_be_written();
+        } else if let Some(store) = self.store.as_mut() {
+            store.superblock.may_be_written = false;
         }
         self.commit(Effect::Settled);
     }
@@ -155,6 +162,7 @@ impl Node {
         if self.settle == Settle::Recording {
             self.settle = Settle::Idle;
             self.attached = true;
+            self.on_attached();
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) enum Phase {
     Exchanging,
     /// Mirroring.
     Replicating,
+    /// Connected; one copy has no disk, the other serves (see `serve`).
+    Serving,
     /// Connected for control only.
     Standstill(Standstill),
 }
@@ -104,9 +106,9 @@ impl Node {
 
     /// A link exists whose handshake has not ended.
     pub(super) fn in_handshake(&self) -> bool {
-        self.link
-            .as_ref()
-            .is_some_and(|link| !matches!(link.phase, Phase::Replicating | Phase::Standstill(_)))
+        self.link.as_ref().is_some_and(|link| {
+            !matches!(link.phase, Phase::Replicating | Phase::Serving | Phase::Standstill(_))
+        })
     }
 
     pub(super) fn connection(&self) -> ConnectionState {
@@ -114,7 +116,9 @@ impl Node {
             None if self.dialer.wanted => ConnectionState::Connecting,
             None => ConnectionState::StandAlone,
             Some(link) => match link.phase {
-                Phase::Exchanging | Phase::Replicating | Phase::Standstill(_) => ConnectionState::Connected,
+                Phase::Exchanging | Phase::Replicating | Phase::Serving | Phase::Standstill(_) => {
+                    ConnectionState::Connected
+                }
                 _ => ConnectionState::Negotiating,
             },
         }
@@ -181,7 +185,7 @@ impl Node {
             self.link_lost(LinkLoss::Superseded);
         }
         if !self.dialer.wanted
-            || self.disk_is_lost()
+            || self.is_failing()
             || self.cfg.peer.is_none_or(|peer| peer.node != hello.node)
         {
             self.schedule_dial(false);
@@ -237,8 +241,14 @@ impl Node {
         self.send(id, Frame::Goodbye { reason: reason as u8 }, None);
         self.act(Action::CloseLink { link: id, reason });
         self.link_lost(LinkLoss::Closed);
-        if matches!(reason, CloseReason::SnapshotChanged | CloseReason::Resolving | CloseReason::Invalidated)
-        {
+        if matches!(
+            reason,
+            CloseReason::SnapshotChanged
+                | CloseReason::Resolving
+                | CloseReason::Invalidated
+                | CloseReason::DiskFailed
+                | CloseReason::DiskChanged
+        ) {
             self.schedule_dial(true);
         }
     }
@@ -282,7 +292,7 @@ impl Node {
     }
 
     pub(super) fn take_snapshot(&self) -> Option<Snapshot> {
-        let store = self.store.as_ref()?;
+        let Some(store) = self.store.as_ref() else { return Some(self.diskless_snapshot()) };
         let sb = &store.superblock;
         let peer = sb.peers.first()?;
         let dirty = store.slots[0].bits.count();
@@ -308,15 +318,13 @@ impl Node {
             sample: self.cfg.sample,
             proposal: self.proposal,
             wrote_through: self.wrote_through(),
+            continues: self.continues(),
             began_unix_ms: self.alone_since(),
         })
     }
 
     fn send_snapshot(&mut self, id: LinkId) {
-        let Some(snapshot) = self.take_snapshot() else {
-            // Diskless nodes take no part in verdicts yet.
-            return self.set_phase(Phase::Standstill(Standstill::Diskless));
-        };
+        let Some(snapshot) = self.take_snapshot() else { return };
         self.set_phase(Phase::Comparing);
         if let Some(link) = self.link.as_mut() {
             link.sent_snapshot = Some(snapshot);
@@ -343,7 +351,8 @@ impl Node {
         let session = mine.session_offered.max(theirs.session_offered) + 1;
         (link.verdict, link.session) = (Some(own), session);
         self.set_phase(Phase::Agreeing);
-        if matches!(own, Verdict::Refuse(_)) || self.is_restored_target() {
+        let no_session = matches!(own, Verdict::Refuse(_) | Verdict::Serve { .. });
+        if no_session || self.is_restored_target() {
             self.send_verdict(id);
         } else {
             if let Some(peer) = self.peer_mut() {
@@ -406,6 +415,12 @@ impl Node {
             return;
         };
         link.heard = self.now;
+        if self.is_failing() && !matches!(frame, Frame::Goodbye { .. }) {
+            // Nothing is answered before the failure is recorded, and then the link is closed.
+            return slot.into_iter().for_each(|slot| self.act(Action::ReleaseSlot { slot }));
+        }
+        let Some(link) = self.link.as_ref() else { return };
+        let replicates = matches!(link.phase, Phase::Exchanging | Phase::Replicating | Phase::Serving);
         if let Some(slot) = slot {
             return self.on_data_frame(id, frame, slot);
         }
@@ -413,7 +428,7 @@ impl Node {
             Frame::Heartbeat => {}
             Frame::Goodbye { .. } => self.link_lost_by_peer(id),
             Frame::Snapshot | Frame::Verdict { .. } | Frame::Commit => self.on_handshake_frame(frame, body),
-            _ if self.mirror_link() == Some(id) => self.on_mirror_frame(id, frame, body),
+            _ if replicates => self.on_mirror_frame(id, frame, body),
             Frame::PromoteRequest { term } => self.on_promote_request(id, term),
             Frame::PromoteReply { term, granted } => self.on_promote_reply(term, granted),
             Frame::Role { primary, term } => self.on_peer_role(primary, term),
@@ -474,6 +489,7 @@ impl Node {
                 self.on_peer_write(id, (pos, offset, len, fua), None, Some(Zero { punch }));
             }
             Frame::Written { pos } => self.on_written(id, pos),
+            Frame::WriteFailed { pos, no_space } => self.on_write_failed(id, pos, no_space),
             Frame::Flush { upto } => self.on_peer_flush(upto),
             Frame::Durable { upto } => self.on_durable(upto),
             Frame::Read { id: read, offset, len } => {

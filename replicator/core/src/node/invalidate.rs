@@ -131,7 +131,7 @@ impl Node {
     /// Why this copy may not be given up.
     fn own_invalidation_refusal(&self) -> Option<Refusal> {
         let known = self.link.as_ref().filter(|link| link.got_snapshot.is_some());
-        if self.store.is_none() || self.disk_is_lost() {
+        if self.without_disk() {
             return Some(Refusal::DiskFailed);
         }
         if self.stands_split() {
@@ -154,7 +154,7 @@ impl Node {
             return false;
         }
         let by = invalidating.by;
-        if self.store.is_none() || self.disk_is_lost() {
+        if self.without_disk() {
             self.end_invalidate(by, Err(Refusal::DiskFailed));
             return true;
         }

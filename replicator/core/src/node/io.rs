@@ -5,6 +5,7 @@
 //! within reach waits, and fails after `io_timeout`.
 
 use super::Node;
+use super::handshake::Phase;
 use super::task::{OpKind, Stage, Task, Work, Zero};
 use crate::action::{Action, ExportState, Notice};
 use crate::config::PIECE_BYTES_MAX;
@@ -16,7 +17,7 @@ use crate::refusal::IoError;
 use crate::status::{DiskState, Role};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use lockstep_bitmap::ByteRange;
+use lockstep_bitmap::{ByteRange, Store};
 
 #[derive(Clone, Copy, Debug)]
 struct Request {
@@ -147,7 +148,7 @@ impl Node {
         moved |= self.pump_cutting();
         if !self.rotating && self.suspended_since.is_none() {
             let retired = self.undurable.retired();
-            let failed = self.disk_is_lost();
+            let failed = self.io_is_lost();
             let done: Vec<ReqId> = self.take_flushes(|upto| upto <= retired || failed);
             moved |= !done.is_empty();
             for req in done {
@@ -204,7 +205,7 @@ impl Node {
     /// Admits a client's piece and asks for its lock. False: it waits at the gate (again).
     fn enter(&mut self, id: u32) -> bool {
         let Some(task) = self.tasks.get(id).copied() else { return true };
-        if self.disk_is_lost() {
+        if self.io_is_lost() {
             self.drop_client_task(id, IoError::Io);
             return true;
         }
@@ -222,7 +223,7 @@ impl Node {
     }
 
     fn admits(&self, task: &Task) -> bool {
-        if self.suspended_since.is_some() || !self.reaches_up_to_date_copy() {
+        if self.suspended_since.is_some() || !self.reaches_up_to_date_copy() || self.is_detaching() {
             return false;
         }
         // Reading the rest of a block that is stale here would write stale bytes to both copies: resync comes first.
@@ -260,21 +261,27 @@ impl Node {
 
     /// A block in the range differs from the UpToDate copy, as far as we know.
     pub(super) fn is_stale(&self, range: ByteRange) -> bool {
-        self.disk != DiskState::UpToDate
-            && self
-                .store
-                .as_ref()
-                .is_none_or(|store| store.slots[0].bits.any(store.geometry().blocks_touched(range)))
+        let dirty = |store: &Store| store.slots[0].bits.any(store.geometry().blocks_touched(range));
+        if self.disk == DiskState::UpToDate {
+            return false;
+        }
+        // Until the source's bits are here, nothing is known to be clean.
+        let unknown =
+            self.without_disk() || self.link.as_ref().is_some_and(|link| link.phase == Phase::Exchanging);
+        unknown || self.store.as_ref().is_none_or(dirty)
     }
 
     fn start_read(&mut self, id: u32, req: ReqId) {
         let Some(task) = self.tasks.get(id).copied() else { return };
+        if task.repair {
+            return self.read_for_repair(id);
+        }
         if !self.is_stale(task.range) {
             self.set_running(id, true, false, None);
             let op = self.new_op(OpKind::Task(id));
             return self.act(Action::DiskRead { op, req: Some(req), offset: task.offset(), len: task.len() });
         }
-        match self.mirror_link() {
+        match self.out_link() {
             Some(link) => {
                 self.set_running(id, false, true, Some(link));
                 let frame = Frame::Read { id, offset: task.offset(), len: task.len() };
@@ -289,7 +296,7 @@ impl Node {
         self.unlock(id);
         if let Some(task) = self.tasks.get_mut(id) {
             task.stage = Stage::Gate;
-            (task.local_pending, task.peer_pending) = (false, false);
+            (task.local_pending, task.peer_pending, task.repair) = (false, false, false);
             self.requests.gate.push_back(id);
         }
     }
@@ -303,9 +310,15 @@ impl Node {
 
     pub(super) fn on_read_data(&mut self, link: LinkId, id: u32, range: ByteRange, slot: SlotId) {
         match self.tasks.get(id).copied() {
-            Some(Task { work: Work::Read { req }, range: asked, peer_pending: true, link: on, .. })
-                if asked == range && on == Some(link) =>
-            {
+            Some(task) if self.is_repair_data(&task, link, range) => self.repair(id, range, slot),
+            Some(Task {
+                work: Work::Read { req },
+                repair: false,
+                range: asked,
+                peer_pending: true,
+                link: on,
+                ..
+            }) if asked == range && on == Some(link) => {
                 let len = u32::try_from(range.len()).unwrap_or(0);
                 self.act(Action::Supply { req, offset: range.start, len, slot });
                 self.finish_client_task(id, None);
@@ -378,12 +391,13 @@ impl Node {
         match self.disk {
             DiskState::UpToDate => true,
             DiskState::Inconsistent => self.mirror_link().is_some() && self.resync_is_target(),
-            _ => false,
+            DiskState::Diskless | DiskState::Failed => self.served_link().is_some(),
+            DiskState::Outdated | DiskState::Consistent => false,
         }
     }
 
     fn update_suspension(&mut self) -> bool {
-        let must = self.role == Role::Primary && !self.reaches_up_to_date_copy() && !self.disk_is_lost();
+        let must = self.role == Role::Primary && !self.reaches_up_to_date_copy() && !self.io_is_lost();
         match (must, self.suspended_since) {
             (true, None) => {
                 self.suspended_since = Some(self.now);
@@ -435,7 +449,7 @@ impl Node {
     ) {
         match self.ops.remove(op.0) {
             Some(OpKind::Task(id)) => match self.tasks.get(id).map(|task| task.work) {
-                Some(Work::Read { .. }) => self.finish_client_task(id, result.err().map(IoError::from)),
+                Some(Work::Read { req }) => self.on_read_done(id, req, result),
                 Some(Work::Write { .. }) => self.on_local_write_done(id, result),
                 Some(Work::PeerWrite { .. }) => self.on_peer_write_done(id, result),
                 Some(Work::PeerRead { .. }) => self.on_peer_read_done(id, result, slot),
@@ -444,12 +458,11 @@ impl Node {
                     debug_assert!(false, "completion of a task that is gone or inspects");
                 }
             },
-            Some(OpKind::Fill(id)) => match result {
-                Ok(()) => self.take_room(id),
-                Err(error) => self.finish_client_task(id, Some(error.into())),
-            },
+            Some(OpKind::Fill(id)) => self.on_filled(id, result),
             Some(OpKind::Flush(purpose)) => self.on_flushed(purpose, result),
-            Some(OpKind::Meta(_)) | None => debug_assert!(false, "unknown disk operation"),
+            Some(OpKind::Meta(_) | OpKind::FailureRecord | OpKind::CloseDisk) | None => {
+                debug_assert!(false, "unknown disk operation")
+            }
         }
     }
 }

@@ -168,7 +168,7 @@ impl Node {
                 self.stays_longer(was_primary)
                     && matches!(leaving.stage, LeaveStage::Asking | LeaveStage::PeerFirst)
             }
-            Some(Change::Granting | Change::Invalidating(_)) => false,
+            Some(Change::Granting | Change::Invalidating(_) | Change::Detaching(_)) => false,
         };
         if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
             return self.close_link(CloseReason::PeerMisbehaved);

@@ -7,13 +7,13 @@
 
 use super::Node;
 use super::task::OpKind;
-use crate::action::{Action, Notice};
+use crate::action::{Action, Failed};
 use crate::event::DiskError;
 use crate::frame::Frame;
 use crate::ids::{Instant, LinkId, OpId};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use lockstep_bitmap::{Locations, MetaPage};
+use lockstep_bitmap::{Locations, MetaPage, Store, Superblock};
 
 /// What goes on when the superblock that was changed for it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,17 @@ pub(super) enum Effect {
     Settled,
     /// The copy is Inconsistent by an operator's word.
     Invalidated,
+    /// The copy that is given up is Outdated.
+    Detached,
+}
+
+/// The files of a disk that the core is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OpenDisk {
+    /// There are none.
+    Not,
+    /// The shell is closing them.
+    Closing,
 }
 
 #[derive(Debug, Default)]
@@ -55,8 +66,9 @@ pub(super) struct MetaState {
     effects: VecDeque<(u64, Effect)>,
     /// Pages of the slot may be written only when this version is durable (a slot's new epoch).
     slot_ready: u64,
-    /// The failure of the copy is still to be recorded.
-    last_word: bool,
+    /// The record whose effects have run, and the one in flight: a copy that fails falls back to the former.
+    settled: Option<Superblock>,
+    offered: Option<Superblock>,
     /// Bitmap pages in flight.
     pages_in_flight: u32,
     /// A round over all stale pages is under way.
@@ -69,6 +81,25 @@ pub(super) struct MetaState {
 
 /// Bitmap pages written at the same time: one, since a page begins to be written only when its bytes are taken.
 const PAGES_IN_FLIGHT_MAX: u32 = 1;
+
+impl MetaState {
+    pub(super) fn new(store: Option<&Store>) -> Self {
+        MetaState { settled: store.map(|store| store.superblock.clone()), ..MetaState::default() }
+    }
+
+    /// The last durable record of which everything that relies on it was done.
+    pub(super) fn settled(&self) -> Option<&Superblock> {
+        self.settled.as_ref()
+    }
+
+    pub(super) fn superblock_is_free(&self) -> bool {
+        self.in_flight.is_none()
+    }
+
+    pub(super) fn superblock_ended(&mut self) {
+        self.in_flight = None;
+    }
+}
 
 impl Node {
     /// Writes the superblock as it is now; `effect` runs when it is durable.
@@ -120,8 +151,8 @@ impl Node {
         if self.store.is_none() {
             return false;
         }
-        if self.disk_is_lost() {
-            return self.write_last_word();
+        if self.without_disk() {
+            return self.pump_failure();
         }
         self.write_superblock() | self.write_activity() | self.write_bits()
     }
@@ -130,9 +161,14 @@ impl Node {
         if self.meta.in_flight.is_some() || self.meta.wanted == self.meta.durable {
             return false;
         }
+        self.meta.offered = self.store.as_ref().map(|store| store.superblock.clone());
+        self.write_superblock_now();
+        true
+    }
+
+    pub(super) fn write_superblock_now(&mut self) {
         self.meta.in_flight = Some(self.meta.wanted);
         self.write_page(MetaPage::Superblock);
-        true
     }
 
     fn write_activity(&mut self) -> bool {
@@ -216,18 +252,21 @@ impl Node {
     }
 
     pub(super) fn on_meta_done(&mut self, op: OpId, result: Result<(), DiskError>) {
-        let Some(OpKind::Meta(page)) = self.ops.remove(op.0) else {
-            debug_assert!(false, "unknown metadata operation");
-            return;
+        let page = match self.ops.remove(op.0) {
+            Some(OpKind::Meta(page)) => page,
+            Some(OpKind::FailureRecord) => return self.on_failure_recorded(result.is_ok()),
+            Some(OpKind::CloseDisk) => return self.on_disk_closed(),
+            _ => return debug_assert!(false, "unknown metadata operation"),
         };
-        if page == MetaPage::Superblock && (result.is_err() || self.disk_is_lost()) {
-            self.meta.in_flight = None;
+        if self.without_disk() {
+            return self.on_last_meta_done(page, result.is_ok());
         }
-        if self.disk_is_lost() {
-            return;
-        }
-        if result.is_err() {
-            self.notice(Notice::MetadataFailed);
+        if let Err(error) = result {
+            // Without its record the copy can promise nothing: as final as a failed fdatasync.
+            self.note_failed(Failed::Metadata, 0, error);
+            if page == MetaPage::Superblock {
+                self.superblock_failed();
+            }
             return self.lose_disk();
         }
         if let Some(store) = self.store.as_mut() {
@@ -236,6 +275,7 @@ impl Node {
         match page {
             MetaPage::Superblock => {
                 self.meta.durable = self.meta.in_flight.take().unwrap_or(self.meta.durable);
+                self.meta.settled = self.meta.offered.take();
                 self.run_effects();
             }
             MetaPage::Activity(_) => {
@@ -246,25 +286,6 @@ impl Node {
             }
             MetaPage::SlotMap { .. } | MetaPage::Bits { .. } => self.meta.pages_in_flight -= 1,
         }
-    }
-
-    /// Ordering 5, as far as a copy that fails alone can keep it: its last superblock says that it may lack writes, and
-    /// no boot id excuses it. Metadata are often on another device; if not, this is tried and forgotten.
-    pub(super) fn record_failure(&mut self) {
-        if let Some(store) = self.store.as_mut() {
-            (store.superblock.outdated, store.superblock.boot_id) = (true, [0; 16]);
-            self.meta.last_word = true;
-        }
-    }
-
-    fn write_last_word(&mut self) -> bool {
-        let due = self.meta.last_word && self.meta.in_flight.is_none();
-        if due {
-            self.meta.last_word = false;
-            self.meta.in_flight = Some(self.meta.wanted);
-            self.write_page(MetaPage::Superblock);
-        }
-        due
     }
 
     /// The disk is lost: nothing that waits for a record will be told that it is durable.
@@ -293,6 +314,7 @@ impl Node {
                 Effect::PeerLeft(link) if self.is_current(Some(link)) => self.on_peer_left(),
                 Effect::Settled => self.on_settled(),
                 Effect::Invalidated => self.on_invalidated(),
+                Effect::Detached => self.on_detached(),
                 // Meant for a link that is gone; what was recorded stays true.
                 Effect::Promised(_)
                 | Effect::Committed(_)

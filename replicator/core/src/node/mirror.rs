@@ -14,7 +14,7 @@ use crate::event::{LinkLoss, PeerHello};
 use crate::frame::Frame;
 use crate::ids::LinkId;
 use crate::status::{DiskState, Role};
-use crate::verdict::{Standstill, Verdict};
+use crate::verdict::{Standstill, Verdict, may_carry};
 use lockstep_bitmap::{Base, Becoming, Generation, GenerationId, NodeId, Origin, PeerCopy};
 
 impl Node {
@@ -28,6 +28,11 @@ impl Node {
         if let Verdict::Refuse(standstill) = verdict {
             return self.stand_still(standstill);
         }
+        if self.without_disk() {
+            // Nothing to record.
+            self.set_phase(Phase::Committing);
+            return self.on_committed(link);
+        }
         let me = self.cfg.node;
         let Some(store) = self.store.as_mut() else { return };
         let sb = &mut store.superblock;
@@ -35,9 +40,12 @@ impl Node {
         sb.term = sb.term.max(theirs.term);
         let theirs_now = theirs.log.current().map(|generation| generation.id);
         let Some(peer) = sb.peers.first_mut() else { return };
-        // Promised by both: each verdict was said after its promise was durable.
-        (peer.session_offered, peer.session_used) = (session, session);
+        if !matches!(verdict, Verdict::Serve { .. }) {
+            // Promised by both: each verdict was said after its promise was durable.
+            (peer.session_offered, peer.session_used) = (session, session);
+        }
         match verdict {
+            Verdict::Serve { server, generation } => self.record_serving(server, generation),
             Verdict::Sync { source, full, .. } if source == me => {
                 peer.copy = PeerCopy::SyncTarget;
                 let base = theirs_now.map_or(Base::NoGeneration, Base::Generation);
@@ -92,6 +100,10 @@ impl Node {
             Standstill::TargetIsPrimary => self.notice(Notice::TargetIsPrimary),
             _ => {}
         }
+        if self.role == Role::Primary && self.without_disk() {
+            // Not the copy that these clients wrote through (ordering 13).
+            self.fail_suspended();
+        }
         // Both named a loser: neither word counts.
         if standstill == Standstill::BothDiscard {
             self.discard = None;
@@ -111,6 +123,7 @@ impl Node {
         self.discard = None;
         let new = match verdict {
             Verdict::Sync { source, .. } if source != self.cfg.node => DiskState::Inconsistent,
+            Verdict::Serve { server, .. } if server != self.cfg.node => self.disk,
             _ => DiskState::UpToDate,
         };
         self.set_disk(new);
@@ -134,10 +147,14 @@ impl Node {
                 if let Some(link) = self.link.as_mut() {
                     link.peer_disk = if is_source { DiskState::Inconsistent } else { DiskState::UpToDate };
                 }
+                if !is_source {
+                    self.through = None;
+                }
                 self.resync = Some(Resync::new(!is_source, hash_first, full, self.now));
                 self.begin_pace();
                 self.set_phase(Phase::Exchanging);
             }
+            Verdict::Serve { server, generation } => self.start_serving(server, generation),
             _ if empty => {
                 if let Some(link) = self.link.as_mut() {
                     link.peer_disk = DiskState::UpToDate;
@@ -152,29 +169,23 @@ impl Node {
 
     /// Ordering 13: the verdict has checked generation and term; the process or its kernel must be the same.
     fn settle_suspended(&mut self) {
-        let hello = self.link.as_ref().map(|link| link.hello);
         let suspended = |task: &Task| task.stage == Stage::Suspended;
         if self.tasks_where(suspended).is_empty() {
             return;
         }
+        if self.continues() { self.resend_suspended() } else { self.fail_suspended() }
+    }
+
+    /// The connected peer is the process, or at least runs on the kernel, that this node last wrote through.
+    pub(super) fn continues(&self) -> bool {
         let same = |old: PeerHello, new: PeerHello| old.run_id == new.run_id || old.boot_id == new.boot_id;
-        match (self.suspended_peer, hello) {
-            (Some(old), Some(new)) if same(old, new) => self.resend_suspended(),
-            _ => self.fail_suspended(),
-        }
+        let hello = self.link.as_ref().map(|link| link.hello);
+        self.suspended_peer.zip(hello).is_some_and(|(old, new)| same(old, new))
     }
 
     /// The other copy's recorded generation is, or may have become, the current one (ordering 4).
     pub(super) fn peer_may_carry_current(&self) -> bool {
-        let Some(peer) = self.peer() else { return false };
-        match peer.copy {
-            PeerCopy::MayHold | PeerCopy::LeftOutdated | PeerCopy::ToldToFinish => true,
-            // Within one generation. A full resync has a target that was proven useless.
-            PeerCopy::SyncTarget => {
-                self.current_generation().is_some_and(|now| peer.base == Base::Generation(now))
-            }
-            PeerCopy::NoGeneration | PeerCopy::RotatedWithout => false,
-        }
+        self.peer().is_some_and(|peer| may_carry(peer.copy, peer.base, self.current_generation()))
     }
 
     pub(super) fn current_generation(&self) -> Option<GenerationId> {
@@ -204,6 +215,11 @@ impl Node {
 
     /// A new generation that the peer does not have, in memory: the caller commits it.
     pub(super) fn rotate_without_peer(&mut self, origin: Origin) {
+        let id = self.rng.generation_id();
+        self.rotate_to(id, origin);
+    }
+
+    pub(super) fn rotate_to(&mut self, id: GenerationId, origin: Origin) {
         let old = self.current_generation();
         if let (Some(peer), Some(old)) = (self.peer_mut(), old) {
             if peer.base == Base::Unset {
@@ -211,7 +227,6 @@ impl Node {
             }
             peer.copy = PeerCopy::RotatedWithout;
         }
-        let id = self.rng.generation_id();
         self.begin_generation(id, origin, self.cfg.node);
     }
 
@@ -239,7 +254,7 @@ impl Node {
     pub(super) fn link_lost(&mut self, loss: LinkLoss) {
         let Some(hello) = self.link.as_ref().map(|link| link.hello) else { return };
         self.notice(Notice::LinkLost { loss });
-        let mirrored = self.mirror_link().is_some();
+        let mirrored = self.out_link().is_some();
         self.contact_tried = true;
         self.with_states(|node| {
             node.link = None;
@@ -294,8 +309,13 @@ impl Node {
 
     /// Generation and term through which a Primary without an UpToDate copy writes.
     pub(super) fn wrote_through(&self) -> Option<(GenerationId, u64)> {
-        let sb = &self.store.as_ref()?.superblock;
-        let through = self.role == Role::Primary && self.disk == DiskState::Inconsistent;
-        through.then_some((sb.inconsistent?.generation, sb.term))
+        if self.role != Role::Primary || self.disk == DiskState::UpToDate {
+            return None;
+        }
+        let target = || {
+            let sb = &self.store.as_ref().filter(|_| self.disk == DiskState::Inconsistent)?.superblock;
+            Some((sb.inconsistent?.generation, sb.term))
+        };
+        self.through.or_else(target)
     }
 }

@@ -3,11 +3,15 @@
 //! The parts are files of this folder, each with its own paragraph on what it keeps: `attach`, `io` (client
 //! requests), `stream` (writes in the resource's stream and their durability), `receive` (the peer's writes),
 //! `meta` (what is made durable, and when), `handshake`, `mirror` (begin and end of replication), `resync`, `role`,
-//! `leave`, `invalidate`, `timers`, `view` (status). All of them follow one pattern: change the state in memory, write
-//! what must be durable, and run the effect that relies on it from the completion.
+//! `leave`, `invalidate`, `repair` (reads that fail), `failure`, `serve` and `detach` (a copy that is lost or given up,
+//! and its node's clients), `timers`, `view` (status). All of them follow one pattern: change the state in memory,
+//! write what must be durable, and run the effect that relies on it from the completion.
 
 mod attach;
+mod detach;
+mod diskless;
 mod exchange;
+mod failure;
 mod footprint;
 mod handshake;
 mod invalidate;
@@ -19,6 +23,7 @@ mod pace;
 mod pieces;
 mod progress;
 mod receive;
+mod repair;
 mod resync;
 mod role;
 mod serve;
@@ -27,6 +32,7 @@ mod task;
 mod timers;
 mod view;
 
+pub use detach::NewDisk;
 pub use footprint::TableBounds;
 pub use invalidate::declare_wrong;
 pub use receive::PEER_TASKS_MAX;
@@ -63,7 +69,7 @@ pub struct Node {
     wall_at: Instant,
     rng: Rng,
     actions: VecDeque<Action>,
-    /// None: Diskless.
+    /// None: Diskless, or Failed and recorded as that.
     store: Option<Store>,
     disk: DiskState,
     role: Role,
@@ -81,6 +87,18 @@ pub struct Node {
     stream: Stream,
     undurable: Undurable,
     meta: MetaState,
+    failure: failure::Failure,
+    /// The shell closes the files of a disk that is given up.
+    closing: meta::OpenDisk,
+    /// The detach, and the attach, that wait for their end.
+    detached: Option<crate::ids::CommandId>,
+    attaching: Option<crate::ids::CommandId>,
+    /// Generation and term of the only UpToDate copy, the peer's, while this node has none that was mirrored since.
+    through: Option<(lockstep_bitmap::GenerationId, u64)>,
+    /// Without disk: the volume, and the highest term heard of.
+    served: Option<Geometry>,
+    term_seen: u64,
+    serving: diskless::Serving,
     link: Option<Link>,
     dialer: Dialer,
     receiver: Receiver,
@@ -144,7 +162,15 @@ impl Node {
             requests: Requests::default(),
             stream: Stream::default(),
             undurable: Undurable::new(cfg.undurable_max),
-            meta: MetaState::default(),
+            meta: MetaState::new(store.as_ref()),
+            failure: failure::Failure::None,
+            closing: meta::OpenDisk::Not,
+            detached: None,
+            attaching: None,
+            through: None,
+            served: None,
+            term_seen: 0,
+            serving: diskless::Serving::default(),
             link: None,
             dialer: Dialer::new(&cfg),
             receiver: Receiver::default(),
@@ -213,9 +239,9 @@ impl Node {
         self.export
     }
 
-    /// Size and granularity of the volume; `None` while Diskless.
+    /// Size and granularity of the volume; `None` while Diskless and never served through a peer.
     pub fn geometry(&self) -> Option<&Geometry> {
-        self.store.as_ref().map(Store::geometry)
+        self.store.as_ref().map(Store::geometry).or(self.served.as_ref())
     }
 
     /// Pieces of work in flight or queued, for clients, for the peer and for resync: what the tables of this node hold.
@@ -228,6 +254,7 @@ impl Node {
         for _ in 0..PUMP_ROUNDS_MAX {
             let mut moved = self.pump_granted();
             moved |= self.pump_stream();
+            self.pump_lost_io();
             moved |= self.pump_requests();
             moved |= self.pump_resync();
             moved |= self.pump_handshake();
@@ -267,6 +294,9 @@ impl Node {
 
     fn set_disk(&mut self, new: DiskState) {
         let old = core::mem::replace(&mut self.disk, new);
+        if new == DiskState::UpToDate {
+            self.through = None;
+        }
         if old != new {
             self.notice(Notice::Disk { old, new });
         }

@@ -8,7 +8,7 @@
 
 use super::Node;
 use super::task::{OpKind, Stage, Task, Work};
-use crate::action::{Action, CloseReason};
+use crate::action::{Action, CloseReason, Failed};
 use crate::config::PIECE_BYTES_MAX;
 use crate::event::DiskError;
 use crate::frame::Frame;
@@ -277,7 +277,7 @@ impl Node {
 
     pub(super) fn start_part(&mut self, id: u32) {
         let Some(task) = self.tasks.get(id).copied() else { return };
-        if !self.is_current(task.link) || self.disk_is_lost() {
+        if !self.is_current(task.link) || self.without_disk() {
             self.drop_peer_task(id);
             if let Work::Part { under, .. } = task.work {
                 self.release_holder(under);
@@ -299,8 +299,13 @@ impl Node {
         self.drop_peer_task(id);
         let Work::Part { piece, under, .. } = task.work else { return };
         self.release_holder(under);
-        if result.is_err() {
-            return self.lose_disk();
+        if let Err(error) = result {
+            // The copy that is being made: there is a better one.
+            if !self.without_disk() {
+                self.note_failed(Failed::Write, task.range.start, error);
+                self.lose_disk();
+            }
+            return;
         }
         if !self.is_current(task.link) {
             return;

@@ -6,7 +6,7 @@
 
 use super::Node;
 use super::task::{FlushFor, OpKind, Stage, Task, Work, Zero};
-use crate::action::{Action, CloseReason, Notice};
+use crate::action::{Action, CloseReason, Failed};
 use crate::event::DiskError;
 use crate::frame::Frame;
 use crate::ids::{LinkId, Position, SlotId};
@@ -45,6 +45,8 @@ impl Node {
         let granule = u64::from(self.granule_bytes());
         let whole =
             range.start.is_multiple_of(granule) && (range.end.is_multiple_of(granule) || range.end == size);
+        // An UpToDate copy fills the edges itself where the Primary does not have the rest of the block.
+        let whole = whole || self.disk == DiskState::UpToDate;
         (range.end <= size && whole).then_some(range)
     }
 
@@ -57,7 +59,7 @@ impl Node {
     ) {
         let in_order = self.receiver.last == 0 || pos.0 == self.receiver.last + 1;
         let range = self.peer_range(offset, len);
-        let mirrored = self.role == Role::Secondary && self.mirror_link() == Some(link);
+        let mirrored = self.role == Role::Secondary && self.in_link() == Some(link);
         let bounded = self.peer_tasks < PEER_TASKS_MAX && self.receiver.window.len() < WINDOW_MAX;
         let (Some(range), true, true) = (range, in_order && pos.0 > 0, mirrored && bounded) else {
             if let Some(slot) = slot {
@@ -79,9 +81,15 @@ impl Node {
     pub(super) fn start_peer_write(&mut self, id: u32) {
         let Some(task) = self.tasks.get(id).copied() else { return };
         let Work::PeerWrite { zero, fua, .. } = task.work else { return };
-        if !self.is_current(task.link) || self.disk_is_lost() {
+        if !self.is_current(task.link) || self.without_disk() {
             // Never acknowledged: the sender's table of undurable writes covers it.
             return self.drop_peer_task(id);
+        }
+        if self.serves_link() == task.link {
+            return self.take_region(id);
+        }
+        if self.needs_fill(&task) {
+            return self.write_served(id);
         }
         self.set_running(id, true, false, task.link);
         let op = self.new_op(OpKind::Task(id));
@@ -103,16 +111,50 @@ impl Node {
         if let Some(slot) = task.slot {
             self.act(Action::ReleaseSlot { slot });
         }
+        if let Some(region) = task.region {
+            self.keep_until_flushed(region);
+        }
     }
 
     pub(super) fn on_peer_write_done(&mut self, id: u32, result: Result<(), DiskError>) {
         let Some(task) = self.tasks.get(id).copied() else { return };
         self.drop_peer_task(id);
         let Work::PeerWrite { pos, .. } = task.work else { return };
-        if result.is_err() {
-            return self.lose_disk();
+        let link = task.link.filter(|link| self.is_current(Some(*link)));
+        match (result, link) {
+            (Ok(()), Some(link)) => {
+                self.note_received(pos);
+                self.send(link, Frame::Written { pos }, None);
+            }
+            (Err(error), _) if self.without_disk() || self.on_peer_write_error(task.range, error) => return,
+            (Err(error), Some(link)) => {
+                self.note_received(pos);
+                self.refuse_served(link, pos, task.range, error);
+            }
+            (_, None) => {}
         }
-        let Some(link) = task.link.filter(|link| self.is_current(Some(*link))) else { return };
+        self.flush_received();
+    }
+
+    /// True if the copy is lost. The only UpToDate copy stays: its clients' node is told.
+    fn on_peer_write_error(&mut self, range: ByteRange, error: DiskError) -> bool {
+        let peer = self.link.as_ref().map(|link| link.peer_disk);
+        let only = self.disk == DiskState::UpToDate
+            && match self.in_link() {
+                Some(_) => peer != Some(DiskState::UpToDate),
+                None => self.peer_proven_behind(),
+            };
+        self.note_failed(Failed::Write, range.start, error);
+        if only {
+            self.set_dirty(range);
+        } else {
+            self.lose_disk();
+        }
+        !only
+    }
+
+    /// The write at this position is done with.
+    pub(super) fn note_received(&mut self, pos: Position) {
         let receiver = &mut self.receiver;
         let index = usize::try_from(pos.0 - receiver.done_upto - 1).unwrap_or(usize::MAX);
         if let Some(done) = receiver.window.get_mut(index) {
@@ -122,8 +164,6 @@ impl Node {
             receiver.window.pop_front();
             receiver.done_upto += 1;
         }
-        self.send(link, Frame::Written { pos }, None);
-        self.flush_received();
     }
 
     pub(super) fn on_peer_flush(&mut self, upto: Position) {
@@ -135,16 +175,19 @@ impl Node {
     }
 
     /// One fdatasync at a time; it begins when every write that it must cover has completed (ordering 6).
-    fn flush_received(&mut self) {
+    pub(super) fn flush_received(&mut self) {
+        let press = self.served_marks_press();
         let receiver = &mut self.receiver;
-        let wanted = receiver.flush_wanted > receiver.durable && receiver.flush_wanted <= receiver.done_upto;
+        let wanted =
+            press || receiver.flush_wanted > receiver.durable && receiver.flush_wanted <= receiver.done_upto;
         let Some(link) = self.link.as_ref().map(|link| link.id) else { return };
-        if receiver.flushing || !wanted {
+        if receiver.flushing || !wanted || matches!(self.disk, DiskState::Diskless | DiskState::Failed) {
             return;
         }
         receiver.flushing = true;
         let covers = Position(receiver.done_upto);
-        let op = self.new_op(OpKind::Flush(FlushFor::Received { covers, link }));
+        let op =
+            self.new_op(OpKind::Flush(FlushFor::Received { covers, link, served: self.serving.completed() }));
         self.act(Action::DiskFlush { op });
     }
 
@@ -164,8 +207,15 @@ impl Node {
         let size = self.geometry().map_or(0, |geometry| geometry.size_bytes());
         let range = ByteRange::new(offset, u64::from(len));
         let fits = range.end <= size && self.peer_tasks < PEER_TASKS_MAX;
-        if !fits || self.mirror_link() != Some(link) || self.disk != DiskState::UpToDate {
+        if !fits || self.in_link() != Some(link) {
             self.close_link(CloseReason::PeerMisbehaved);
+            return None;
+        }
+        if self.disk != DiskState::UpToDate && (self.is_stale(range) || matches!(work, Work::Serve { .. })) {
+            match work {
+                Work::PeerRead { id } => self.send(link, Frame::ReadFailed { id }, None),
+                _ => self.close_link(CloseReason::PeerMisbehaved),
+            }
             return None;
         }
         let task = Task::new(work, range, None, Some(link));
@@ -177,7 +227,7 @@ impl Node {
 
     pub(super) fn start_peer_read(&mut self, id: u32) {
         let Some(task) = self.tasks.get(id).copied() else { return };
-        if !self.is_current(task.link) || self.disk_is_lost() {
+        if !self.is_current(task.link) || self.without_disk() {
             return self.drop_peer_task(id);
         }
         self.set_running(id, true, false, task.link);
@@ -203,8 +253,8 @@ impl Node {
         }
         // It is queued in the stream: what is written from now on follows it (ordering 12).
         self.drop_peer_task(id);
-        if result.is_err() {
-            self.notice(Notice::DiskFailed);
+        if let Err(error) = result {
+            self.note_failed(Failed::Read, task.range.start, error);
             if let (Some(link), Work::PeerRead { id }) = (link, task.work) {
                 self.send(link, Frame::ReadFailed { id }, None);
             }
@@ -216,10 +266,12 @@ impl Node {
         self.receiver = Receiver::default();
         let waiting = self.tasks_where(|task| {
             let for_peer = !task.is_client();
-            for_peer && !(task.stage == Stage::Running && task.local_pending)
+            let busy = task.stage == Stage::Fill || task.stage == Stage::Running && task.local_pending;
+            for_peer && !busy
         });
         for id in waiting {
             self.granted.retain(|granted| *granted != id);
+            self.stream.forget_task(id);
             self.drop_peer_task(id);
         }
     }

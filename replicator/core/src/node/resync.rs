@@ -207,7 +207,7 @@ impl Node {
         let replicating = self.link.as_ref().is_some_and(|link| link.phase == Phase::Replicating);
         let Some(link) = self.mirror_link().filter(|_| replicating) else { return moved };
         let idle = |resync: &Resync| !resync.is_target || resync.finishing;
-        if self.resync.as_ref().is_none_or(idle) || self.disk_is_lost() {
+        if self.resync.as_ref().is_none_or(idle) || self.without_disk() {
             return moved;
         }
         let at_end = loop {
@@ -327,6 +327,12 @@ impl Node {
         self.clear_batch(batch);
         if let Some(resync) = self.resync.as_mut() {
             resync.closing = None;
+        }
+    }
+
+    pub(super) fn pause_resync(&mut self, paused: bool) {
+        if let Some(resync) = self.resync.as_mut() {
+            resync.paused = paused;
         }
     }
 

@@ -5,6 +5,7 @@
 //! only then is the peer told. A link lost on the way is handled as everywhere: bits first, then the rotation.
 
 use super::Node;
+use super::detach::Detaching;
 use super::handshake::Phase;
 use super::invalidate::Invalidating;
 use super::leave::Leaving;
@@ -25,6 +26,8 @@ pub(super) enum Change {
     Demoting(Demoting),
     /// The peer's promotion is being recorded.
     Granting,
+    /// The disk is being given up.
+    Detaching(Detaching),
     Leaving(Leaving),
     /// A copy is being declared wrong.
     Invalidating(Invalidating),
@@ -124,6 +127,7 @@ impl Node {
                 self.finish_command(id, Ok(done));
             }
             Command::Resolve { discard } => self.resolve(id, discard),
+            Command::Detach => self.begin_detach(id),
             Command::Leave => self.begin_leave(id),
             Command::Invalidate { peer } => self.begin_invalidate(id, peer),
         }
@@ -202,6 +206,7 @@ impl Node {
             Some(Change::Demoting(demoting)) => self.pump_demote(demoting),
             Some(Change::Leaving(leaving)) => self.pump_leave(leaving),
             Some(Change::Invalidating(invalidating)) => self.pump_invalidate(invalidating),
+            Some(Change::Detaching(detaching)) => self.pump_detach(detaching),
         }
     }
 
@@ -223,8 +228,8 @@ impl Node {
                 }
             },
             PromoteStage::Draining if self.resync.as_ref().is_none_or(|resync| resync.is_drained()) => {
-                let Some(link) = self.mirror_link() else { return false };
-                let term = self.store.as_ref().map_or(0, |store| store.superblock.term) + 1;
+                let Some(link) = self.control_link() else { return false };
+                let term = self.term() + 1;
                 promoting.stage = PromoteStage::Asking { term };
                 self.change = Some(Change::Promoting(promoting));
                 self.send(link, Frame::PromoteRequest { term }, None);
@@ -249,12 +254,10 @@ impl Node {
 
     /// Who may be promoted, and how.
     fn promotion_plan(&self, flags: Flags) -> Result<Plan, Refusal> {
-        let Some(sb) = self.store.as_ref().map(|store| &store.superblock) else {
-            return Err(Refusal::NoData);
+        let Some(sb) = self.store.as_ref().filter(|_| !self.without_disk()).map(|store| &store.superblock)
+        else {
+            return self.plan_without_disk(flags);
         };
-        if self.disk_is_lost() {
-            return Err(Refusal::DiskFailed);
-        }
         if let Some(link) = &self.link {
             self.plan_with_peer(link, flags)?;
             if self.mirror_link().is_some() {
@@ -282,6 +285,15 @@ impl Node {
             CopyRank::Clean => Err(Refusal::MayBeStale { disk: self.disk, since_ms }),
             _ if flags.accept_data_loss => Ok(Plan::Alone(Origin::DataLoss { from: rank })),
             _ => Err(Refusal::DataLoss { disk: self.disk, unclean }),
+        }
+    }
+
+    /// Through the peer's copy, or not at all.
+    fn plan_without_disk(&self, flags: Flags) -> Result<Plan, Refusal> {
+        match self.link.as_ref().filter(|_| self.served_link().is_some()) {
+            Some(link) => self.plan_with_peer(link, flags).map(|()| Plan::Ask),
+            None if self.disk == DiskState::Failed => Err(Refusal::DiskFailed),
+            None => Err(Refusal::NoData),
         }
     }
 
@@ -338,7 +350,7 @@ impl Node {
         if let Some(resync) = self.resync.as_mut() {
             resync.paused = false;
         }
-        if self.mirror_link().is_none() && self.disk != DiskState::UpToDate {
+        if self.mirror_link().is_none() && self.disk != DiskState::UpToDate && !self.without_disk() {
             if self.store.as_ref().is_some_and(|store| store.superblock.inconsistent.is_some()) {
                 // Agreed to by a peer that is gone: there is nothing to serve from.
                 self.set_export(ExportState::Closed);
@@ -355,8 +367,8 @@ impl Node {
             // The peer agreed and was lost before the record was durable here.
             self.rotate();
         }
-        if let Some(link) = self.mirror_link() {
-            let term = self.store.as_ref().map_or(0, |store| store.superblock.term);
+        if let Some(link) = self.control_link() {
+            let term = self.term();
             self.send(link, Frame::Role { primary: true, term }, None);
         } else {
             self.reconsider();
@@ -378,7 +390,8 @@ impl Node {
             Some(Change::Promoting(_)) => own && me_first,
             Some(_) => true,
         };
-        if self.role == Role::Primary || busy || self.mirror_link() != Some(link) {
+        let refused = self.role == Role::Primary || busy || self.in_link() != Some(link);
+        if refused || self.without_disk() {
             return self.send(link, Frame::PromoteReply { term, granted: false }, None);
         }
         if self.change.is_some() {
@@ -420,6 +433,12 @@ impl Node {
         }
         promoting.stage = PromoteStage::Recording;
         self.change = Some(Change::Promoting(promoting));
+        if self.without_disk() {
+            // The copy that counts has recorded it.
+            self.term_seen = term;
+            self.through = self.through.map(|(generation, _)| (generation, term));
+            return self.on_promoted();
+        }
         if let Some(store) = self.store.as_mut() {
             store.superblock.term = store.superblock.term.max(term);
             store.superblock.was_primary = true;
@@ -434,6 +453,8 @@ impl Node {
         }
         if let Some(store) = self.store.as_mut() {
             store.superblock.term = store.superblock.term.max(term);
+        } else {
+            self.term_seen = self.term_seen.max(term);
         }
     }
 
@@ -475,7 +496,7 @@ impl Node {
                 demoting.stage = DemoteStage::Flushing;
             }
             DemoteStage::Flushing
-                if (self.undurable.len() == 0 || self.disk_is_lost())
+                if (self.undurable.len() == 0 || self.without_disk() && self.served_link().is_none())
                     && !self.rotating
                     && self.resync.as_ref().is_none_or(|resync| resync.is_drained()) =>
             {
@@ -483,7 +504,7 @@ impl Node {
                 if let Some(store) = self.store.as_mut() {
                     store.superblock.was_primary = false;
                 }
-                if self.disk_is_lost() {
+                if self.without_disk() {
                     self.change = Some(Change::Demoting(demoting));
                     self.on_demoted();
                     return true;
@@ -508,9 +529,9 @@ impl Node {
         if let Some(resync) = self.resync.as_mut() {
             resync.paused = false;
         }
-        match self.mirror_link() {
+        match self.control_link() {
             Some(link) => {
-                let term = self.store.as_ref().map_or(0, |store| store.superblock.term);
+                let term = self.term();
                 self.send(link, Frame::Role { primary: false, term }, None);
                 self.change = None;
                 self.after_demote(demoting);
@@ -549,6 +570,7 @@ impl Node {
             Some(Change::Granting) => self.change = None,
             Some(Change::Leaving(_)) => self.leave_lost_link(),
             Some(Change::Invalidating(invalidating)) => self.invalidate_lost_link(invalidating),
+            Some(Change::Detaching(detaching)) => self.detach_lost_link(detaching),
             Some(Change::Demoting(_)) | None => {}
         }
     }
@@ -568,6 +590,7 @@ impl Node {
             Some(Change::Granting) => self.change = None,
             Some(Change::Leaving(leaving)) => self.end_recorded_leave(leaving),
             Some(Change::Invalidating(invalidating)) => self.end_recorded_invalidate(invalidating),
+            Some(Change::Detaching(detaching)) => self.detach_failed(detaching),
             _ => {}
         }
     }

@@ -9,7 +9,7 @@
 use super::Node;
 use super::resync::BATCH_RANGES_MAX;
 use super::task::Work;
-use crate::action::{Action, CloseReason, Notice};
+use crate::action::{Action, CloseReason, Failed};
 use crate::config::{DIGEST_BYTES, UNIT_BYTES};
 use crate::event::DiskError;
 use crate::frame::Frame;
@@ -162,7 +162,7 @@ impl Node {
 
     /// A piece that cannot be read keeps its bits; the target goes on, and asks again block by block.
     fn refuse_piece(&mut self, link: LinkId, batch: u64, range: ByteRange) {
-        self.notice(Notice::DiskFailed);
+        self.note_failed(Failed::Read, range.start, DiskError::Io);
         let blocks = self.geometry().map(|geometry| geometry.blocks_touched(range));
         if let (Some(blocks), Some(resync)) = (blocks, self.resync.as_mut())
             && blocks.len() == 1

@@ -6,12 +6,11 @@
 
 use super::Node;
 use super::task::{FlushFor, OpKind, Stage, Task, Work};
-use crate::action::{Action, Notice};
+use crate::action::{Action, Failed};
 use crate::event::DiskError;
 use crate::frame::Frame;
 use crate::ids::{LinkId, Position};
 use crate::refusal::IoError;
-use crate::status::{DiskState, Role};
 use alloc::collections::VecDeque;
 use lockstep_bitmap::{Acquire, ByteRange, RegionIndex};
 
@@ -32,12 +31,36 @@ pub(super) struct Stream {
     pub(super) crowded: VecDeque<u32>,
 }
 
+impl Stream {
+    /// What waited for the local disk waits no longer.
+    pub(super) fn forget_disk(&mut self) {
+        self.room.clear();
+        self.marking.clear();
+        self.crowded.clear();
+        self.flushing = false;
+    }
+
+    /// A task is gone that may have waited for a mark.
+    pub(super) fn forget_task(&mut self, id: u32) {
+        self.marking.retain(|waiting| *waiting != id);
+        self.crowded.retain(|waiting| *waiting != id);
+    }
+
+    pub(super) fn is_crowded(&self) -> bool {
+        !self.crowded.is_empty()
+    }
+}
+
 /// The Primary closes an epoch by itself after so many bytes.
 const EPOCH_BYTES: u64 = 64 << 20;
 
 impl Node {
     /// Ordering 1: no piece passes here before its region's mark is durable.
     pub(super) fn take_region(&mut self, id: u32) {
+        if self.without_disk() || !self.attached {
+            // Nothing to mark: it goes to the other copy, or waits for one.
+            return self.take_room(id);
+        }
         let (Some(task), Some(store)) = (self.tasks.get_mut(id), self.store.as_mut()) else { return };
         task.stage = Stage::Region;
         let region = store.geometry().region_of_byte(task.range.start);
@@ -50,7 +73,10 @@ impl Node {
                 task.region = Some(region);
                 self.stream.marking.push_back(id);
             }
-            Acquire::Full => self.stream.crowded.push_back(id),
+            Acquire::Full => {
+                self.stream.crowded.push_back(id);
+                self.flush_received();
+            }
         }
     }
 
@@ -81,23 +107,50 @@ impl Node {
     pub(super) fn needs_fill(&self, task: &Task) -> bool {
         let granule = u64::from(self.granule_bytes());
         task.slot.is_some()
+            && !self.without_disk()
             && !(task.range.start.is_multiple_of(granule) && task.range.end.is_multiple_of(granule))
     }
 
     fn after_region(&mut self, id: u32) {
         if !self.fill_edges(id) {
-            self.take_room(id);
+            self.after_fill(id);
+        }
+    }
+
+    /// Its region is marked, its edges are filled.
+    pub(super) fn after_fill(&mut self, id: u32) {
+        match self.tasks.get(id).map(|task| task.work) {
+            Some(Work::PeerWrite { .. }) => self.write_served(id),
+            _ => self.take_room(id),
+        }
+    }
+
+    pub(super) fn on_filled(&mut self, id: u32, result: Result<(), DiskError>) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let (range, work, link) = (task.range, task.work, task.link);
+        let Err(error) = result else { return self.after_fill(id) };
+        task.filled_bytes = 0;
+        // What cannot be read cannot be written in part: a write error, but for the bits, since nothing was written.
+        let lost = self.without_disk() || self.on_write_error(range, error);
+        match (work, link) {
+            _ if lost => self.after_fill(id),
+            (Work::PeerWrite { pos, .. }, Some(link)) => {
+                self.drop_peer_task(id);
+                if self.is_current(Some(link)) {
+                    self.note_received(pos);
+                    self.refuse_served(link, pos, range, error);
+                }
+            }
+            _ => self.finish_client_task(id, Some(error.into())),
         }
     }
 
     /// Reads the edge blocks that the payload covers partially. False: there are none, or they were read.
-    fn fill_edges(&mut self, id: u32) -> bool {
+    pub(super) fn fill_edges(&mut self, id: u32) -> bool {
         let granule_bytes = self.granule_bytes();
         let Some(task) = self.tasks.get(id).copied() else { return false };
-        let Some(slot) = task.slot.filter(|_| task.filled_bytes < granule_bytes && self.needs_fill(&task))
-        else {
-            return false;
-        };
+        let lacks = task.filled_bytes < granule_bytes && self.needs_fill(&task) && !self.is_stale(task.range);
+        let Some(slot) = task.slot.filter(|_| lacks) else { return false };
         if let Some(task) = self.tasks.get_mut(id) {
             (task.stage, task.filled_bytes) = (Stage::Fill, granule_bytes);
         }
@@ -108,7 +161,7 @@ impl Node {
     }
 
     pub(super) fn take_room(&mut self, id: u32) {
-        if self.disk_is_lost() {
+        if self.io_is_lost() {
             return self.finish_client_task(id, Some(IoError::Io));
         }
         if self.undurable.is_full() || !self.stream.room.is_empty() {
@@ -132,9 +185,15 @@ impl Node {
             }
             return;
         }
+        if let Some(link) = self.served_link() {
+            return self.submit_served(id, task, link);
+        }
         // A peer with larger blocks may have come since the edges were looked at.
         if self.fill_edges(id) {
             return;
+        }
+        if task.filled_bytes < self.granule_bytes() && self.needs_fill(&task) {
+            return self.submit_elsewhere(id, task);
         }
         let Some(region) = task.region else { return };
         if task.slot.is_some() {
@@ -144,7 +203,7 @@ impl Node {
         if link.is_none() {
             self.set_dirty(task.range);
         }
-        let pos = self.undurable.push(task.range, region, id, link.is_some(), self.now);
+        let pos = self.undurable.push(task.range, Some(region), id, link.is_some(), self.now);
         // From here the region's use belongs to the entry of the table.
         (task.region, task.pos, task.stage) = (None, Some(pos), Stage::Running);
         (task.local_pending, task.peer_pending, task.link) = (true, link.is_some(), link);
@@ -166,7 +225,7 @@ impl Node {
         });
     }
 
-    fn send_write(&mut self, link: LinkId, task: &Task, pos: Position) {
+    pub(super) fn send_write(&mut self, link: LinkId, task: &Task, pos: Position) {
         let Work::Write { zero, fua, .. } = task.work else { return };
         let (offset, len) = (task.offset(), task.len());
         let frame = match zero {
@@ -195,7 +254,7 @@ impl Node {
         ByteRange { start: range.start - range.start % granule, end }
     }
 
-    /// Bits toward the peer, rounded outward (ordering 7).
+    /// Bits toward the peer, rounded outward; what was copied of it before counts no longer (ordering 7).
     pub(super) fn set_dirty(&mut self, range: ByteRange) {
         if let Some(store) = self.store.as_mut() {
             let blocks = store.geometry().blocks_touched(range);
@@ -210,11 +269,11 @@ impl Node {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.local_pending = false;
         let (pos, range) = (task.pos, task.range);
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !self.on_write_error(range, error)
+            && let Some(task) = self.tasks.get_mut(id)
+        {
             task.failed = Some(error.into());
-            // What the copy holds now is unknown; the client is told, the bits remember it.
-            self.set_dirty(range);
-            self.notice(Notice::DiskFailed);
         }
         if let Some(pos) = pos {
             self.undurable.local_done(pos);
@@ -275,7 +334,9 @@ impl Node {
         let mut moved = false;
         while let Some(entry) = self.undurable.pop_retired() {
             moved = true;
-            self.release_region(entry.region);
+            if let Some(region) = entry.region {
+                self.release_region(region);
+            }
         }
         while !self.undurable.is_full() {
             let Some(id) = self.stream.room.pop_front() else { break };
@@ -306,7 +367,7 @@ impl Node {
         let prefix = self.undurable.local_prefix();
         let durable = self.undurable.local_durable();
         let wanted = self.wanted().any(|upto| upto > durable && upto <= prefix);
-        if self.stream.flushing || !wanted || self.disk_is_lost() {
+        if self.stream.flushing || !wanted || self.without_disk() {
             return false;
         }
         self.stream.flushing = true;
@@ -316,7 +377,7 @@ impl Node {
     }
 
     fn flush_peer(&mut self) -> bool {
-        let Some(link) = self.mirror_link() else { return false };
+        let Some(link) = self.out_link() else { return false };
         let upto = self.wanted().max().unwrap_or_default();
         let asked = self.stream.peer_asked;
         if asked > self.undurable.peer_durable() || !self.undurable.peer_lacks(upto) {
@@ -339,8 +400,11 @@ impl Node {
     }
 
     pub(super) fn on_flushed(&mut self, purpose: FlushFor, result: Result<(), DiskError>) {
-        if result.is_err() {
+        if let Err(error) = result {
             // The kernel may have dropped the dirty pages: the copy is failed for good, never flushed again.
+            if !self.without_disk() {
+                self.note_failed(Failed::Flush, 0, error);
+            }
             return self.lose_disk();
         }
         match purpose {
@@ -348,10 +412,16 @@ impl Node {
                 self.stream.flushing = false;
                 self.undurable.set_local_durable(covers);
             }
-            FlushFor::Received { covers, link } => self.on_received_flushed(covers, link),
+            FlushFor::Received { covers, link, served } => {
+                self.on_served_flushed(served);
+                self.on_received_flushed(covers, link);
+            }
             FlushFor::TargetBatch { link, batch } => self.on_target_batch_flushed(link, batch),
             FlushFor::SourceBatch { link, batch } => self.on_source_batch_flushed(link, batch),
-            FlushFor::Settle => self.on_settle_flushed(),
+            FlushFor::Settle { served } => {
+                self.on_served_flushed(served);
+                self.on_settle_flushed();
+            }
             FlushFor::Farewell { link } => self.on_farewell_flushed(link),
         }
     }
@@ -360,33 +430,5 @@ impl Node {
         if let Some(store) = self.store.as_mut() {
             store.activity.release(region);
         }
-    }
-
-    pub(super) fn disk_is_lost(&self) -> bool {
-        matches!(self.disk, DiskState::Failed)
-    }
-
-    /// The local copy failed: nothing is written to it any more, the peer is left, clients get EIO.
-    pub(super) fn lose_disk(&mut self) {
-        if self.disk_is_lost() {
-            return;
-        }
-        self.notice(Notice::DiskFailed);
-        self.set_disk(DiskState::Failed);
-        self.close_link(crate::action::CloseReason::DiskFailed);
-        if self.role == Role::Primary {
-            self.stream.room.clear();
-            self.stream.marking.clear();
-            self.stream.crowded.clear();
-            for id in self.tasks_where(|task| task.is_client() && task.stage != Stage::Fill) {
-                self.requests.gate.retain(|waiting| *waiting != id);
-                self.granted.retain(|granted| *granted != id);
-                self.fail_task(id);
-            }
-        }
-        self.rotating = false;
-        self.forget_effects();
-        self.record_failure();
-        self.end_recording();
     }
 }

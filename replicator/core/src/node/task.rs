@@ -69,6 +69,8 @@ pub(super) struct Task {
     pub(super) failed: Option<IoError>,
     /// When a client's write was submitted.
     pub(super) began: Instant,
+    /// A read that failed here: the peer's bytes are put back, under an exclusive lock.
+    pub(super) repair: bool,
 }
 
 impl Task {
@@ -86,6 +88,7 @@ impl Task {
             link,
             failed: None,
             began: Instant(0),
+            repair: false,
         }
     }
 
@@ -116,13 +119,13 @@ pub(super) enum FlushFor {
     /// The stream, up to this position.
     Stream { covers: Position },
     /// The received stream, up to this position.
-    Received { covers: Position, link: LinkId },
+    Received { covers: Position, link: LinkId, served: u64 },
     /// The target's batch.
     TargetBatch { link: LinkId, batch: u64 },
     /// The source's batch.
     SourceBatch { link: LinkId, batch: u64 },
     /// A Secondary that lost its peer, or a copy that is attached.
-    Settle,
+    Settle { served: u64 },
     /// The peer asked to leave.
     Farewell { link: LinkId },
 }
@@ -134,6 +137,9 @@ pub(super) enum OpKind {
     Fill(u32),
     Flush(FlushFor),
     Meta(MetaPage),
+    /// The shell's own record of a failure.
+    FailureRecord,
+    CloseDisk,
 }
 
 impl From<DiskError> for IoError {

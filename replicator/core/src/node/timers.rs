@@ -34,7 +34,7 @@ impl Node {
         if let Some(link) = &self.link {
             set(0, (!link.unread).then(|| link.heard + timing.timeout), "peer timeout");
             set(1, Some(link.sent + timing.heartbeat), "heartbeat");
-        } else if self.attached && !self.disk_is_lost() {
+        } else if self.attached && !self.is_failing() {
             set(2, self.dialer.due(), "dial");
         }
         set(3, self.undurable.oldest().map(|at| self.epoch_check(at)), "epoch");
@@ -74,7 +74,7 @@ impl Node {
             Some(Change::Invalidating(invalidating)) => {
                 invalidating.waiting_since().map(|at| at + self.cfg.timing.timeout * 2)
             }
-            Some(Change::Demoting(_) | Change::Granting) | None => None,
+            Some(Change::Demoting(_) | Change::Granting | Change::Detaching(_)) | None => None,
         }
     }
 
@@ -110,7 +110,7 @@ impl Node {
                 self.send(id, Frame::Heartbeat, None);
             }
         }
-        if !self.disk_is_lost() {
+        if !self.is_failing() {
             self.dial_if_due();
         }
         if self.suspended_since.is_some_and(|at| self.now.since(at) >= timing.io_timeout) {

@@ -5,7 +5,7 @@
 //! overwritten.
 #![deny(clippy::indexing_slicing)]
 
-use super::{Standstill, SyncWhy, Verdict};
+use super::{Standstill, SyncWhy, Verdict, may_carry};
 use crate::snapshot::Snapshot;
 use crate::status::{DiskState, Role};
 use core::cmp::Reverse;
@@ -18,8 +18,11 @@ pub(super) fn decide(low: &Snapshot, high: &Snapshot) -> Decision {
     if low.node == high.node {
         return Err(Standstill::Unrelated);
     }
-    if without_disk(low) || without_disk(high) {
-        return Err(Standstill::Diskless);
+    match (without_disk(low), without_disk(high)) {
+        (true, true) => return Err(Standstill::Diskless),
+        (true, false) => return serve(high, low),
+        (false, true) => return serve(low, high),
+        (false, false) => {}
     }
     // Bits mean the same blocks only at the same block size.
     if (low.size_bytes, low.block_shift) != (high.size_bytes, high.block_shift) {
@@ -173,6 +176,10 @@ fn sync(source: &Snapshot, target: &Snapshot, full: bool, why: SyncWhy) -> Decis
     if target.role == Role::Primary && !reads_through(source, target) {
         return Err(Standstill::TargetIsPrimary);
     }
+    if source.role == Role::Primary && source.disk != DiskState::UpToDate {
+        // It took back a disk that may lack what its clients have seen: they must not see older blocks in silence.
+        return Err(Standstill::TargetIsPrimary);
+    }
     // After a crash most blocks of a hot region are equal; of a whole copy, whatever is there may be equal. A target
     // whose own slot begins at nothing was declared wrong as a whole.
     let whole_copy = full || target.log.current().is_none() || target.base == Base::NoGeneration;
@@ -180,12 +187,34 @@ fn sync(source: &Snapshot, target: &Snapshot, full: bool, why: SyncWhy) -> Decis
     Ok(Verdict::Sync { source: source.node, full, hash_first, why })
 }
 
+/// `lost` has no disk. Its clients go on through the other copy if that is UpToDate, or becomes so because it is the
+/// very copy that the Primary last wrote through (ordering 13).
+fn serve(server: &Snapshot, lost: &Snapshot) -> Decision {
+    let Some(now) = current(server).filter(|_| server.disk >= DiskState::Consistent) else {
+        return Err(Standstill::Diskless);
+    };
+    match (lost.role, server.role) {
+        (Role::Primary, Role::Primary) => return Err(Standstill::TargetIsPrimary),
+        (Role::Primary, Role::Secondary) if !reads_through(server, lost) => return Err(Standstill::Diskless),
+        _ => {}
+    }
+    let same_copy = lost.role == Role::Primary && lost.continues;
+    if server.disk != DiskState::UpToDate && !same_copy {
+        return Err(Standstill::Diskless);
+    }
+    // Ordering 5: nothing is acknowledged by one copy while the lost one may carry its generation.
+    let generation = if may_carry(server.peer_copy, server.base, Some(now)) { server.proposal } else { now };
+    Ok(Verdict::Serve { server: server.node, generation })
+}
+
 /// The clients of this Primary have seen nothing but what the source has: its own copy is not what they read,
 /// nobody was promoted, nothing rotated, since it last wrote through the source. A source that stopped uncleanly since
-/// may lack writes that were acknowledged and not flushed: these clients must not see older blocks in silence.
+/// may lack writes that were acknowledged and not flushed: these clients must not see older blocks in silence; unless
+/// its kernel is the same, which has every write that completed. One that failed says Outdated, and never qualifies.
 fn reads_through(source: &Snapshot, target: &Snapshot) -> bool {
     source.role == Role::Secondary
-        && !source.unclean
+        && source.disk >= DiskState::Consistent
+        && (!source.unclean || target.continues)
         && target.disk != DiskState::UpToDate
         && current(source).is_some_and(|generation| target.wrote_through == Some((generation, source.term)))
 }

@@ -10,6 +10,7 @@ use lockstep_bitmap::{
 };
 
 mod product;
+mod serve;
 
 const A: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
@@ -65,6 +66,7 @@ fn copy(node: NodeId, names: &[u128]) -> Snapshot {
         sample: 5,
         proposal: GenerationId(u128::from(node.0)),
         wrote_through: None,
+        continues: false,
         began_unix_ms: 0,
     }
 }
@@ -370,8 +372,9 @@ fn nothing_common_is_refused() {
 fn a_copy_without_disk_is_not_synchronised() {
     for disk in [DiskState::Diskless, DiskState::Failed] {
         let without = |node| Snapshot { disk, size_bytes: 0, ..copy(node, &[]) };
-        refused(&without(A), &copy(B, &[1]), Standstill::Diskless);
-        refused(&copy(A, &[1]), &without(B), Standstill::Diskless);
+        let unsure = |node| Snapshot { disk: DiskState::Consistent, ..copy(node, &[1]) };
+        refused(&without(A), &unsure(B), Standstill::Diskless);
+        refused(&unsure(A), &without(B), Standstill::Diskless);
         refused(&without(A), &without(B), Standstill::Diskless);
     }
 }

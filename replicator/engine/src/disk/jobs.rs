@@ -39,6 +39,8 @@ pub(crate) struct Storage {
     finished: VecDeque<Event<'static>>,
     inspected: VecDeque<Inspected>,
     spare: Vec<Vec<u8>>,
+    /// The core is done with the disk: it is closed when nothing is in flight.
+    closing: Option<OpId>,
 }
 
 struct Job {
@@ -128,6 +130,22 @@ impl Storage {
             finished: VecDeque::with_capacity(1024),
             inspected: VecDeque::new(),
             spare: Vec::new(),
+            closing: None,
+        }
+    }
+
+    /// Closes data and metadata once nothing is in flight.
+    pub(crate) fn close(&mut self, op: OpId) {
+        self.closing = Some(op);
+        self.close_if_idle();
+    }
+
+    pub(crate) fn close_if_idle(&mut self) {
+        if self.is_idle()
+            && let Some(op) = self.closing.take()
+        {
+            (self.disk, self.meta) = (None, None);
+            self.finished.push_back(Event::MetaDone { op, result: Ok(()) });
         }
     }
 

@@ -4,6 +4,7 @@
 //! open file description that does the I/O, so that it is free only when the last request of a killed
 //! predecessor has ended (ordering 19). Buffered and direct I/O are never mixed on one open file.
 
+pub(crate) mod failed;
 mod identity;
 pub(crate) mod inspect;
 mod jobs;

@@ -1,11 +1,12 @@
 //! Feeding a core one event, and executing what it answers.
 
 use lockstep_core::{
-    Action, CommandId, Done, Event, ExportState, Frame, LinkId, LinkLoss, Notice, Refusal, SlotId,
+    Action, CommandId, DiskError, Done, Event, ExportState, Frame, LinkId, LinkLoss, Notice, Refusal, SlotId,
 };
 
 use super::Shard;
 use super::resource::Stage;
+use crate::disk;
 use crate::link::Phase;
 use crate::slots::Span;
 
@@ -25,6 +26,11 @@ impl Shard {
             return;
         };
         node.handle(now, event);
+        self.run_actions(resource);
+    }
+
+    /// Executes what the core asks for.
+    pub(super) fn run_actions(&mut self, resource: usize) {
         while let Some(action) = self.resources[resource].node.as_mut().and_then(|node| node.poll_action()) {
             self.execute(resource, action);
         }
@@ -70,6 +76,16 @@ impl Shard {
                 }
                 self.send(resource, link, &frame, slot);
             }
+            Action::RecordFailure { op, file_id, sequence } => {
+                let path = &self.config.resources[resource].failed_record;
+                let recorded = disk::failed::record(path, file_id, sequence);
+                if let Err(error) = &recorded {
+                    tracing::error!("{}: cannot write {}: {error}", entry.name, path.display());
+                }
+                let result = recorded.map_err(|_| DiskError::Io);
+                entry.events.push_back(Event::MetaDone { op, result });
+            }
+            Action::CloseDisk { op } => entry.storage.close(op),
             Action::Dial => self.dial(resource),
             Action::CloseLink { link, reason } => {
                 tracing::debug!("{}: closing link {link}: {reason:?}", entry.name);
@@ -114,7 +130,7 @@ impl Shard {
         link.queue(io.arena(), frame, scratch, payload);
     }
 
-    fn command_done(&mut self, resource: usize, id: CommandId, result: Result<Done, Refusal>) {
+    pub(super) fn command_done(&mut self, resource: usize, id: CommandId, result: Result<Done, Refusal>) {
         let entry = &mut self.resources[resource];
         if entry.leaving == Some(id) {
             entry.leaving = None;
@@ -161,7 +177,9 @@ impl Shard {
                 tracing::info!("{name} {node}: generation {ordinal} ({id})")
             }
             Notice::SplitBrain => tracing::error!("{name} {node}: split brain: both copies were written"),
-            Notice::DiskFailed | Notice::MetadataFailed => tracing::error!("{name} {node}: {notice:?}"),
+            Notice::DiskFailed { what, offset, error } => {
+                tracing::error!("{name} {node}: disk: {what:?} failed at byte {offset}: {error:?}");
+            }
             other => tracing::warn!("{name} {node}: {other:?}"),
         }
     }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use lockstep_core::{Command, Done, Event, Instant, Node, NodeConfig, PeerConfig, Refusal, Role};
+use lockstep_core::{Command, Done, Event, Instant, NewDisk, Node, NodeConfig, PeerConfig, Refusal};
 
 use super::resource::{Pools, Stage};
 use super::{Shard, listen};
@@ -152,23 +152,43 @@ impl Shard {
         let has_disk = entry.storage.disk.is_some();
         match (&entry.stage, &entry.node) {
             (Stage::Up, _) if has_disk => reply(Ok(Done::Already)),
-            (Stage::Up, Some(node)) if node.status().role == Role::Primary => {
-                let name = &entry.name;
-                reply(Err(format!(
-                    "{name} is Primary without a disk of its own; lockstep demote {name} first"
-                )));
-            }
             (Stage::Up, _) if attached.is_err() => {
                 let error = attached.err().map(|error| error.to_string());
                 self.resources[resource].error.clone_from(&error);
                 reply(Err(error.unwrap_or_default()));
             }
             (Stage::Down, _) => self.start_again(resource, *attached, reply),
+            (Stage::Up, Some(_)) => self.attach_running(resource, *attached, reply),
             (Stage::Up | Stage::Leaving { .. } | Stage::Closing { .. }, _) => {
                 self.resources[resource].restart = Some((attached, reply));
                 self.down(resource, None);
             }
         }
+    }
+
+    /// Gives a disk to a core that runs without one.
+    fn attach_running(&mut self, resource: usize, attached: Result<Attached, AttachError>, reply: UpReply) {
+        let Ok(attached) = attached else { unreachable!("errors were answered before") };
+        let now = self.clock.now();
+        let entry = &mut self.resources[resource];
+        let disk: crate::disk::Disk = attached.disk.into();
+        let new = NewDisk {
+            store: attached.store,
+            granule_bytes: disk.granule_bytes,
+            survives_process_death: disk.survives_process_death(),
+            sample: attached.sample,
+        };
+        let id = entry.add_command(Box::new(move |result| reply(result.map_err(|why| why.to_string()))));
+        let Some(node) = &mut entry.node else { unreachable!("it runs") };
+        match node.attach_store(now, id, new) {
+            Ok(()) => {
+                entry.storage.disk = Some(disk);
+                entry.storage.meta = Some((Rc::new(attached.meta), attached.meta_in_memory));
+                entry.error = None;
+            }
+            Err(refusal) => self.command_done(resource, id, Err(refusal)),
+        }
+        self.run_actions(resource);
     }
 
     fn start_again(&mut self, resource: usize, attached: Result<Attached, AttachError>, reply: UpReply) {

@@ -209,6 +209,7 @@ impl Shard {
                 self.report_inspected(resource, inspected);
                 continue;
             }
+            entry.storage.close_if_idle();
             let Some(event) = entry.storage.next_finished().or_else(|| entry.events.pop_front()) else {
                 return;
             };

@@ -107,6 +107,7 @@ impl Pair {
                 name: "r0".into(),
                 disk: self.disk(node),
                 meta: self.meta(node),
+                failed_record: self.root.join(NAMES[node]).join("r0.failed"),
                 peer: Some(PeerAddress {
                     node: NodeId(peer as u8),
                     name: NAMES[peer].into(),

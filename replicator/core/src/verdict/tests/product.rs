@@ -136,6 +136,8 @@ fn check(low: &Snapshot, high: &Snapshot, seen: &mut Seen) {
                 && (full || promise_of_bitmap(source, target, why))
                 && promise_of_progress(source, target, full)
         }
+        // No copy without disk here: see `serve`.
+        Verdict::Serve { .. } => false,
         Verdict::Refuse(standstill) => promise_of_refusal(low, high, standstill),
     };
     assert!(promise, "{decided:?}\n{low:?}\n{high:?}");
@@ -179,7 +181,8 @@ fn promise_of_direction(source: &Snapshot, target: &Snapshot, why: SyncWhy) -> b
             target.disk != DiskState::UpToDate && through && why != SyncWhy::Restored
         }
     };
-    safe && whole(source)
+    let own = source.role == Role::Secondary || source.disk == DiskState::UpToDate;
+    safe && own && whole(source)
 }
 
 /// No acknowledged write is given up without a word: either the target's history is part of the source's, or

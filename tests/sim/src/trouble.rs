@@ -1,0 +1,228 @@
+//! Disks that fail: what may go wrong, what it does to their content, and how the operator replaces them.
+//!
+//! A write that fails may have landed in part; an fdatasync that fails loses what the cache held; a sector may be
+//! unreadable until it is written. All of it ends when the disk is healed; the core's opinion of it does not.
+
+use crate::disk::DataDisk;
+use crate::host::{DiskOp, Input};
+use crate::setup::MS;
+use crate::world::{Ev, World, create_meta};
+use lockstep_bitmap::{Base, GenerationId, Store};
+use lockstep_core::{Command, CommandId, DiskError, DiskState, Instant, NewDisk, Role, Status};
+use std::collections::BTreeSet;
+
+/// Chances per thousand of each kind of error.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trouble {
+    write: u64,
+    read: u64,
+    flush: u64,
+    meta: u64,
+    /// Of writes, for want of space.
+    full: u64,
+    unreadable: BTreeSet<usize>,
+}
+
+impl World {
+    /// The disks of some machine go wrong for a while.
+    pub(crate) fn afflict(&mut self) {
+        let n = self.rng.fault.below(2) as usize;
+        let some = self.rng.fault.pick(&[20, 200, 1000]);
+        let kind = self.rng.fault.below(8);
+        let sectors = self.setup.hot_sectors as u64;
+        let unreadable = (0..8).map(|_| self.rng.fault.below(sectors) as usize).collect();
+        let trouble = &mut self.hosts[n].trouble;
+        match kind {
+            0 => *trouble = Trouble { write: 1000, read: 1000, flush: 1000, meta: 1000, ..trouble.clone() },
+            1 => trouble.write = some,
+            2 => trouble.read = some,
+            3 => trouble.flush = some,
+            4 => trouble.meta = some,
+            5 => trouble.full = some,
+            6 => trouble.unreadable = unreadable,
+            _ => (trouble.write, trouble.flush) = (some, some),
+        }
+        self.say(format_args!("n{n} DISK TROUBLE {:?}", self.hosts[n].trouble));
+        let delay = self.rng.fault.spread(200 * MS);
+        self.after(delay, Ev::Heal(n));
+    }
+
+    /// Nothing is wrong with the disks of this machine any more.
+    pub(crate) fn heal(&mut self, n: usize) {
+        self.hosts[n].trouble = Trouble::default();
+    }
+
+    /// How a data operation ends; the effect of an error is here, that of success with the caller.
+    pub(crate) fn fate(&mut self, n: usize, op: u32, what: &DiskOp) -> Result<(), DiskError> {
+        let host = &mut self.hosts[n];
+        let rng = &mut self.rng.disk[n];
+        let t = &mut host.trouble;
+        let unreadable =
+            |first: usize, count: usize| t.unreadable.range(first..first + count).next().is_some();
+        match *what {
+            DiskOp::Write { .. } => {
+                if rng.chance(t.write) {
+                    host.disk.fail(op, rng);
+                    return Err(DiskError::Io);
+                }
+                if rng.chance(t.full) {
+                    host.disk.fail(op, rng);
+                    return Err(DiskError::NoSpace);
+                }
+                for sector in host.disk.flying_sectors(op) {
+                    t.unreadable.remove(&sector);
+                }
+            }
+            DiskOp::Flush { .. } if rng.chance(t.flush) => {
+                host.disk.fail_flush(rng);
+                let seq = self.next_seq();
+                (self.failures.power[n], self.failures.unclean[n]) = (seq, seq);
+                return Err(DiskError::Io);
+            }
+            DiskOp::Read { first, count, .. } if unreadable(first, count) || rng.chance(t.read) => {
+                return Err(DiskError::Io);
+            }
+            DiskOp::Fill { parts, .. }
+                if parts.iter().any(|&(first, count)| unreadable(first, count)) || rng.chance(t.read) =>
+            {
+                return Err(DiskError::Io);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// How a metadata write ends, and what it leaves.
+    pub(crate) fn meta_fate(&mut self, n: usize, op: u32) -> Result<(), DiskError> {
+        let host = &mut self.hosts[n];
+        if self.rng.disk[n].chance(host.trouble.meta) {
+            host.meta.fail(op, &mut self.rng.disk[n]);
+            return Err(DiskError::Io);
+        }
+        host.meta.complete(op);
+        Ok(())
+    }
+
+    /// The shell's own record of a failure; seldom that cannot be written either.
+    pub(crate) fn record_failure(&mut self, n: usize, op: u32, file_id: u64, sequence: u64) {
+        let result = if self.rng.disk[n].chance(100) { Err(DiskError::Io) } else { Ok(()) };
+        if result.is_ok() {
+            self.hosts[n].failed = Some((file_id, sequence));
+        }
+        let process = self.hosts[n].process;
+        self.after(self.setup.meta_ns, Ev::Input(n, process, Input::MetaDone { op, result }));
+    }
+
+    /// Closes a disk that the core is done with, once nothing is in flight on it.
+    pub(crate) fn close_disk(&mut self, n: usize, op: u32) {
+        self.hosts[n].diskless = true;
+        let process = self.hosts[n].process;
+        self.after(self.setup.meta_ns, Ev::DiskClosed(n, process, op));
+    }
+
+    /// Is everything of it in?
+    pub(crate) fn disk_closed(&mut self, n: usize, process: u32, op: u32) {
+        if self.hosts[n].process != process {
+            return;
+        }
+        if self.hosts[n].ops.is_empty() && self.hosts[n].meta_ops.is_empty() {
+            self.deliver(n, Input::MetaDone { op, result: Ok(()) });
+        } else {
+            self.after(MS, Ev::DiskClosed(n, process, op));
+        }
+    }
+
+    /// What an attach makes of the durable record.
+    pub(crate) fn as_attached(&self, n: usize, mut store: Store) -> Store {
+        if let Some((file_id, sequence)) = self.hosts[n].failed
+            && file_id == store.superblock.file_id
+        {
+            store.superblock.mark_failed_upto(sequence);
+        }
+        store
+    }
+
+    /// The operator looks after disks. True if something was typed.
+    pub(crate) fn tend_disks(&mut self, seen: &[Option<Status>; 2]) -> bool {
+        if !self.setup.faults.disk {
+            return false;
+        }
+        let calm = self.phase != crate::world::Phase::Stormy;
+        for n in 0..2 {
+            let Some(status) = &seen[n] else { continue };
+            let other = seen[1 - n].as_ref();
+            if self.hosts[n].diskless && (calm || self.rng.operator.chance(200)) {
+                let spare = other.is_some_and(|other| other.disk == DiskState::UpToDate);
+                let replaced = spare && self.rng.operator.coin();
+                self.attach_disk(n, replaced);
+                return true;
+            }
+            let hopeless = status.role == Role::Primary
+                && status.disk < DiskState::UpToDate
+                && (status.suspended || self.hosts[n].diskless);
+            let served = status.peers.iter().all(|peer| peer.disk == Some(DiskState::UpToDate));
+            if hopeless && !served && self.rng.operator.chance(100) {
+                self.command(n, Command::Demote { force: true });
+                return true;
+            }
+        }
+        if !calm && self.rng.operator.chance(20) {
+            let n = self.rng.operator.below(2) as usize;
+            self.command(n, Command::Detach);
+            return true;
+        }
+        false
+    }
+
+    /// Gives a running node a disk: the one it had, or an empty one.
+    fn attach_disk(&mut self, n: usize, replaced: bool) {
+        let idle = self.hosts[n].ops.is_empty() && self.hosts[n].meta_ops.is_empty();
+        let paused = self.hosts[n].is_paused(self.now);
+        if !idle || paused {
+            return;
+        }
+        let Some(mut node) = self.hosts[n].node.take() else { return };
+        self.operator.commands += 1;
+        let id = self.operator.commands;
+        let meta =
+            replaced.then(|| create_meta(&self.setup, n, self.rng.clock.word(), GenerationId(0), false));
+        let store = match &meta {
+            Some(meta) => self.recovered_from(meta),
+            None => self.recovered(n),
+        };
+        let store = match store {
+            Ok((store, _)) => self.as_attached(n, store),
+            Err(why) => return self.fail("recover", format!("node {n}: {why}")),
+        };
+        let (granule_bytes, survives_process_death) = (self.setup.granule_bytes[n], self.setup.survives[n]);
+        let disk = NewDisk { store, granule_bytes, survives_process_death, sample: 0 };
+        let now = Instant(self.local(n, self.now));
+        match node.attach_store(now, CommandId(id), disk) {
+            Ok(()) => {
+                self.say(format_args!(
+                    "n{n} ATTACH {}",
+                    if replaced { "an empty disk" } else { "the disk again" }
+                ));
+                if let Some(meta) = meta {
+                    self.hosts[n].meta = meta;
+                    let garbage = |s: usize| (1 << 63) | ((n as u64 + 11) << 40) | s as u64;
+                    self.hosts[n].disk = DataDisk::new((0..self.setup.sectors).map(garbage).collect());
+                }
+                self.hosts[n].diskless = false;
+                self.hosts[n].commands.insert(id, crate::host::Pending { command: Command::Detach });
+            }
+            Err(why) => self.say(format_args!("n{n} attach refused: {why:?}")),
+        }
+        self.run_actions(n, node);
+    }
+
+    /// A fresh copy needs no bits: it is copied in full, and once its source has set them all, it has them.
+    pub(crate) fn is_covered_in_full(stores: &[Store; 2]) -> bool {
+        let fresh = |n: usize| {
+            let (own, other) = (&stores[n].superblock, &stores[1 - n].superblock);
+            let begun = own.inconsistent.is_some() && other.peers[0].base == Base::NoGeneration;
+            own.log.current().is_none() && !begun
+        };
+        fresh(0) || fresh(1)
+    }
+}
