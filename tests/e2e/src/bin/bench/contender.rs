@@ -44,7 +44,7 @@ fn lockstep(size_bytes: u64) -> Contender {
     }
 }
 
-fn nbdkit(size_bytes: u64) -> Contender {
+pub(crate) fn nbdkit(size_bytes: u64) -> Contender {
     let dir = temp_dir(false);
     let (image, socket) = (sparse(dir.path(), "disk", size_bytes), dir.path().join("nbd.sock"));
     let arguments = ["--foreground", "--unix", text(&socket), "file", text(&image)].map(String::from);

@@ -7,6 +7,7 @@
 
 mod contender;
 mod footprint;
+mod resync;
 
 use contender::Contender;
 use lockstep_e2e::{binary, tool};
@@ -32,6 +33,7 @@ const LOADS: [Load; 3] = [
 struct Sample {
     iops: f64,
     latency_us: f64,
+    p99_us: f64,
 }
 
 struct Options {
@@ -45,7 +47,7 @@ fn main() {
     println!("binary: {}", binary().display());
     let contenders = contender::all(LOAD_BYTES);
     for contender in &contenders {
-        fio(contender, &["--rw=write", "--bs=1M", "--iodepth=8"], None);
+        fio(&contender.uri, &["--rw=write", "--bs=1M", "--iodepth=8"], None);
     }
     let mut results = Vec::new();
     for load in &LOADS {
@@ -54,8 +56,11 @@ fn main() {
     drop(contenders);
     let footprint = footprint::measure();
     println!("\n{footprint}");
+    let resync = resync::measure(options.runtime_s);
+    println!("\n{resync}");
     if let Some(file) = options.json {
-        let document = json!({ "schema": 1, "loads": results, "footprint": footprint.to_json() });
+        let document = json!({ "schema": 1, "loads": results, "footprint": footprint.to_json(),
+                              "resync": resync.to_json() });
         std::fs::write(&file, format!("{document:#}\n")).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
 }
@@ -83,7 +88,7 @@ fn measure(load: &Load, contenders: &[Contender], options: &Options) -> Value {
     let mut samples = vec![Vec::new(); contenders.len()];
     for _ in 0..options.rounds {
         for (contender, samples) in contenders.iter().zip(&mut samples) {
-            samples.push(fio(contender, &["--rw=randwrite", &block, &depth], Some(options.runtime_s)));
+            samples.push(fio(&contender.uri, &["--rw=randwrite", &block, &depth], Some(options.runtime_s)));
         }
     }
     let medians: Vec<Sample> = samples.iter().map(|samples| median(samples)).collect();
@@ -95,7 +100,7 @@ fn measure(load: &Load, contenders: &[Contender], options: &Options) -> Value {
     }
     let rows = contenders.iter().zip(&medians).map(|(contender, sample)| {
         json!({ "name": contender.name, "iops": sample.iops, "latency_us": sample.latency_us,
-                "lockstep_ratio": medians[0].iops / sample.iops })
+                "p99_us": sample.p99_us, "lockstep_ratio": medians[0].iops / sample.iops })
     });
     json!({ "load": load.name, "rounds": options.rounds, "results": rows.collect::<Vec<_>>() })
 }
@@ -107,9 +112,9 @@ fn median(samples: &[Sample]) -> Sample {
     sorted[sorted.len() / 2]
 }
 
-fn fio(contender: &Contender, arguments: &[&str], runtime_s: Option<u32>) -> Sample {
+fn fio(uri: &str, arguments: &[&str], runtime_s: Option<u32>) -> Sample {
     let mut tool = tool("fio").args(["--name=bench", "--ioengine=nbd", "--output-format=json"]);
-    tool = tool.arg(format!("--uri={}", contender.uri)).arg(format!("--size={LOAD_BYTES}")).args(arguments);
+    tool = tool.arg(format!("--uri={uri}")).arg(format!("--size={LOAD_BYTES}")).args(arguments);
     if let Some(seconds) = runtime_s {
         tool = tool
             .args(["--time_based", "--randrepeat=0", "--norandommap"])
@@ -120,5 +125,10 @@ fn fio(contender: &Contender, arguments: &[&str], runtime_s: Option<u32>) -> Sam
     let report: Value = serde_json::from_str(json).expect("fio prints JSON");
     let write = &report["jobs"][0]["write"];
     let number = |value: &Value| value.as_f64().expect("a number of fio");
-    Sample { iops: number(&write["iops"]), latency_us: number(&write["lat_ns"]["mean"]) / 1000.0 }
+    let p99_ns = &write["clat_ns"]["percentile"]["99.000000"];
+    Sample {
+        iops: number(&write["iops"]),
+        latency_us: number(&write["lat_ns"]["mean"]) / 1000.0,
+        p99_us: number(p99_ns) / 1000.0,
+    }
 }
