@@ -7,6 +7,7 @@ use lockstep_e2e::{Cluster, Fault, FaultyDisk, Ledger, Load, Node, Plan, RESOURC
 
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 64 * MIB;
+const ALPHA: usize = 0;
 const BETA: usize = 1;
 
 /// Dropped in this order: what is mounted goes before the directory it is in.
@@ -59,7 +60,7 @@ impl Scene {
 
     fn nodes(&mut self) -> (&mut Node, &mut Node) {
         let [alpha, beta] = self.cluster.nodes();
-        if self.failing == BETA { (beta, alpha) } else { (alpha, beta) }
+        if self.failing == ALPHA { (alpha, beta) } else { (beta, alpha) }
     }
 
     /// The copy that failed is shown as such, on both nodes, and the other one goes on alone.
@@ -121,4 +122,32 @@ fn flushes_fail_at_the_secondary() {
 #[test]
 fn no_room_at_the_secondary() {
     the_secondary_fails(Scene::with_little_room(BETA), "no room at the Secondary");
+}
+
+/// The Primary goes on through its peer, and gets another disk under its clients.
+fn the_primary_fails(mut scene: Scene, name: &str) {
+    let load = scene.load(name);
+    scene.fail();
+    scene.assert_failed(&load);
+    scene.replace_disk();
+    let (failed, _) = scene.nodes();
+    for typed in [&["create-md", RESOURCE, "--overwrite"][..], &["attach", RESOURCE]] {
+        failed.lockstep(typed).ok();
+    }
+    scene.settle(load);
+}
+
+#[test]
+fn writes_fail_at_the_primary() {
+    the_primary_fails(Scene::with_fault(ALPHA, Fault::Writes), "writes fail at the Primary");
+}
+
+#[test]
+fn flushes_fail_at_the_primary() {
+    the_primary_fails(Scene::with_fault(ALPHA, Fault::Flushes), "flushes fail at the Primary");
+}
+
+#[test]
+fn no_room_at_the_primary() {
+    the_primary_fails(Scene::with_little_room(ALPHA), "no room at the Primary");
 }

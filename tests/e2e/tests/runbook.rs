@@ -5,7 +5,7 @@
 //! A line is typed on the node that its comment names. `systemctl` starts and stops the daemon of that node;
 //! `/dev/vdb` is its data file, `/backup` a folder of the test.
 
-use lockstep_e2e::{Cluster, Ledger, Load, Node, Plan, RESOURCE, SmallDisk, seed};
+use lockstep_e2e::{Cluster, Fault, FaultyDisk, Ledger, Load, Node, Plan, RESOURCE, SmallDisk, seed};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -73,6 +73,16 @@ const PROCEDURES: &[(&str, Procedure)] = &[
     ("Replace the disk of a Secondary", |scene| {
         let load = scene.load();
         new_disk(&scene.cluster.beta);
+        scene.follow();
+        scene.undisturbed(load);
+    }),
+    ("Replace the disk of a Primary", |scene| {
+        scene.alpha_on_a_failing_disk();
+        let load = scene.load();
+        scene.faulty.as_mut().expect("a failing disk").fail();
+        scene.cluster.alpha.wait_status("a failed disk", |status| status["disk"] != "UpToDate");
+        load.wait_acked(200);
+        new_disk(&scene.cluster.alpha);
         scene.follow();
         scene.undisturbed(load);
     }),
@@ -147,6 +157,7 @@ struct Scene {
     procedure: &'static str,
     /// Unmounted before the pair's directory is removed.
     small: Option<SmallDisk>,
+    faulty: Option<FaultyDisk>,
     cluster: Cluster,
     /// What must be there at the end, unless the procedure gives it up.
     ledger: Option<Ledger>,
@@ -192,14 +203,28 @@ impl Scene {
         let ledger = Ledger::new(SIZE_BYTES, 4, seed(procedure)).write_some(cluster.alpha.nbd(), 500);
         let idle = |status: &serde_json::Value| status["clients"].as_array().is_some_and(Vec::is_empty);
         cluster.alpha.wait_status("no client", idle);
-        Scene { procedure, cluster, ledger: Some(ledger), small: None }
+        Scene { procedure, cluster, ledger: Some(ledger), small: None, faulty: None }
     }
 
     /// Another pair, of which beta's file system has room for a part of the volume.
     fn beta_on_a_small_disk(&mut self) {
-        let mut cluster = Cluster::new(&plan());
+        let cluster = Cluster::new(&plan());
         let small = SmallDisk::new(&cluster.dir().join("small"), SIZE_BYTES / 8);
         small.hold(cluster.beta.disk(), SIZE_BYTES);
+        self.small = Some(small);
+        self.restart_with(cluster);
+    }
+
+    /// Another pair, of which alpha's disk will fail.
+    fn alpha_on_a_failing_disk(&mut self) {
+        let cluster = Cluster::new(&plan());
+        let dir = cluster.dir().join("faulty");
+        self.faulty = Some(FaultyDisk::new(&dir, cluster.alpha.disk(), SIZE_BYTES, Fault::Writes));
+        self.restart_with(cluster);
+    }
+
+    /// Both copies empty and equal, alpha Primary.
+    fn restart_with(&mut self, mut cluster: Cluster) {
         for node in cluster.nodes() {
             node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
             node.start();
@@ -207,8 +232,7 @@ impl Scene {
         cluster.wait_synced();
         cluster.alpha.promote().ok();
         self.cluster = cluster;
-        self.small = Some(small);
-        self.ledger = Some(Ledger::new(SIZE_BYTES, 4, seed("small disk")));
+        self.ledger = Some(Ledger::new(SIZE_BYTES, 4, seed("special disk")));
     }
 
     /// Types the procedure.

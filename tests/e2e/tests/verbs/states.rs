@@ -1,6 +1,6 @@
 //! The states of `docs/VERBS.md`: each puts a fresh pair into one, by what an operator or an accident does.
 
-use lockstep_e2e::{Cluster, Connection, Node, Plan, RESOURCE};
+use lockstep_e2e::{Cluster, Connection, Fault, FaultyDisk, Node, Plan, RESOURCE};
 
 const MIB: u64 = 1 << 20;
 /// Bytes per second of a wire on which a resync does not end while verbs are typed.
@@ -8,6 +8,8 @@ const SLOW: u64 = 6 * MIB;
 
 /// A pair in a state, and the node at which verbs are typed.
 pub(crate) struct Scene {
+    /// Unmounted before the pair's directory is removed.
+    _faulty: Option<FaultyDisk>,
     cluster: Cluster,
     at: usize,
     /// Attached to the export.
@@ -62,13 +64,31 @@ pub(crate) const STATES: &[(&str, Make)] = &[
         let cluster = primary();
         let client = cluster.alpha.connect().expect("a client");
         cluster.alpha.wait_status("a client", |status| status["clients"][0].is_object());
-        Scene { cluster, at: 0, _client: Some(client) }
+        Scene { _faulty: None, cluster, at: 0, _client: Some(client) }
     }),
     ("Primary, peer away", || {
         let mut cluster = primary();
         cluster.beta.kill();
         cluster.alpha.wait_connection("Connecting");
         at(cluster, 0)
+    }),
+    ("Primary whose disk failed", || {
+        let mut cluster = Cluster::new(&plan());
+        let dir = cluster.dir().join("faulty");
+        let mut faulty = FaultyDisk::new(&dir, cluster.alpha.disk(), 128 * MIB, Fault::Writes);
+        for node in cluster.nodes() {
+            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
+            node.start();
+        }
+        cluster.wait_synced();
+        cluster.alpha.promote().ok();
+        faulty.fail();
+        write(&cluster.alpha, MIB);
+        let served = |status: &serde_json::Value| {
+            status["disk"] != "UpToDate" && status["peers"][0]["connection"] == "Connected"
+        };
+        cluster.alpha.wait_status("clients served through the peer", served);
+        Scene { _faulty: Some(faulty), cluster, at: 0, _client: None }
     }),
     ("Secondary, disconnected", || {
         let cluster = primary();
@@ -124,7 +144,7 @@ fn plan() -> Plan {
 }
 
 fn at(cluster: Cluster, at: usize) -> Scene {
-    Scene { cluster, at, _client: None }
+    Scene { _faulty: None, cluster, at, _client: None }
 }
 
 fn connected() -> Cluster {
