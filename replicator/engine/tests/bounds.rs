@@ -97,6 +97,11 @@ fn what_does_not_fit_the_memory_is_refused_before_it_is_taken() {
     let alpha = Engine::start(config).unwrap();
     let error = report(&alpha).error.unwrap_or_default();
     assert!(error.contains("its bitmaps need 1 MiB") && error.contains("memory-max"), "{error}");
+    // Nor is it attached later.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    alpha.up("r0", Box::new(move |result| sender.send(result).unwrap())).unwrap();
+    let refused = receiver.recv_timeout(Duration::from_secs(30)).unwrap().unwrap_err();
+    assert!(refused.contains("its bitmaps need 1 MiB"), "{refused}");
 }
 
 #[test]

@@ -168,7 +168,13 @@ impl Shard {
 
     /// Gives a disk to a core that runs without one.
     fn attach_running(&mut self, resource: usize, attached: Result<Attached, AttachError>, reply: UpReply) {
-        let Ok(attached) = attached else { unreachable!("errors were answered before") };
+        let attached = match attached.and_then(|attached| self.admit_bitmaps(resource, attached)) {
+            Ok(attached) => attached,
+            Err(error) => {
+                self.resources[resource].error = Some(error.to_string());
+                return reply(Err(error.to_string()));
+            }
+        };
         let now = self.clock.now();
         let entry = &mut self.resources[resource];
         let disk: crate::disk::Disk = attached.disk.into();
