@@ -64,7 +64,9 @@ impl World {
 
     /// C3: a write that only this machine has is acknowledged only when its durable record says that the other copy is
     /// behind (ordering 4): no copy that may carry the current generation lacks it.
-    pub(crate) fn check_ack_rule(&mut self, n: usize, req: u32) {
+    ///
+    /// C5: likewise for a Primary without disk, and the record of the machine `keeper` that serves it (ordering 5).
+    pub(crate) fn check_ack_rule(&mut self, n: usize, keeper: usize, req: u32) {
         // A trim of less than two units may contain no whole one: it writes nothing.
         let writes = |request: &Request| {
             let small_trim = request.kind == RequestKind::Trim && request.range.1 < 16;
@@ -73,7 +75,7 @@ impl World {
         if !self.hosts[n].requests.get(&req).is_some_and(writes) {
             return;
         }
-        let superblock = match self.recovered(n) {
+        let superblock = match self.recovered(keeper) {
             Ok((store, _)) => store.superblock,
             Err(why) => return self.fail("recover", why),
         };
@@ -87,7 +89,7 @@ impl World {
         if !behind {
             let record = format!("{:?} with base {:?}", peer.copy, peer.base);
             self.fail(
-                "C3 acknowledgement",
+                if keeper == n { "C3 acknowledgement" } else { "C5 acknowledgement" },
                 format!("node {n}: write {req} alone, while the record says {record}"),
             );
         }

@@ -83,9 +83,12 @@ impl World {
                     _ => 1 << (1 - n),
                 };
                 // A link that ended in this very step may have confirmed the write before.
-                let alone = status.peers[0].connection != ConnectionState::Connected;
-                if result.is_ok() && alone && status.peers[0].since_ms > 0 {
-                    self.check_ack_rule(n, req.0);
+                let without = status.peers[0].disk.is_some_and(|disk| disk <= DiskState::Failed);
+                let alone = status.peers[0].connection != ConnectionState::Connected || without;
+                if result.is_ok() && status.disk <= DiskState::Failed {
+                    self.check_ack_rule(n, 1 - n, req.0);
+                } else if result.is_ok() && alone && status.peers[0].since_ms > 0 {
+                    self.check_ack_rule(n, n, req.0);
                 }
                 self.replied(n, req.0, result, held);
             }
