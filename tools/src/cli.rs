@@ -68,6 +68,12 @@ pub(crate) enum Verb {
     /// Leave a resource cleanly, until `up` or a restart of the daemon.
     #[command(after_help = "Example:\n  lockstep down r0")]
     Down(Resource),
+    /// Give up the disk of a resource that keeps running, to replace it; clients are served through the peer.
+    #[command(
+        after_help = "Example:\n  lockstep detach r0\n  lockstep create-md r0 --overwrite   # on the new disk\n  \
+                            lockstep attach r0"
+    )]
+    Detach(Resource),
     /// Open the disk of a resource that runs without it; it is synchronised from the peer.
     #[command(
         after_help = "Examples:\n  lockstep attach r0\n  lockstep attach r0 --moved   # the same data on another \

@@ -27,6 +27,7 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         Verb::Attach(args) => {
             say(client.command(&args.resource, "attach", &AttachBody { moved: args.moved })?)
         }
+        Verb::Detach(args) => say(client.command(&args.resource, "detach", &NoBody {})?),
         Verb::Down(args) => say(client.command(&args.resource, "down", &NoBody {})?),
         Verb::Connect(args) => say(client.command(&args.resource, "connect", &NoBody {})?),
         Verb::Disconnect(args) => say(client.command(&args.resource, "disconnect", &NoBody {})?),

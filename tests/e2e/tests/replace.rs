@@ -274,3 +274,27 @@ fn an_older_image_that_was_promoted_by_force_is_split_brain() {
     cluster.alpha.lockstep(&["resolve", RESOURCE, "--discard", "beta"]).ok();
     settle(&cluster, &mut ledger);
 }
+
+#[test]
+fn a_disk_is_replaced_under_a_running_primary() {
+    let cluster = Cluster::primary(&plan());
+    let load = ledger("replace").start(cluster.alpha.nbd(), 4);
+    load.wait_acked(200);
+    cluster.alpha.lockstep(&["create-md", RESOURCE, "--overwrite"]).refused(11, &["in use"]);
+    cluster.alpha.lockstep(&["detach", RESOURCE]).ok();
+    cluster.alpha.lockstep(&["detach", RESOURCE]).ok();
+    assert_eq!(cluster.alpha.status()["disk"], "Diskless");
+    load.wait_acked(200);
+    cluster.beta.lockstep(&["detach", RESOURCE]).refused(11, &["no other UpToDate copy"]);
+    // Another file of the same size, which holds nothing.
+    std::fs::remove_file(cluster.alpha.disk()).expect("remove the disk");
+    cluster.alpha.lockstep(&["attach", RESOURCE]).refused(11, &["no disk"]);
+    cluster.alpha.lockstep(&["create-md", RESOURCE, "--overwrite"]).ok();
+    cluster.alpha.lockstep(&["attach", RESOURCE]).ok();
+    load.wait_acked(200);
+    cluster.wait_synced();
+    assert_eq!(load.interruptions(), 0, "clients noticed");
+    assert_eq!(cluster.alpha.status()["role"], "Primary");
+    let mut ledger = load.stop();
+    settle(&cluster, &mut ledger);
+}

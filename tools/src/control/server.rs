@@ -230,6 +230,7 @@ async fn post_verb<B: Backend>(
             let moved = options::<AttachBody>(&body)?.moved;
             return open_disk(shared, resource, Some(moved)).await;
         }
+        "detach" => options::<NoBody>(&body).map(|_| Command::Detach)?,
         "down" => options::<NoBody>(&body).map(|_| Command::Leave)?,
         _ => return Err(ApiError::new(StatusCode::NOT_FOUND, GENERIC, format!("no such command: {verb}"))),
     };
@@ -347,6 +348,7 @@ fn done_doc<B>(shared: &Shared<B>, resource: &str, verb: &str, done: Done) -> Do
         "resolve" => "resolved; the loser is resynchronised when the nodes are connected".to_owned(),
         "sync" => format!("resync ordered as asked on {node}; see status"),
         "up" => format!("up on {node}"),
+        "detach" => format!("without its disk on {node}"),
         "attach" => format!("its disk is attached on {node}"),
         _ => format!("down on {node}"),
     };

@@ -117,6 +117,8 @@ fn commands_reach_the_engine_with_their_options() {
     assert_eq!(served.client.command("r0", "connect", &NoBody {}).unwrap().result, "already");
     let done = served.client.command("r0", "attach", &AttachBody { moved: true }).unwrap();
     assert_eq!(done.message, "r0: its disk is attached on alpha");
+    let done = served.client.command("r0", "detach", &NoBody {}).unwrap();
+    assert_eq!(done.message, "r0: without its disk on alpha already");
     served.client.command("r0", "invalidate", &InvalidateBody { peer: true }).unwrap();
     assert_eq!(served.client.command("r0", "down", &NoBody {}).unwrap().result, "left_as_outdated");
     assert_eq!(
@@ -128,6 +130,7 @@ fn commands_reach_the_engine_with_their_options() {
             "Sync(Resume)",
             "Connect",
             "attach true",
+            "Detach",
             "Invalidate { peer: true }",
             "down"
         ]
