@@ -124,6 +124,8 @@ impl Node {
         let new = match verdict {
             Verdict::Sync { source, .. } if source != self.cfg.node => DiskState::Inconsistent,
             Verdict::Serve { server, .. } if server != self.cfg.node => self.disk,
+            // Its clients go on when both sides mirror, not before (ordering 4).
+            Verdict::NoSync if self.role == Role::Primary => self.disk,
             _ => DiskState::UpToDate,
         };
         self.set_disk(new);
@@ -156,6 +158,7 @@ impl Node {
             }
             Verdict::Serve { server, generation } => self.start_serving(server, generation),
             _ if empty => {
+                self.set_disk(DiskState::UpToDate);
                 if let Some(link) = self.link.as_mut() {
                     link.peer_disk = DiskState::UpToDate;
                 }
