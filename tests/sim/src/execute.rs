@@ -265,7 +265,12 @@ impl World {
         // A target serves what its source holds.
         let becoming = self.recovered(n).ok().and_then(|(store, _)| store.superblock.inconsistent);
         let of_source = becoming.and_then(|b| self.lines.of_generation.get(&b.generation).copied());
-        if let Some(line) = of_source.or(own) {
+        // So does a node without disk.
+        let without = node.status().disk <= DiskState::Failed;
+        let server =
+            self.recovered(1 - n).ok().and_then(|(store, _)| store.superblock.log.current().cloned());
+        let of_server = server.filter(|_| without).and_then(|g| self.lines.of_generation.get(&g.id).copied());
+        if let Some(line) = of_server.or(of_source).or(own) {
             self.lines.of[n] = line;
         }
         let (line, seq) = (self.lines.of[n], self.next_seq());
