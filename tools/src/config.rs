@@ -51,6 +51,7 @@ const RESOURCE_KEYS: &[&str] = &[
     "timeout",
     "heartbeat",
     "io-timeout",
+    "disk-timeout",
     "epoch",
 ];
 const PLACES: &[(&str, &[&str])] =
@@ -133,6 +134,8 @@ pub(crate) struct TimingEntry {
     pub(crate) heartbeat: Duration,
     /// Held client I/O fails after this time.
     pub(crate) io_timeout: Duration,
+    /// A disk that does not complete an operation for this long has failed; `None`: it is waited for.
+    pub(crate) disk_timeout: Option<Duration>,
     /// Replied writes become durable after this time by themselves.
     pub(crate) epoch: Duration,
 }
@@ -432,6 +435,8 @@ fn read_timing(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<Tim
         timeout: table.duration("timeout", secs(6), ms(500), secs(600))?,
         heartbeat: table.duration("heartbeat", secs(1), ms(50), secs(60))?,
         io_timeout: table.duration("io-timeout", secs(60), secs(1), secs(86_400))?,
+        disk_timeout: Some(table.duration("disk-timeout", Duration::ZERO, secs(1), secs(600))?)
+            .filter(|limit| !limit.is_zero()),
         epoch: table.duration("epoch", secs(1), ms(10), secs(60))?,
     };
     if timing.heartbeat * 2 > timing.timeout {

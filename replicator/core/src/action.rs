@@ -54,6 +54,8 @@ pub enum Failed {
     Flush,
     /// A metadata write: the copy is lost.
     Metadata,
+    /// An operation did not complete within `disk-timeout`: the copy is lost.
+    Hung,
     /// Neither the metadata nor the shell could record that the copy is lost.
     Record,
 }
@@ -262,7 +264,7 @@ pub enum Action {
         /// How.
         result: Result<(), IoError>,
     },
-    /// The core is done with a slot.
+    /// The core is done with a slot. The shell keeps it for a disk operation that still uses it.
     ReleaseSlot {
         /// Which.
         slot: SlotId,

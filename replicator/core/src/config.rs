@@ -32,6 +32,8 @@ pub struct Timing {
     pub epoch: Duration,
     /// Suspended client I/O fails after this time.
     pub io_timeout: Duration,
+    /// A disk that does not complete an operation for this long has failed; `None`: it is waited for.
+    pub disk_timeout: Option<Duration>,
     /// Dirty bitmap pages and activity removals are written at most this often.
     pub lazy_write: Duration,
     /// Blocks that the source could not read are asked for again after this time.
@@ -47,6 +49,7 @@ impl Default for Timing {
             redial_max: Duration::from_secs(5),
             epoch: Duration::from_secs(1),
             io_timeout: Duration::from_secs(60),
+            disk_timeout: None,
             lazy_write: Duration::from_millis(500),
             resync_retry: Duration::from_secs(60),
         }

@@ -2,7 +2,7 @@
 //! reads.
 
 use crate::ghost::WriteId;
-use crate::host::{Input, Request};
+use crate::host::{DiskOp, Input, Request};
 use crate::setup::{MS, US};
 use crate::world::{Ev, Phase, World};
 use std::collections::VecDeque;
@@ -161,6 +161,10 @@ impl World {
         let Some(request) = self.hosts[n].requests.remove(&req) else {
             return self.fail("replies", format!("node {n}: reply to request {req}, which is not open"));
         };
+        if self.hosts[n].has_hung {
+            let reads = |op: &DiskOp| matches!(op, DiskOp::Read { req: Some(r), .. } if *r == req);
+            self.hosts[n].ops.values_mut().filter(|op| reads(op)).for_each(|op| *op = DiskOp::Late);
+        }
         if let Some(client) = request.client {
             self.clients[client].waiting -= 1;
         }

@@ -120,7 +120,7 @@ impl World {
         self.after(delay, Ev::DiskDone(n, process, op));
     }
 
-    fn disk_delay(&mut self, n: usize) -> u64 {
+    pub(crate) fn disk_delay(&mut self, n: usize) -> u64 {
         let mean = self.setup.disk_ns[n];
         self.rng.disk[n].spread(mean)
     }
@@ -238,6 +238,12 @@ impl World {
             DiskOp::Write { slot: Some(s) } | DiskOp::Fill { slot: s, .. } => *s == slot,
             _ => false,
         };
+        if self.hosts[n].has_hung && self.hosts[n].ops.values().any(in_use) {
+            if !self.hosts[n].kept.insert(slot) {
+                self.fail("slots", format!("node {n}: slot {slot} released twice"));
+            }
+            return;
+        }
         if self.hosts[n].ops.values().any(in_use) {
             return self.fail("slots", format!("node {n}: slot {slot} released while the disk uses it"));
         }

@@ -17,6 +17,9 @@ impl World {
         if f.disk && self.rng.fault.chance(400) {
             self.afflict();
         }
+        if f.disk && self.rng.fault.chance(100) {
+            self.hang();
+        }
         let n = self.rng.fault.below(2) as usize;
         match self.rng.fault.below(10) {
             0 if f.crash => self.strike(n, Stop::Kill),

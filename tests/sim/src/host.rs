@@ -82,6 +82,8 @@ pub(crate) enum DiskOp {
     Write { slot: Option<u32> },
     /// Flush that covers so many completions.
     Flush { covered: u64 },
+    /// A read for a request that was answered meanwhile: the disk hung.
+    Late,
 }
 
 /// A client's request in the shell's books.
@@ -181,6 +183,12 @@ pub(crate) struct Host {
     pub(crate) links: u32,
     /// The core waits for a dial.
     pub(crate) dialing: bool,
+    /// Its disks complete nothing at present.
+    pub(crate) hung: bool,
+    /// They did so in the life of this process.
+    pub(crate) has_hung: bool,
+    /// Buffers that the core gave back while a disk that hung uses them.
+    pub(crate) kept: BTreeSet<u32>,
     /// What is wrong with its disks at present.
     pub(crate) trouble: Trouble,
     /// The shell's record of a failure, lost with the power: id of the metadata and sequence number.
@@ -229,6 +237,9 @@ impl Host {
             conn: None,
             links: 0,
             dialing: false,
+            hung: false,
+            has_hung: false,
+            kept: BTreeSet::new(),
             trouble: Trouble::default(),
             failed: None,
             diskless: false,
@@ -266,6 +277,8 @@ impl Host {
         self.paused_until_ns = 0;
         self.backlog.clear();
         self.tick_at_ns = u64::MAX;
+        (self.hung, self.has_hung) = (false, false);
+        self.kept.clear();
         self.slots.clear();
         self.slots_free.clear();
         self.received.clear();

@@ -50,7 +50,10 @@ impl World {
         if waiting && !(self.phase == Phase::Stormy && self.rng.operator.chance(50)) {
             return None;
         }
-        Some((0..2).filter(|&n| self.look(n).is_some() && !self.hosts[n].restored).collect())
+        // One without a disk would serve what the other one holds, which may be an old image.
+        let old_image =
+            |n: usize| self.hosts[n].restored || self.hosts[n].diskless && self.hosts[1 - n].restored;
+        Some((0..2).filter(|&n| self.look(n).is_some() && !old_image(n)).collect())
     }
 
     fn replicates_as(seen: &[Option<Status>; 2], what: ReplicationState) -> bool {

@@ -234,7 +234,9 @@ impl World {
         }
         self.say(format_args!("n{n} STOP {how:?}"));
         let writes = |op: &DiskOp| matches!(op, DiskOp::Write { .. });
-        if how == Stop::Exit && self.hosts[n].ops.values().any(writes) {
+        // What a disk that hung never completed cannot be waited for.
+        let waited = !self.hosts[n].has_hung;
+        if how == Stop::Exit && waited && self.hosts[n].ops.values().any(writes) {
             let running = format!("{:?}", self.hosts[n].ops);
             self.fail("C11 leave", format!("node {n} left with writes in flight: {running}"));
         }
@@ -315,7 +317,11 @@ impl World {
         if self.hosts[n].process != process {
             return;
         }
+        if self.hosts[n].hung {
+            return;
+        }
         let Some(what) = self.hosts[n].ops.remove(&op) else { return };
+        self.free_kept(n);
         let result = self.fate(n, op, &what);
         if result.is_err() {
             return self.deliver(n, Input::DiskDone { op, result, read: None });
@@ -334,6 +340,7 @@ impl World {
                 let read = (!bad).then_some((first as u64 * 512, tags));
                 return self.deliver(n, Input::DiskInspected { op, read, digests });
             }
+            DiskOp::Late => {}
             DiskOp::Flush { covered } => host.disk.complete_flush(covered),
             DiskOp::Fill { slot, parts } => {
                 for (first, count) in parts {
@@ -356,7 +363,8 @@ impl World {
 
     /// A metadata write completes.
     pub(crate) fn meta_done(&mut self, n: usize, process: u32, op: u32) {
-        if self.hosts[n].process == process && self.hosts[n].meta_ops.remove(&op).is_some() {
+        let hung = self.hosts[n].hung;
+        if self.hosts[n].process == process && !hung && self.hosts[n].meta_ops.remove(&op).is_some() {
             let result = self.meta_fate(n, op);
             self.deliver(n, Input::MetaDone { op, result });
         }

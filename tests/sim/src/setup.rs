@@ -148,6 +148,7 @@ fn timing(rng: &mut Prng) -> Timing {
         redial_max: ms(100),
         epoch: ms(rng.pick(&[20, 100, 1000])),
         io_timeout: ms(rng.pick(&[500, 5000])),
+        disk_timeout: rng.pick(&[None, Some(ms(100)), Some(ms(400))]),
         lazy_write: ms(rng.pick(&[5, 50, 500])),
         resync_retry: ms(rng.pick(&[50, 500])),
     }

@@ -47,6 +47,52 @@ impl World {
         self.after(delay, Ev::Heal(n));
     }
 
+    /// The disks of some machine stop completing anything, for a while that may be longer than anybody waits.
+    pub(crate) fn hang(&mut self) {
+        let n = self.rng.fault.below(2) as usize;
+        if self.hosts[n].node.is_none() || self.hosts[n].hung {
+            return;
+        }
+        (self.hosts[n].hung, self.hosts[n].has_hung) = (true, true);
+        let length = self.rng.fault.spread(600 * MS);
+        self.say(format_args!("n{n} DISK HANGS {} ms", length / MS));
+        self.after(length, Ev::Unhang(n, self.hosts[n].process));
+    }
+
+    /// What hung goes on.
+    pub(crate) fn unhang(&mut self, n: usize, process: u32) {
+        if self.hosts[n].process != process || !std::mem::take(&mut self.hosts[n].hung) {
+            return;
+        }
+        self.say(format_args!("n{n} DISK GOES ON"));
+        let ops: Vec<u32> = self.hosts[n].ops.keys().copied().collect();
+        let meta_ops: Vec<u32> = self.hosts[n].meta_ops.keys().copied().collect();
+        for op in ops {
+            let delay = self.disk_delay(n);
+            self.after(delay, Ev::DiskDone(n, process, op));
+        }
+        for op in meta_ops {
+            let delay = self.disk_delay(n);
+            self.after(delay, Ev::MetaDone(n, process, op));
+        }
+    }
+
+    /// Buffers that no operation uses any more.
+    pub(crate) fn free_kept(&mut self, n: usize) {
+        let host = &mut self.hosts[n];
+        let uses = |op: &DiskOp, slot: u32| match op {
+            DiskOp::Write { slot: Some(s) } | DiskOp::Fill { slot: s, .. } => *s == slot,
+            _ => false,
+        };
+        let ops = &host.ops;
+        let free: Vec<u32> =
+            host.kept.iter().copied().filter(|&slot| !ops.values().any(|op| uses(op, slot))).collect();
+        for slot in free {
+            host.kept.remove(&slot);
+            host.free(slot);
+        }
+    }
+
     /// Nothing is wrong with the disks of this machine any more.
     pub(crate) fn heal(&mut self, n: usize) {
         self.hosts[n].trouble = Trouble::default();

@@ -56,6 +56,8 @@ pub(crate) enum Ev {
     DiskClosed(usize, u32, u32),
     /// A machine's disks are well again.
     Heal(usize),
+    /// Disks that hung go on (machine, process).
+    Unhang(usize, u32),
     /// A paused process goes on.
     Resume(usize, u32),
     /// The disks' caches write back something; the cover is checked.
@@ -308,6 +310,7 @@ impl World {
             Ev::Resume(n, process) => self.resume(n, process),
             Ev::DiskClosed(n, process, op) => self.disk_closed(n, process, op),
             Ev::Heal(n) => self.heal(n),
+            Ev::Unhang(n, process) => self.unhang(n, process),
             Ev::Idle => self.idle(),
             Ev::Calm => self.calm(),
             Ev::Rest => self.rest(),

@@ -29,6 +29,7 @@ buffer-memory = "64MiB"
 timeout = "6s"
 heartbeat = "1s"
 io-timeout = "60s"
+disk-timeout = "30s"
 epoch = "1s"
 "#;
 
@@ -208,6 +209,7 @@ const KEYS: &[Key] = &[
     Key { place: RESOURCE, key: "timeout", required: false, types: &["string"], wrong: NO_DURATIONS },
     Key { place: RESOURCE, key: "heartbeat", required: false, types: &["string"], wrong: NO_DURATIONS },
     Key { place: RESOURCE, key: "io-timeout", required: false, types: &["string"], wrong: NO_DURATIONS },
+    Key { place: RESOURCE, key: "disk-timeout", required: false, types: &["string"], wrong: NO_DURATIONS },
     Key { place: RESOURCE, key: "epoch", required: false, types: &["string"], wrong: NO_DURATIONS },
 ];
 
@@ -319,6 +321,7 @@ fn ranges_end_where_they_say() {
         ("timeout", Some("499ms"), "2s", "600s", Some("600001ms")),
         ("heartbeat", Some("49ms"), "50ms", "3s", Some("3001ms")),
         ("io-timeout", Some("999ms"), "1s", "24h", Some("86400001ms")),
+        ("disk-timeout", Some("999ms"), "1s", "600s", Some("600001ms")),
         ("epoch", Some("9ms"), "10ms", "60s", Some("60001ms")),
     ] {
         let row = KEYS.iter().find(|row| row.key == key).unwrap();
@@ -379,7 +382,7 @@ fn keys_that_contradict_each_other() {
         (meta, "meta = \"/dev/vdb\"", 13, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
         ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 20, &["heartbeat", "at most half of timeout"]),
         ("timeout = \"6s\"", "timeout = \"1s\"", 20, &["heartbeat", "at most half of timeout"]),
-        ("epoch = \"1s\"", second, 24, &["disk of \"r0\"", "disk of \"r1\""]),
+        ("epoch = \"1s\"", second, 25, &["disk of \"r0\"", "disk of \"r1\""]),
         (listener, "[\"10.0.0.1:10809\"]", 8, &["nbd", "tls = \"off\" into [node.alpha]"]),
         (listener, "[\"[::]:10809\"]", 8, &["nbd", "tls = \"off\" into [node.alpha]"]),
     ] {

@@ -138,6 +138,7 @@ fn timing(entry: &TimingEntry) -> Timing {
         timeout: entry.timeout,
         heartbeat: entry.heartbeat,
         io_timeout: entry.io_timeout,
+        disk_timeout: entry.disk_timeout,
         epoch: entry.epoch,
         ..Timing::default()
     }

@@ -142,15 +142,26 @@ impl Node {
         }
         match (self.failure, ok) {
             (Failure::Superblock, true) => self.on_failure_recorded(true),
-            (Failure::Superblock, false) => {
-                let Some(superblock) = self.store.as_ref().map(|store| &store.superblock) else { return };
-                let (file_id, sequence) = (superblock.file_id, superblock.sequence);
-                self.failure = Failure::Beside;
-                let op = self.new_op(OpKind::FailureRecord);
-                self.act(Action::RecordFailure { op, file_id, sequence });
-            }
+            (Failure::Superblock, false) => self.record_beside(),
             _ => {}
         }
+    }
+
+    /// A superblock is under way that may land at any time: another one, at the same place, could be overwritten by it.
+    pub(super) fn on_superblock_hung(&mut self) {
+        self.superblock_failed();
+        if matches!(self.failure, Failure::Due | Failure::Superblock) {
+            self.record_beside();
+        }
+    }
+
+    /// The metadata cannot take the record of the failure: it counts for every superblock up to this one.
+    fn record_beside(&mut self) {
+        let Some(superblock) = self.store.as_ref().map(|store| &store.superblock) else { return };
+        let (file_id, sequence) = (superblock.file_id, superblock.sequence);
+        self.failure = Failure::Beside;
+        let op = self.new_op(OpKind::FailureRecord);
+        self.act(Action::RecordFailure { op, file_id, sequence });
     }
 
     /// A write of the superblock failed: the next one goes to the same place, since the other holds the last good one.

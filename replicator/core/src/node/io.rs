@@ -276,6 +276,10 @@ impl Node {
         if task.repair {
             return self.read_for_repair(id);
         }
+        if !self.reaches_up_to_date_copy() {
+            // Lost while it waited for its lock: what this copy holds, and what its bits say, counts for nothing.
+            return self.regate(id);
+        }
         if !self.is_stale(task.range) {
             self.set_running(id, true, false, None);
             let op = self.new_op(OpKind::Task(id));
@@ -447,21 +451,31 @@ impl Node {
         result: Result<(), crate::event::DiskError>,
         slot: Option<SlotId>,
     ) {
-        match self.ops.remove(op.0) {
-            Some(OpKind::Task(id)) => match self.tasks.get(id).map(|task| task.work) {
-                Some(Work::Read { req }) => self.on_read_done(id, req, result),
-                Some(Work::Write { .. }) => self.on_local_write_done(id, result),
-                Some(Work::PeerWrite { .. }) => self.on_peer_write_done(id, result),
-                Some(Work::PeerRead { .. }) => self.on_peer_read_done(id, result, slot),
-                Some(Work::Part { .. }) => self.on_part_written(id, result),
-                Some(Work::Serve { .. } | Work::Piece { .. }) | None => {
-                    debug_assert!(false, "completion of a task that is gone or inspects");
-                }
-            },
+        match self.ops.remove(op) {
+            Some(OpKind::Task(id)) => self.on_task_done(id, result, slot),
             Some(OpKind::Fill(id)) => self.on_filled(id, result),
             Some(OpKind::Flush(purpose)) => self.on_flushed(purpose, result),
+            Some(OpKind::Abandoned) => self.on_late(slot),
             Some(OpKind::Meta(_) | OpKind::FailureRecord | OpKind::CloseDisk) | None => {
                 debug_assert!(false, "unknown disk operation")
+            }
+        }
+    }
+
+    pub(super) fn on_task_done(
+        &mut self,
+        id: u32,
+        result: Result<(), crate::event::DiskError>,
+        slot: Option<SlotId>,
+    ) {
+        match self.tasks.get(id).map(|task| task.work) {
+            Some(Work::Read { req }) => self.on_read_done(id, req, result),
+            Some(Work::Write { .. }) => self.on_local_write_done(id, result),
+            Some(Work::PeerWrite { .. }) => self.on_peer_write_done(id, result),
+            Some(Work::PeerRead { .. }) => self.on_peer_read_done(id, result, slot),
+            Some(Work::Part { .. }) => self.on_part_written(id, result),
+            Some(Work::Serve { .. } | Work::Piece { .. }) | None => {
+                debug_assert!(false, "completion of a task that is gone or inspects");
             }
         }
     }

@@ -252,12 +252,16 @@ impl Node {
     }
 
     pub(super) fn on_meta_done(&mut self, op: OpId, result: Result<(), DiskError>) {
-        let page = match self.ops.remove(op.0) {
-            Some(OpKind::Meta(page)) => page,
-            Some(OpKind::FailureRecord) => return self.on_failure_recorded(result.is_ok()),
-            Some(OpKind::CloseDisk) => return self.on_disk_closed(),
-            _ => return debug_assert!(false, "unknown metadata operation"),
-        };
+        match self.ops.remove(op) {
+            Some(OpKind::Meta(page)) => self.on_page_written(page, result),
+            Some(OpKind::FailureRecord) => self.on_failure_recorded(result.is_ok()),
+            Some(OpKind::CloseDisk) => self.on_disk_closed(),
+            Some(OpKind::Abandoned) => {}
+            _ => debug_assert!(false, "unknown metadata operation"),
+        }
+    }
+
+    pub(super) fn on_page_written(&mut self, page: MetaPage, result: Result<(), DiskError>) {
         if self.without_disk() {
             return self.on_last_meta_done(page, result.is_ok());
         }

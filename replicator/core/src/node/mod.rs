@@ -19,6 +19,7 @@ mod io;
 mod leave;
 mod meta;
 mod mirror;
+mod ops;
 mod pace;
 mod pieces;
 mod progress;
@@ -41,7 +42,7 @@ pub use timers::Deadline;
 use crate::action::{Action, ExportState, Notice};
 use crate::config::{NodeConfig, PIECE_BYTES_MAX};
 use crate::event::Event;
-use crate::ids::{Instant, OpId};
+use crate::ids::Instant;
 use crate::overlap::Overlap;
 use crate::rng::Rng;
 use crate::slab::Slab;
@@ -53,11 +54,12 @@ use handshake::{Dialer, Link};
 use io::Requests;
 use lockstep_bitmap::{Geometry, PeerCopy, PeerRecord, Store};
 use meta::MetaState;
+use ops::Ops;
 use receive::Receiver;
 use resync::Resync;
 use role::Change;
 use stream::Stream;
-use task::{OpKind, Task};
+use task::Task;
 
 /// One resource on one node. See the crate's documentation for the contract.
 #[derive(Debug)]
@@ -79,7 +81,7 @@ pub struct Node {
     tasks: Slab<Task>,
     /// Tasks without a slot that the peer asked for.
     peer_tasks: usize,
-    ops: Slab<OpKind>,
+    ops: Ops,
     locks: Overlap,
     /// Tasks whose lock was granted and that have not gone on yet.
     granted: VecDeque<u32>,
@@ -156,7 +158,7 @@ impl Node {
             attached: false,
             tasks: Slab::with_capacity(cfg.writes_max),
             peer_tasks: 0,
-            ops: Slab::with_capacity(cfg.writes_max),
+            ops: Ops::with_capacity(cfg.writes_max),
             locks: Overlap::default(),
             granted: VecDeque::new(),
             requests: Requests::default(),
@@ -276,10 +278,6 @@ impl Node {
 
     fn notice(&mut self, notice: Notice) {
         self.act(Action::Notice(notice));
-    }
-
-    fn new_op(&mut self, kind: OpKind) -> OpId {
-        OpId(self.ops.insert(kind))
     }
 
     fn set_wall(&mut self, unix_ms: u64) {

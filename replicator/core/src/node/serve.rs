@@ -8,7 +8,7 @@
 
 use super::Node;
 use super::resync::BATCH_RANGES_MAX;
-use super::task::Work;
+use super::task::{OpKind, Work};
 use crate::action::{Action, CloseReason, Failed};
 use crate::config::{DIGEST_BYTES, UNIT_BYTES};
 use crate::event::DiskError;
@@ -105,10 +105,20 @@ impl Node {
         slot: Option<SlotId>,
         found: (u32, &[u8]),
     ) {
-        let Some(super::task::OpKind::Task(id)) = self.ops.remove(op.0) else {
-            debug_assert!(false, "unknown inspection");
-            return;
-        };
+        match self.ops.remove(op) {
+            Some(OpKind::Task(id)) => self.on_task_inspected(id, result, slot, found),
+            Some(OpKind::Abandoned) => self.on_late(slot),
+            _ => debug_assert!(false, "unknown inspection"),
+        }
+    }
+
+    pub(super) fn on_task_inspected(
+        &mut self,
+        id: u32,
+        result: Result<(), DiskError>,
+        slot: Option<SlotId>,
+        found: (u32, &[u8]),
+    ) {
         match self.tasks.get(id).map(|task| task.work) {
             Some(Work::Serve { .. }) => self.answer_piece(id, result, slot, found),
             Some(Work::Piece { .. }) => self.on_piece_hashed(id, result, slot, found.1),

@@ -140,6 +140,8 @@ pub(super) enum OpKind {
     /// The shell's own record of a failure.
     FailureRecord,
     CloseDisk,
+    /// Its disk was given up while it was under way; it completes late, or never.
+    Abandoned,
 }
 
 impl From<DiskError> for IoError {

@@ -25,7 +25,7 @@ impl Node {
     /// The earliest deadline, if there is one.
     pub fn next_deadline(&self) -> Option<Deadline> {
         let timing = &self.cfg.timing;
-        let mut list = [None; 13];
+        let mut list = [None; 14];
         let mut set = |index: usize, at: Option<Instant>, why: &'static str| {
             if let (Some(entry), Some(at)) = (list.get_mut(index), at) {
                 *entry = Some(Deadline { at, why });
@@ -49,6 +49,7 @@ impl Node {
         set(8, self.resync.as_ref().map(|_| self.now + SAMPLE), "resync progress");
         set(12, self.pace_due(), "resync limit");
         set(11, self.retry_due(), "unreadable blocks");
+        set(13, timing.disk_timeout.and_then(|limit| self.ops.due(limit)), "disk timeout");
         list.into_iter().flatten().min_by_key(|deadline| deadline.at)
     }
 
@@ -133,6 +134,7 @@ impl Node {
         if self.retry_due().is_some_and(|at| at <= self.now) {
             self.retry_unreadable();
         }
+        self.watch_disk();
         self.pump_pace();
         self.sample_resync();
     }
