@@ -344,6 +344,8 @@ impl World {
             // Both have recorded the verdict.
             Notice::Replication { new: ReplicationState::Exchanging, .. } => self.hosts[n].restored = false,
             Notice::Disk { new: DiskState::UpToDate, .. } => self.hosts[n].declared_wrong = false,
+            // Its record says so, and no more: where the other copy fails too, what was not flushed may be gone.
+            Notice::Disk { new: DiskState::Failed, .. } => self.failures.unclean[n] = self.next_seq(),
             Notice::UnrelatedData => self.fail("C6", format!("node {n} reports unrelated data")),
             Notice::Generation { .. } => {
                 let line = self.learn_generation(n, node);

@@ -198,7 +198,9 @@ impl World {
             let Some(status) = &seen[n] else { continue };
             let other = seen[1 - n].as_ref();
             if self.hosts[n].diskless && (calm || self.rng.operator.chance(200)) {
-                let spare = other.is_some_and(|other| other.disk == DiskState::UpToDate);
+                // A restored machine does not know yet that it lacks what this disk has; the operator does.
+                let spare = !self.hosts[1 - n].restored
+                    && other.is_some_and(|other| other.disk == DiskState::UpToDate);
                 let replaced = spare && self.rng.operator.coin();
                 self.attach_disk(n, replaced);
                 return true;

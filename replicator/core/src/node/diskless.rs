@@ -50,9 +50,10 @@ impl Node {
         self.serving_link().filter(|_| !self.without_disk())
     }
 
-    /// The link through which this node, without disk, serves its clients.
+    /// The link through which this node, without disk, serves its clients. Not the one over which it served the peer
+    /// until its own disk failed: nothing counts there before that is recorded (ordering 5).
     pub(super) fn served_link(&self) -> Option<LinkId> {
-        self.serving_link().filter(|_| self.without_disk())
+        self.serving_link().filter(|_| self.without_disk() && !self.is_failing())
     }
 
     /// Where writes and stale reads of our clients go.
