@@ -207,6 +207,8 @@ impl Ghost {
         let (Some(own), None) = (seen.next(), seen.next()) else { return };
         if !own.certain && own.end != NEVER {
             own.certain = true;
+            // It was answered with an error: nobody promised that it is durable.
+            own.fua = false;
             own.end = now;
             own.held |= held;
         }

@@ -67,6 +67,10 @@ impl Node {
             self.lose_disk();
         } else {
             self.set_dirty(range);
+            let blocks = self.geometry().map(|geometry| geometry.blocks_touched(range));
+            if let (Some(blocks), Some(resync)) = (blocks, self.resync.as_mut()) {
+                resync.doubt(blocks);
+            }
         }
         lost
     }

@@ -241,7 +241,8 @@ impl Node {
 
     pub(super) fn on_peer_read_done(&mut self, id: u32, result: Result<(), DiskError>, slot: Option<SlotId>) {
         let Some(task) = self.tasks.get(id).copied() else { return };
-        let link = task.link.filter(|link| self.is_current(Some(*link)));
+        // What a copy returns that has failed meanwhile counts no more, and the link is about to end.
+        let link = task.link.filter(|link| self.is_current(Some(*link)) && !self.without_disk());
         if let (Some(link), Ok(()), Some(slot)) = (link, result, slot) {
             let (offset, len) = (task.offset(), task.len());
             if let Work::PeerRead { id } = task.work {

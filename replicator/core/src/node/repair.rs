@@ -21,11 +21,11 @@ impl Node {
         if task.repair {
             return self.on_repaired(id, req, result);
         }
-        let Err(error) = result else { return self.finish_client_task(id, None) };
         if self.without_disk() {
-            // From the other copy, if there is one.
+            // What a copy returns that has failed meanwhile counts no more: from the other copy, if there is one.
             return self.regate(id);
         }
+        let Err(error) = result else { return self.finish_client_task(id, None) };
         self.note_failed(Failed::Read, task.range.start, error);
         if self.peer_has(task.range).is_none() {
             return self.finish_client_task(id, Some(error.into()));

@@ -51,6 +51,8 @@ pub(super) struct Resync {
     pub(super) pieces: Slab<Piece>,
     /// Target: equal here, not yet cleared. Source: read for the target. With the batch.
     pub(super) copied: Vec<(u64, BlockRange)>,
+    /// Source: where writes failed here that the target may apply after it took its digests.
+    doubtful: Vec<BlockRange>,
     /// Source: digests of the target for pieces that are being read, by task.
     pub(super) asked: Vec<(u32, Vec<u8>)>,
     /// Blocks that the source cannot read, as far as this side knows.
@@ -122,6 +124,7 @@ impl Resync {
             again: VecDeque::new(),
             pieces: Slab::with_capacity(0),
             copied: Vec::new(),
+            doubtful: Vec::new(),
             asked: Vec::new(),
             unreadable: Unreadable::default(),
             incomplete: None,
@@ -167,6 +170,21 @@ impl Resync {
         Some(self.asked.swap_remove(index).1)
     }
 
+    /// A write failed on the copy that stays the only good one: it may stand at the target all the same.
+    pub(super) fn doubt(&mut self, blocks: BlockRange) {
+        if self.doubtful.len() < DOUBTFUL_MAX {
+            self.doubtful.push(blocks);
+        } else {
+            self.hash_first = false;
+        }
+    }
+
+    /// An equal digest of these blocks says that the copies are equal.
+    pub(super) fn may_be_equal(&self, blocks: BlockRange) -> bool {
+        let overlaps = |doubtful: &BlockRange| doubtful.start < blocks.end && blocks.start < doubtful.end;
+        self.hash_first && !self.doubtful.iter().any(overlaps)
+    }
+
     /// These blocks differ again, as far as we know: a batch that has them must not clear their bits (ordering 7).
     pub(super) fn forget_copied(&mut self, blocks: BlockRange) {
         self.copied.retain(|(_, copied)| copied.end <= blocks.start || blocks.end <= copied.start);
@@ -180,6 +198,8 @@ impl Resync {
 
 /// Ranges and bytes of one batch, and how long it may stay open: what is cut off is copied again.
 pub(super) const BATCH_RANGES_MAX: usize = 1024;
+/// Beyond so many failed writes no digest is trusted any more.
+const DOUBTFUL_MAX: usize = 1024;
 const BATCH_BYTES_MAX: u64 = 64 << 20;
 const BATCH_AGE: Duration = Duration::from_millis(500);
 

@@ -4,7 +4,7 @@
 //! the unit is ours), what is zero, what travels. All of them are queued in the stream before the lock is free
 //! (ordering 12): so they follow every write that the target had applied there, and every later write follows
 //! them. For the same reason an equal digest holds although the target took its own earlier: each write
-//! between the two goes to both copies.
+//! between the two goes to both copies. One that fails here does not: where that happened everything travels.
 
 use super::Node;
 use super::resync::BATCH_RANGES_MAX;
@@ -134,8 +134,13 @@ impl Node {
         (zeroes, digests): (u32, &[u8]),
     ) {
         let Some(task) = self.tasks.get(id).copied() else { return };
-        let link = task.link.filter(|link| self.is_current(Some(*link)));
-        let theirs = self.resync.as_mut().and_then(|resync| resync.take_asked(id));
+        // What a copy returns that has failed meanwhile counts no more, and the link is about to end.
+        let link = task.link.filter(|link| self.is_current(Some(*link)) && !self.without_disk());
+        let blocks = self.geometry().map(|geometry| geometry.blocks_touched(task.range));
+        let theirs = self.resync.as_mut().and_then(|resync| {
+            let asked = resync.take_asked(id);
+            asked.filter(|_| blocks.is_some_and(|blocks| resync.may_be_equal(blocks)))
+        });
         if let (Some(link), Work::Serve { batch, .. }) = (link, task.work) {
             match slot.filter(|_| result.is_ok()) {
                 Some(slot) => {
