@@ -5,7 +5,7 @@ use crate::disk::ZERO;
 use crate::ghost::Force;
 use crate::host::{DiskOp, Input};
 use crate::net;
-use crate::world::{Ev, World};
+use crate::world::{Ev, World, node_id};
 use lockstep_bitmap::{CopyRank, Origin};
 use lockstep_core::{
     Action, Command, ConnectionState, DiskState, Done, ExportState, Frame, Node, Notice, Refusal,
@@ -302,7 +302,9 @@ impl World {
         if force != Force::None {
             let seq = self.next_seq();
             let mut fork = self.lines.all[line].clone();
-            let lost = fork.promoted(n, force, self.failures, seq);
+            // Whose copy it is made of: the other one may be the first to tell, after the promotion itself has failed.
+            let by = (0..2).find(|&by| node_id(by) == generation.node).unwrap_or(n);
+            let lost = fork.promoted(by, force, self.failures, seq);
             if let Origin::DataLoss { from: CopyRank::Inconsistent } = generation.origin {
                 // A mixture of any two lines: whatever was written anywhere may be there.
                 self.lines.all.iter().for_each(|line| fork.mix(line));
