@@ -143,15 +143,20 @@ fn newest_superblock<E>(
             None => RecoverError::NotLockstep,
         });
     };
-    let contradicts = |other: &Superblock| {
-        other.file_id != newest.file_id || (other.sequence == newest.sequence && other != newest)
-    };
-    if found.iter().any(contradicts) {
+    if found.iter().any(|other| other.file_id != newest.file_id) {
         return Err(RecoverError::Contradiction);
     }
-    let copies = found.iter().filter(|other| other.sequence == newest.sequence).count();
+    let (number, mut newest) = (newest.sequence, newest.clone());
+    if found.iter().any(|other| other.sequence == number && *other != newest) {
+        // Left by writes that failed, and by an attach that could not know of them: neither was ever complete, so
+        // nothing relied on them. What was before them counts, as that of a copy that failed.
+        let before = found.iter().filter(|other| other.sequence < number);
+        newest = before.max_by_key(|other| other.sequence).cloned().unwrap_or(newest);
+        newest.mark_failed_upto(number);
+    }
+    let copies = found.iter().filter(|other| other.sequence == number).count();
     findings.superblock_copies = copies as u8;
-    Ok(newest.clone())
+    Ok(newest)
 }
 
 /// State while the pages are read.
