@@ -1,9 +1,10 @@
 //! Giving up the disk, and taking another one, while the node runs.
 //!
-//! `detach`: a Primary holds new requests back until nothing is in flight and all is durable on both copies. Then the
+//! `detach`: a Primary holds new requests back until nothing is in flight and all is durable on both copies. Then its
 //! copy records itself as Outdated, the link is closed (ordering 5: the record first), the copy is made clean as on any
-//! loss of a link, and the shell closes the files. The node goes on without disk. `attach` is what happens at the start
-//! of a daemon, and the handshake begins anew.
+//! loss of a link, and the shell closes the files. The node goes on without disk. A Secondary's copy stays what it is:
+//! a Primary that is alive rotates without it (ordering 4). `attach` is what happens at the start of a daemon, and the
+//! handshake begins anew.
 
 use super::Node;
 use super::meta::{Effect, MetaState, OpenDisk};
@@ -98,7 +99,8 @@ impl Node {
             }
             DetachStage::Flushing if self.undurable.len() == 0 && !self.rotating => {
                 detaching.stage = DetachStage::Recording;
-                if let Some(store) = self.store.as_mut() {
+                // A Secondary leaves in the state that it has: its peer may be dead already, and this the better copy.
+                if let Some(store) = self.store.as_mut().filter(|_| self.role == Role::Primary) {
                     store.superblock.outdated = true;
                 }
                 self.commit(Effect::Detached);
@@ -133,7 +135,9 @@ impl Node {
         }
         detaching.stage = DetachStage::Settling;
         self.change = Some(Change::Detaching(detaching));
-        self.set_disk(DiskState::Outdated);
+        if self.role == Role::Primary {
+            self.set_disk(DiskState::Outdated);
+        }
         self.close_link(CloseReason::DiskChanged);
         self.begin_settle();
     }
