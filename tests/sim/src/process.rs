@@ -281,8 +281,8 @@ impl World {
     pub(crate) fn lose_power(&mut self, n: usize) {
         let seq = self.next_seq();
         self.hosts[n].disk.power_loss(&mut self.rng.disk[n]);
-        if self.hosts[n].stopped != Stop::Exit {
-            // Whoever left in order had nothing volatile to lose.
+        if self.hosts[n].stopped != Stop::Exit || self.hosts[n].diskless {
+            // Whoever left in order had nothing volatile to lose, unless its disk had failed before.
             self.failures.power[n] = seq;
             self.failures.unclean[n] = seq;
         }
