@@ -50,9 +50,10 @@ impl World {
         if waiting && !(self.phase == Phase::Stormy && self.rng.operator.chance(50)) {
             return None;
         }
-        // One without a disk would serve what the other one holds, which may be an old image.
+        // One without a disk would serve what the other one holds, which may be an old image; and its disk may fail
+        // while the command waits.
         let old_image =
-            |n: usize| self.hosts[n].restored || self.hosts[n].diskless && self.hosts[1 - n].restored;
+            |n: usize| self.hosts[n].restored || self.setup.faults.disk && self.hosts[1 - n].restored;
         Some((0..2).filter(|&n| self.look(n).is_some() && !old_image(n)).collect())
     }
 
