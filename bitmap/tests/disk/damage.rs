@@ -190,6 +190,26 @@ fn files_that_are_not_ours_damaged_or_mixed_are_refused() {
     assert_eq!(error_of(&mixed), RecoverError::Contradiction);
 }
 
+/// A write that failed reached one copy; an attach that could not know of it gave its number out again, and failed too.
+#[test]
+fn of_two_superblocks_with_one_number_neither_counts() {
+    let (file, store) = created(params(1));
+    let with_term = |term: u64| {
+        let (mut file, mut store) = (file.clone(), store.clone());
+        store.superblock.term = term;
+        write(&mut store, &mut file, MetaPage::Superblock);
+        (file, store.superblock.sequence)
+    };
+    let ((mut mixed, number), (other, _)) = (with_term(7), with_term(8));
+    mixed[65_536..65_536 + 16_384].copy_from_slice(&other[65_536..65_536 + 16_384]);
+    let (recovered, _) = recover_file(&mixed).unwrap();
+    let superblock = &recovered.superblock;
+    assert_eq!(superblock.term, store.superblock.term, "as before both");
+    assert!(superblock.outdated && superblock.may_be_written, "the copy failed");
+    assert!(superblock.sequence >= number, "no number is given out a third time");
+    assert_eq!(superblock.sequence % 2, store.superblock.sequence % 2, "the last good one stays");
+}
+
 /// Nothing of an older file on the same device counts.
 #[test]
 fn pages_of_an_older_file_do_not_count() {
