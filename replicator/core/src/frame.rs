@@ -340,10 +340,12 @@ impl Frame {
     }
 
     /// Acknowledgements and heartbeats may overtake what is queued; everything else keeps its place in the stream.
+    /// Both words on a write do, since Durable ends what is remembered of it.
     pub fn overtakes(&self) -> bool {
         matches!(
             self,
             Frame::Written { .. }
+                | Frame::WriteFailed { .. }
                 | Frame::Durable { .. }
                 | Frame::CheckpointDone { .. }
                 | Frame::BitsAck
