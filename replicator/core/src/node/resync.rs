@@ -179,6 +179,11 @@ impl Resync {
         }
     }
 
+    /// A write failed here that the target may have.
+    pub(super) fn has_doubts(&self) -> bool {
+        !self.doubtful.is_empty()
+    }
+
     /// An equal digest of these blocks says that the copies are equal.
     pub(super) fn may_be_equal(&self, blocks: BlockRange) -> bool {
         let overlaps = |doubtful: &BlockRange| doubtful.start < blocks.end && blocks.start < doubtful.end;

@@ -10,6 +10,7 @@ use super::handshake::Phase;
 use super::invalidate::Invalidating;
 use super::leave::Leaving;
 use super::meta::Effect;
+use super::resync::Resync;
 use crate::action::{Action, CloseReason, ExportState};
 use crate::event::Command;
 use crate::frame::Frame;
@@ -554,6 +555,11 @@ impl Node {
         }
         match demoting.leave {
             Some(id) => self.leave_as_secondary(id, true),
+            // Writes that failed here may stand at the target, whose bits do not say so: before it may be promoted, and
+            // serve them, the bits are exchanged again.
+            None if self.resync.as_ref().is_some_and(Resync::has_doubts) => {
+                self.close_link(CloseReason::SnapshotChanged);
+            }
             None => self.reconsider(),
         }
     }
