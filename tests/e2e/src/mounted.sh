@@ -23,8 +23,11 @@ shift 3
 mkdir -p "$dir/fuse" "$dir/mnt"
 nbdfuse "$dir/fuse/volume" "$uri" &
 server=$!
+tries=0
 until [ -s "$dir/fuse/volume" ]; do
     kill -0 "$server"
+    tries=$((tries + 1))
+    [ $tries -lt 1000 ]
     sleep 0.02
 done
 [ "$how" = keep ] || mkfs.ext4 -q -F -E nodiscard "$dir/fuse/volume"

@@ -7,8 +7,7 @@
 
 use super::Node;
 use super::handshake::Phase;
-use super::task::{OpKind, Stage, Task, Work};
-use crate::action::Action;
+use super::task::{Stage, Task, Work};
 use crate::event::DiskError;
 use crate::frame::Frame;
 use crate::ids::{LinkId, Position};
@@ -165,7 +164,7 @@ impl Node {
         self.send_write(link, &task, pos);
     }
 
-    fn put_task(&mut self, id: u32, task: Task) {
+    pub(super) fn put_task(&mut self, id: u32, task: Task) {
         if let Some(entry) = self.tasks.get_mut(id) {
             *entry = task;
         }
@@ -188,15 +187,7 @@ impl Node {
         self.set_dirty(task.range);
         (task.stage, task.local_pending) = (Stage::Running, true);
         self.put_task(id, task);
-        let op = self.new_op(OpKind::Task(id));
-        let (offset, len) = (task.offset(), task.len());
-        self.act(match (task.slot, zero) {
-            (Some(slot), _) => Action::DiskWrite { op, offset, len, slot, fua },
-            (None, zero) => {
-                let punch = zero.is_some_and(|zero| zero.punch);
-                Action::DiskZero { op, offset, len, punch, fua }
-            }
-        });
+        self.write_locally(id, &task, zero, fua);
     }
 
     /// A served write ended, one way or the other: its region is in use until an fdatasync has covered it.

@@ -7,7 +7,7 @@
 //! go with its batch (`resync`).
 
 use super::Node;
-use super::task::{OpKind, Stage, Task, Work};
+use super::task::{OpKind, Stage, Task, Work, Zero};
 use crate::action::{Action, CloseReason, Failed};
 use crate::config::PIECE_BYTES_MAX;
 use crate::event::DiskError;
@@ -285,12 +285,7 @@ impl Node {
             return;
         }
         self.set_running(id, true, false, task.link);
-        let op = self.new_op(OpKind::Task(id));
-        let (offset, len) = (task.offset(), task.len());
-        self.act(match task.slot {
-            Some(slot) => Action::DiskWrite { op, offset, len, slot, fua: false },
-            None => Action::DiskZero { op, offset, len, punch: true, fua: false },
-        });
+        self.write_locally(id, &task, Some(Zero { punch: true }), false);
     }
 
     pub(super) fn on_part_written(&mut self, id: u32, result: Result<(), DiskError>) {

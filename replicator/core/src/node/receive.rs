@@ -92,15 +92,7 @@ impl Node {
             return self.write_served(id);
         }
         self.set_running(id, true, false, task.link);
-        let op = self.new_op(OpKind::Task(id));
-        let (offset, len) = (task.offset(), task.len());
-        self.act(match (task.slot, zero) {
-            (Some(slot), _) => Action::DiskWrite { op, offset, len, slot, fua },
-            (None, zero) => {
-                let punch = zero.is_some_and(|zero| zero.punch);
-                Action::DiskZero { op, offset, len, punch, fua }
-            }
-        });
+        self.write_locally(id, &task, zero, fua);
     }
 
     /// Ends a task made for the peer: lock and slot are free again.

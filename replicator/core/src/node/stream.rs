@@ -5,7 +5,7 @@
 //! write that is not mirrored is submitted, long before it is forgotten).
 
 use super::Node;
-use super::task::{FlushFor, OpKind, Stage, Task, Work};
+use super::task::{FlushFor, OpKind, Stage, Task, Work, Zero};
 use crate::action::{Action, Failed};
 use crate::event::DiskError;
 use crate::frame::Frame;
@@ -208,17 +208,20 @@ impl Node {
         (task.region, task.pos, task.stage) = (None, Some(pos), Stage::Running);
         (task.local_pending, task.peer_pending, task.link) = (true, link.is_some(), link);
         task.began = self.now;
-        if let Some(entry) = self.tasks.get_mut(id) {
-            *entry = task;
-        }
+        self.put_task(id, task);
         if let Some(link) = link {
             self.send_write(link, &task, pos);
         }
+        self.write_locally(id, &task, zero, fua);
+    }
+
+    /// To the local disk: the task's payload, or zeroes where it has none.
+    pub(super) fn write_locally(&mut self, id: u32, task: &Task, zero: Option<Zero>, fua: bool) {
         let op = self.new_op(OpKind::Task(id));
         let (offset, len) = (task.offset(), task.len());
-        self.act(match (task.slot, zero) {
-            (Some(slot), _) => Action::DiskWrite { op, offset, len, slot, fua },
-            (None, zero) => {
+        self.act(match task.slot {
+            Some(slot) => Action::DiskWrite { op, offset, len, slot, fua },
+            None => {
                 let punch = zero.is_some_and(|zero| zero.punch);
                 Action::DiskZero { op, offset, len, punch, fua }
             }

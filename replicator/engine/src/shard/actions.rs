@@ -80,7 +80,12 @@ impl Shard {
                 let path = &self.config.resources[resource].failed_record;
                 let recorded = disk::failed::record(path, file_id, sequence);
                 if let Err(error) = &recorded {
-                    tracing::error!("{}: cannot write {}: {error}", entry.name, path.display());
+                    tracing::error!(
+                        "{}: cannot write {}: {error}. Nothing records now that this copy failed: replace its disk, \
+                         or reboot this machine, before the daemon is started again",
+                        entry.name,
+                        path.display()
+                    );
                 }
                 let result = recorded.map_err(|_| DiskError::Io);
                 entry.events.push_back(Event::MetaDone { op, result });

@@ -29,6 +29,7 @@ SETTINGS = {
     # Nothing outside of the volume, where it would stay behind.
     "dynamic_shared_memory_type": "mmap",
 }
+READY_S = 60
 CONTENT = "repeat(md5({writer} || '-' || {number} || '-' || part), 20)"
 
 
@@ -55,8 +56,10 @@ def start(data, run):
         os.remove(f"{data}/postmaster.pid")
     options = [word for key, value in SETTINGS.items() for word in ("-c", f"{key}={value}")]
     server = subprocess.Popen([f"{BIN}/postgres", "-D", data, "-k", run, *options])
+    deadline = time.monotonic() + READY_S
     while subprocess.run([f"{BIN}/pg_isready", "-q", "-h", run], check=False).returncode != 0:
         assert server.poll() is None, "the server ended"
+        assert time.monotonic() < deadline, f"the server is not ready after {READY_S} s"
         time.sleep(0.05)
     return server
 
