@@ -9,8 +9,8 @@ use lockstep_bitmap::{
 };
 use lockstep_core::{
     Action, Command, CommandId, ConnectionState, DiskError, DiskState, Done, Event, Frame, Instant, IoError,
-    LinkId, LinkLoss, Node, NodeConfig, OpId, PEER_TASKS_MAX, PeerConfig, PeerHello, Position, Refusal,
-    ReplicationState, ReqId, RequestKind, Role, SlotId, SyncOrder, Timing,
+    LinkId, LinkLoss, NewDisk, Node, NodeConfig, OpId, PEER_TASKS_MAX, PeerConfig, PeerHello, Position,
+    Refusal, ReplicationState, ReqId, RequestKind, Role, SlotId, SyncOrder, Timing,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,6 +23,7 @@ enum Pending {
     Unreadable(OpId),
     DiskFailed(OpId),
     Meta(OpId),
+    MetaFailed(OpId),
     Frame(LinkId, Frame, Vec<u8>, Option<Vec<u8>>),
     LinkDown(LinkId),
 }
@@ -42,6 +43,8 @@ struct Host {
     closing: Vec<LinkId>,
     dialing: bool,
     flush_fails: bool,
+    /// Neither the metadata nor the shell's record of a failure can be written.
+    meta_fails: bool,
     /// A range that a resync cannot read.
     unreadable: std::ops::Range<u64>,
     replies: Vec<(ReqId, Result<(), IoError>)>,
@@ -133,6 +136,7 @@ impl Host {
             closing: vec![],
             dialing: false,
             flush_fails: false,
+            meta_fails: false,
             unreadable: 0..0,
             replies: vec![],
             done: vec![],
@@ -188,6 +192,9 @@ impl Host {
             }
             Action::DiskFlush { op } if self.flush_fails => self.inbox.push_back(Pending::DiskFailed(op)),
             Action::DiskFlush { op } => self.inbox.push_back(Pending::Disk(op, None)),
+            Action::MetaWrite { op, .. } | Action::RecordFailure { op, .. } if self.meta_fails => {
+                self.inbox.push_back(Pending::MetaFailed(op));
+            }
             Action::MetaWrite { op, page } => {
                 let mut bytes = Vec::new();
                 let places = self.node.render_meta(page, &mut bytes);
@@ -340,6 +347,9 @@ impl World {
             }
             Pending::DiskFailed(op) => {
                 host.handle(now, Event::DiskDone { op, result: Err(DiskError::Io), slot: None });
+            }
+            Pending::MetaFailed(op) => {
+                host.handle(now, Event::MetaDone { op, result: Err(DiskError::Io) });
             }
             Pending::Meta(op) => host.handle(now, Event::MetaDone { op, result: Ok(()) }),
             Pending::Frame(link, frame, body, payload) => {
@@ -590,6 +600,34 @@ fn a_copy_whose_flush_failed_is_no_source_after_a_restart() {
     w.cut = false;
     w.settled();
     assert_eq!(w.hosts[0].data[0], 1, "the good copy is the source");
+}
+
+/// Ordering 5: nothing durable tells of the failure, but the process that saw it knows the disk again.
+#[test]
+fn a_failure_that_nobody_could_record_is_remembered_by_the_process() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    let host = &mut w.hosts[1];
+    (host.flush_fails, host.meta_fails) = (true, true);
+    w.cut = true;
+    w.until("the copy is given up", |w| w.status(1).disk == DiskState::Failed);
+    w.until("its files are closed", |w| w.hosts[1].inbox.is_empty());
+    let host = &mut w.hosts[1];
+    (host.flush_fails, host.meta_fails) = (false, false);
+    let store = open(&host.meta);
+    assert!(!store.superblock.outdated, "nothing durable tells of the failure");
+    let disk = NewDisk { store, granule_bytes: 512, survives_process_death: true, sample: 0 };
+    host.node.attach_store(w.now, CommandId(9000), disk).unwrap();
+    while let Some(action) = host.node.poll_action() {
+        host.execute(action);
+    }
+    w.until("it is attached", |w| w.hosts[1].done.contains(&(CommandId(9000), Ok(Done::Changed))));
+    assert_eq!(w.status(1).disk, DiskState::Outdated);
+    assert!(open(&w.hosts[1].meta).superblock.outdated, "from here on it is recorded");
+    let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
+    assert!(matches!(w.command(1, flag), Err(Refusal::DataLoss { .. })));
 }
 
 #[test]

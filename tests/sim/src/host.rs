@@ -193,6 +193,8 @@ pub(crate) struct Host {
     pub(crate) trouble: Trouble,
     /// The shell's record of a failure, lost with the power: id of the metadata and sequence number.
     pub(crate) failed: Option<(u64, u64)>,
+    /// An fdatasync failed, and nothing durable says so.
+    pub(crate) lost_flush: bool,
     /// The process has no disk: none was found at its start, or the core gave it up.
     pub(crate) diskless: bool,
     /// Last refusal of a promotion, and how many in a row.
@@ -242,6 +244,7 @@ impl Host {
             kept: BTreeSet::new(),
             trouble: Trouble::default(),
             failed: None,
+            lost_flush: false,
             diskless: false,
             refused: None,
             declared_wrong: false,

@@ -252,6 +252,7 @@ impl World {
         host.meta.crash(rng);
         host.disk.process_crash(rng);
         self.learn_landed_rotation(n);
+        let how = self.ends_as(n, how);
         let host = &mut self.hosts[n];
         host.forget();
         host.stopped = how;
@@ -293,7 +294,7 @@ impl World {
             let lost = self.lines.all[line].reckon(n, Force::None, self.failures, seq);
             self.say(format_args!("n{n} loss under a Primary that is a target: {lost}"));
         }
-        self.hosts[n].failed = None;
+        (self.hosts[n].failed, self.hosts[n].lost_flush) = (None, false);
         let left = self.hosts[n].stopped == Stop::Exit;
         self.hosts[n].stopped = Stop::Power;
         self.say(format_args!("n{n} POWER LOSS{}", if left { " after it left" } else { "" }));

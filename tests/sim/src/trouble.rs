@@ -4,10 +4,10 @@
 //! unreadable until it is written. All of it ends when the disk is healed; the core's opinion of it does not.
 
 use crate::disk::DataDisk;
-use crate::host::{DiskOp, Input};
+use crate::host::{DiskOp, Input, Stop};
 use crate::setup::MS;
 use crate::world::{Ev, World, create_meta};
-use lockstep_bitmap::{Base, GenerationId, Store};
+use lockstep_bitmap::{Base, GenerationId, Store, Superblock};
 use lockstep_core::{Command, CommandId, DiskError, DiskState, Instant, NewDisk, Role, Status};
 use std::collections::BTreeSet;
 
@@ -121,6 +121,7 @@ impl World {
             }
             DiskOp::Flush { .. } if rng.chance(t.flush) => {
                 host.disk.fail_flush(rng);
+                host.lost_flush = true;
                 let seq = self.next_seq();
                 (self.failures.power[n], self.failures.unclean[n]) = (seq, seq);
                 return Err(DiskError::Io);
@@ -146,7 +147,26 @@ impl World {
             return Err(DiskError::Io);
         }
         host.meta.complete(op);
+        self.learn_recorded(n);
         Ok(())
+    }
+
+    /// Does the durable record, or the shell's, say by now that an fdatasync failed?
+    fn learn_recorded(&mut self, n: usize) {
+        if !self.hosts[n].lost_flush {
+            return;
+        }
+        let record = self.recovered(n).map(|(store, _)| self.as_attached(n, store).superblock);
+        let excused =
+            |sb: Superblock| sb.boot_id == self.hosts[n].boot_id.to_le_bytes() && sb.unclean_in.is_none();
+        self.hosts[n].lost_flush = record.is_ok_and(excused);
+    }
+
+    /// Nobody knows of the failure any more once the process has ended that saw it: whoever goes on with such a disk
+    /// has to boot the machine first, as the documents say, so that it counts as stopped uncleanly.
+    pub(crate) fn ends_as(&mut self, n: usize, how: Stop) -> Stop {
+        self.learn_recorded(n);
+        if self.hosts[n].lost_flush { Stop::Power } else { how }
     }
 
     /// The shell's own record of a failure; seldom that cannot be written either.
@@ -154,6 +174,7 @@ impl World {
         let result = if self.rng.disk[n].chance(100) { Err(DiskError::Io) } else { Ok(()) };
         if result.is_ok() {
             self.hosts[n].failed = Some((file_id, sequence));
+            self.learn_recorded(n);
         }
         let process = self.hosts[n].process;
         self.after(self.setup.meta_ns, Ev::Input(n, process, Input::MetaDone { op, result }));
@@ -252,7 +273,7 @@ impl World {
                     if replaced { "an empty disk" } else { "the disk again" }
                 ));
                 if let Some(meta) = meta {
-                    self.hosts[n].meta = meta;
+                    (self.hosts[n].meta, self.hosts[n].lost_flush) = (meta, false);
                     let garbage = |s: usize| (1 << 63) | ((n as u64 + 11) << 40) | s as u64;
                     self.hosts[n].disk = DataDisk::new((0..self.setup.sectors).map(garbage).collect());
                 }

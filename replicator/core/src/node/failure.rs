@@ -180,9 +180,10 @@ impl Node {
     pub(super) fn on_failure_recorded(&mut self, ok: bool) {
         self.failure = Failure::None;
         if !ok {
-            // Nothing would keep the copy from being taken for whole after a restart.
+            // Nothing would keep the copy from being taken for whole after a restart; until then `take_store` does.
             self.note_failed(Failed::Record, 0, DiskError::Io);
             self.through = None;
+            self.unrecorded = self.store.as_ref().map(|s| (s.superblock.file_id, s.superblock.sequence));
         }
         self.drop_store();
         self.close_link(CloseReason::DiskFailed);

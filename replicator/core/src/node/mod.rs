@@ -90,6 +90,8 @@ pub struct Node {
     undurable: Undurable,
     meta: MetaState,
     failure: failure::Failure,
+    /// A failure that nobody could record: id of the metadata, and the last sequence number that they may have.
+    unrecorded: Option<(u64, u64)>,
     /// The shell closes the files of a disk that is given up.
     closing: meta::OpenDisk,
     /// The detach, and the attach, that wait for their end.
@@ -166,6 +168,7 @@ impl Node {
             undurable: Undurable::new(cfg.undurable_max),
             meta: MetaState::new(store.as_ref()),
             failure: failure::Failure::None,
+            unrecorded: None,
             closing: meta::OpenDisk::Not,
             detached: None,
             attaching: None,
