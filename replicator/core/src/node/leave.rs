@@ -1,5 +1,7 @@
 //! Leaving: a copy asks, the one that stays flushes and agrees, the leaver records itself as
-//! Outdated, the other records that, and only then closes the link. Without agreement it leaves as it is.
+//! Outdated, the other records that, and only then closes the link. Without agreement it leaves as it is. From the
+//! flush on the one that stays acknowledges no write before it has rotated: everything that was acknowledged with both
+//! copies survives its power loss, and what comes later is a degraded node's.
 
 use super::Node;
 use super::meta::Effect;
@@ -181,6 +183,13 @@ impl Node {
         }
         let op = self.new_op(OpKind::Flush(FlushFor::Farewell { link }));
         self.act(Action::DiskFlush { op });
+    }
+
+    /// Ordering 4: the peer's copy may be recorded as Outdated at any moment, and count for nothing from then on. What
+    /// the fdatasync of the farewell does not cover would have been acknowledged on the strength of this copy's cache
+    /// alone: it waits for the rotation that follows the end of this link.
+    pub(super) fn peer_takes_leave(&self) -> bool {
+        self.disk == DiskState::UpToDate && self.link.as_ref().is_some_and(|link| link.peer_leaves)
     }
 
     pub(super) fn on_farewell_flushed(&mut self, link: LinkId) {

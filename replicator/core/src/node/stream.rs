@@ -295,12 +295,12 @@ impl Node {
 
     /// Done when the local write completed and the peer said written.
     pub(super) fn complete_write(&mut self, id: u32) {
-        let Some(task) = self.tasks.get_mut(id) else { return };
+        let Some(task) = self.tasks.get(id) else { return };
         if task.stage != Stage::Running || task.local_pending || task.peer_pending {
             return;
         }
-        if self.rotating {
-            task.stage = Stage::Held;
+        if self.rotating || self.peer_takes_leave() {
+            self.hold_reply(id);
             return;
         }
         if task.failed.is_none() && !self.reaches_up_to_date_copy() {
@@ -315,6 +315,12 @@ impl Node {
         self.pace.feedback.observe(took);
         self.stream.replied = self.stream.replied.max(pos.unwrap_or_default());
         self.finish_client_task(id, failed);
+    }
+
+    fn hold_reply(&mut self, id: u32) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.stage = Stage::Held;
+        }
     }
 
     /// A rotation is durable: what was complete is acknowledged (ordering 4).
