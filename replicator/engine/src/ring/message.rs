@@ -1,4 +1,5 @@
-//! Scatter receive and gather send: what goes in one `recvmsg` or `sendmsg`.
+//! Scatter receive and gather send: what goes in one `recvmsg` or `sendmsg`, or, where it is one range of
+//! memory, in one `recv` or `send`, which cost the kernel less.
 //!
 //! Both live in boxes that are reused for the life of a connection; their addresses are stable while the
 //! kernel uses them, and no allocation is made per message once their vectors have grown.
@@ -81,6 +82,12 @@ impl Incoming {
             let target = &mut self.buffer[self.free.clone()];
             self.iovecs[count] = libc::iovec { iov_base: target.as_mut_ptr().cast(), iov_len: target.len() };
             count += 1;
+        }
+        if count == 1 {
+            let [first, _] = self.iovecs;
+            // Cut, not lost, if it is longer than the kernel can count: the rest comes with the next receive.
+            let len = u32::try_from(first.iov_len).unwrap_or(u32::MAX);
+            return opcode::Recv::new(raw(&self.fd), first.iov_base.cast(), len).build();
         }
         self.header.msg_iov = self.iovecs.as_mut_ptr();
         self.header.msg_iovlen = count;
@@ -200,11 +207,17 @@ impl Outgoing {
             };
             self.iovecs.push(iovec);
         }
-        self.header.msg_iov = self.iovecs.as_mut_ptr();
-        self.header.msg_iovlen = self.iovecs.len();
         // Without MSG_WAITALL a send may end short; with it the kernel goes on until all is sent or the
         // socket fails.
-        let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        if let [only] = self.iovecs.as_slice()
+            && let Ok(len) = u32::try_from(only.iov_len)
+        {
+            return opcode::Send::new(raw(&self.fd), only.iov_base.cast(), len).flags(flags).build();
+        }
+        self.header.msg_iov = self.iovecs.as_mut_ptr();
+        self.header.msg_iovlen = self.iovecs.len();
+        let flags = flags as u32;
         opcode::SendMsg::new(raw(&self.fd), &self.header).flags(flags).build()
     }
 }

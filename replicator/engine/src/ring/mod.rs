@@ -6,6 +6,9 @@
 //!
 //! One `submit_and_wait` per turn. Before sleeping the thread spins for a while, since a wake-up costs more
 //! than most operations; the time adapts, so that an idle daemon does not burn a processor.
+//!
+//! What somebody waits for goes first: receives start with the next wait, behind the sends and writes of the
+//! turn, and the completion of a small send, which only gives its memory back, does not end the spinning.
 #![allow(unsafe_code)]
 
 mod message;
@@ -13,10 +16,11 @@ mod op;
 mod socket;
 mod spin;
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, squeue, types};
+use io_uring::{IoUring, cqueue, squeue, types};
 
 pub(crate) use message::{Incoming, MESSAGE_MEMORY_BYTES, Outgoing};
 pub(crate) use op::{Fd, Op};
@@ -43,6 +47,10 @@ pub(crate) struct Ring<T> {
     /// `None` only inside `drop`.
     uring: Option<IoUring>,
     in_flight: Slab<(T, Op)>,
+    /// Receives that start with the next wait.
+    receives: Vec<squeue::Entry>,
+    /// Completions that were seen and not reaped.
+    completed: VecDeque<cqueue::Entry>,
     arena: Option<Arena>,
     registered: bool,
     spin: Spin,
@@ -55,6 +63,8 @@ impl<T: Copy> Ring<T> {
         let mut ring = Self {
             uring: Some(uring),
             in_flight: Slab::with_capacity(4096),
+            receives: Vec::with_capacity(64),
+            completed: VecDeque::with_capacity(256),
             arena: Some(arena),
             registered: false,
             spin: Spin::new(Duration::from_micros(u64::from(spin_us))),
@@ -81,7 +91,7 @@ impl<T: Copy> Ring<T> {
         self.in_flight.len()
     }
 
-    /// Queues an operation; it starts at the next `submit` or `wait`.
+    /// Queues an operation; it starts at the next `submit` or `wait`, a receive at the next `wait`.
     pub(crate) fn push(&mut self, token: T, op: Op) {
         self.push_with(token, op, squeue::Flags::empty());
     }
@@ -98,15 +108,11 @@ impl<T: Copy> Ring<T> {
         else {
             unreachable!("ring and arena go in drop only, and the operation was just inserted")
         };
-        let entry = op.prepare(arena, self.registered).user_data(u64::from(index)).flags(flags);
-        loop {
-            // SAFETY: the entry points to memory owned by the operation or by the arena. The operation stays
-            // in `in_flight` until its completion was reaped: moving it there moves boxes, not what they
-            // hold. Arena spans are marked as the kernel's. Both outlive the ring (see `drop`).
-            if unsafe { uring.submission().push(&entry) }.is_ok() {
-                return;
-            }
-            submit(uring);
+        let user_data = u64::from(index) | if op.is_lazy() { LAZY } else { 0 };
+        let entry = op.prepare(arena, self.registered).user_data(user_data).flags(flags);
+        match op {
+            Op::Receive(_) => self.receives.push(entry),
+            _ => enqueue(uring, &entry),
         }
     }
 
@@ -119,17 +125,26 @@ impl<T: Copy> Ring<T> {
         }
     }
 
+    fn queue_receives(&mut self) {
+        let Some(uring) = &mut self.uring else { return };
+        self.receives.drain(..).for_each(|entry| enqueue(uring, &entry));
+    }
+
     /// Starts everything queued and waits until something completes or `timeout` has passed.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) {
+        self.queue_receives();
         let Some(uring) = &mut self.uring else { return };
         submit(uring);
         let began = Instant::now();
         let budget = self.spin.budget().min(timeout.unwrap_or(Duration::MAX));
+        let mut looked_at = 0;
         loop {
-            if !uring.completion().is_empty() {
+            self.completed.extend(uring.completion());
+            if self.completed.range(looked_at..).any(|entry| entry.user_data() & LAZY == 0) {
                 self.spin.found();
                 return;
             }
+            looked_at = self.completed.len();
             if began.elapsed() >= budget {
                 // Sleeping runs deferred work as well.
                 break;
@@ -141,6 +156,10 @@ impl<T: Copy> Ring<T> {
                 rustix::thread::sched_yield();
             }
         }
+        if !self.completed.is_empty() {
+            // Nothing else to do: now their memory.
+            return;
+        }
         let left = timeout.map(|timeout| timeout.saturating_sub(began.elapsed()));
         if left != Some(Duration::ZERO) {
             sleep(uring, left);
@@ -151,8 +170,8 @@ impl<T: Copy> Ring<T> {
     /// The next completion.
     pub(crate) fn reap(&mut self) -> Option<Completion<T>> {
         let (Some(uring), Some(arena)) = (&mut self.uring, &mut self.arena) else { return None };
-        let entry = uring.completion().next()?;
-        let index = u32::try_from(entry.user_data()).unwrap_or(u32::MAX);
+        let entry = self.completed.pop_front().or_else(|| uring.completion().next())?;
+        let index = u32::try_from(entry.user_data() & !LAZY).unwrap_or(u32::MAX);
         let Some((token, mut op)) = self.in_flight.remove(index) else {
             unreachable!("a completion for operation {index}, which is not in flight")
         };
@@ -188,6 +207,8 @@ impl<T: Copy> Ring<T> {
     /// Cancels and reaps until nothing is in flight, or for five seconds.
     fn drain(&mut self, token: T) {
         let began = Instant::now();
+        // Before the cancellation, which knows only what has started.
+        self.queue_receives();
         self.push(token, Op::CancelAll);
         while self.in_flight() > 0 && began.elapsed() < Duration::from_secs(5) {
             self.wait(Some(Duration::from_millis(100)));
@@ -249,6 +270,22 @@ fn build((submissions, completions): (u32, u32), is_deferred: bool) -> io::Resul
 
 fn is_out_of_memory(result: &io::Result<IoUring>) -> bool {
     matches!(result, Err(error) if error.raw_os_error() == Some(libc::ENOMEM))
+}
+
+/// In the `user_data` of operations whose completion does not end the spinning.
+const LAZY: u64 = 1 << 32;
+
+/// Puts an entry into the submission queue.
+fn enqueue(uring: &mut IoUring, entry: &squeue::Entry) {
+    loop {
+        // SAFETY: the entry points to memory owned by its operation or by the arena. The operation stays in
+        // `in_flight` until its completion was reaped: moving it there moves boxes, not what they hold.
+        // Arena spans are marked as the kernel's. Both outlive the ring (see `drop`).
+        if unsafe { uring.submission().push(entry) }.is_ok() {
+            return;
+        }
+        submit(uring);
+    }
 }
 
 /// Submits what is queued and runs deferred work; does not enter the kernel when there is neither. A full

@@ -17,6 +17,9 @@ use crate::slots::{Arena, Span};
 /// A descriptor that stays open while an operation uses it.
 pub(crate) type Fd = Rc<OwnedFd>;
 
+/// A send of more than this is worth a turn when it ends: others may wait behind it.
+const LAZY_SEND_BYTES_MAX: usize = 16 << 10;
+
 /// One operation.
 #[derive(Debug)]
 pub(crate) enum Op {
@@ -54,6 +57,12 @@ impl Op {
             Op::Send(outgoing) => outgoing.spans().for_each(|span| visit(span, false)),
             _ => {}
         }
+    }
+
+    /// Whether nothing but memory waits for the completion: a small send has all but always ended when its
+    /// submission returns.
+    pub(super) fn is_lazy(&self) -> bool {
+        matches!(self, Op::Send(outgoing) if outgoing.bytes() <= LAZY_SEND_BYTES_MAX)
     }
 
     /// Builds the entry. The operation must not move or be dropped before its completion, other than by

@@ -1,6 +1,7 @@
 //! The ring against the real kernel.
 use super::*;
 use crate::slots::{PoolId, PoolSize, Span};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -89,4 +90,64 @@ fn a_wait_ends_at_its_timeout_and_a_closed_ring_leaves_nothing_behind() {
     assert!(began.elapsed() >= Duration::from_millis(20));
     ring.drain(9);
     assert_eq!(ring.in_flight(), 0);
+}
+
+#[test]
+fn a_receive_that_has_not_started_is_cancelled_too() {
+    let (left, _right) = UnixStream::pair().unwrap();
+    let mut ring = ring();
+    ring.push(1, receive(Rc::new(left.into())));
+    ring.drain(9);
+    assert_eq!(ring.in_flight(), 0);
+}
+
+#[test]
+fn a_receive_starts_behind_what_others_wait_for() {
+    let (left, mut right) = UnixStream::pair().unwrap();
+    right.write_all(b"there already").unwrap();
+    let mut ring = ring();
+    ring.push(1, receive(Rc::new(left.into())));
+    ring.submit();
+    assert!(ring.reap().is_none(), "it waits for the next wait");
+    let done = next(&mut ring);
+    assert_eq!((done.token, done.result.unwrap()), (1, 13));
+}
+
+#[test]
+fn a_small_send_alone_does_not_end_the_spinning() {
+    let (left, mut right) = UnixStream::pair().unwrap();
+    let left: Fd = Rc::new(left.into());
+    let arena = Arena::new(&[PoolSize { small: 4, large: 2 }]).unwrap();
+    let mut ring = Ring::new(arena, 20_000_000).unwrap();
+    let mut message = Box::new(Outgoing::new(Rc::clone(&left)));
+    message.push_head(b"ask");
+    ring.push(1, receive(left));
+    ring.push(2, Op::Send(message));
+    let peer = std::thread::spawn(move || {
+        right.read_exact(&mut [0; 3]).unwrap();
+        right.write_all(b"answer").unwrap();
+        right
+    });
+    ring.wait(None);
+    let mut tokens = [ring.reap().unwrap().token, ring.reap().expect("the answer ends the wait").token];
+    tokens.sort_unstable();
+    assert_eq!(tokens, [1, 2]);
+    peer.join().unwrap();
+}
+
+#[test]
+fn what_only_gives_memory_back_is_reaped_when_nothing_else_comes() {
+    let (left, _right) = UnixStream::pair().unwrap();
+    let mut ring = ring();
+    let mut message = Box::new(Outgoing::new(Rc::new(left.into())));
+    message.push_head(b"beat");
+    ring.push(1, Op::Send(message));
+    ring.wait(None);
+    assert_eq!(ring.reap().unwrap().token, 1);
+}
+
+fn receive(fd: Fd) -> Op {
+    let mut incoming = Box::new(Incoming::new(fd, 64));
+    incoming.aim(None, 0..64);
+    Op::Receive(incoming)
 }
