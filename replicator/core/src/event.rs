@@ -29,6 +29,9 @@ pub enum DiskError {
     Io,
     /// No space is left on the file system under a sparse file.
     NoSpace,
+    /// What was written was not made durable. A write with FUA is an fdatasync, too: where that half of it fails the
+    /// kernel may have dropped what other writes left in its cache, and tells nobody else.
+    Sync,
 }
 
 /// Why a link ended.

@@ -14,6 +14,9 @@ use lockstep_core::{
 };
 use std::collections::{BTreeMap, VecDeque};
 
+#[path = "pair/durability.rs"]
+mod durability;
+
 const SIZE: u64 = 2 << 20;
 
 /// What is under way, to be delivered as an event.
@@ -21,7 +24,7 @@ enum Pending {
     Disk(OpId, Option<(u64, Vec<u8>)>),
     Inspected(OpId, u64, Vec<u8>),
     Unreadable(OpId),
-    DiskFailed(OpId),
+    DiskFailed(OpId, DiskError),
     Meta(OpId),
     MetaFailed(OpId),
     Frame(LinkId, Frame, Vec<u8>, Option<Vec<u8>>),
@@ -45,6 +48,10 @@ struct Host {
     flush_fails: bool,
     /// Neither the metadata nor the shell's record of a failure can be written.
     meta_fails: bool,
+    /// So does the flush in a write with FUA.
+    fua_fails: bool,
+    /// Flushes that do not complete for now.
+    held: Option<Vec<OpId>>,
     /// A range that a resync cannot read.
     unreadable: std::ops::Range<u64>,
     replies: Vec<(ReqId, Result<(), IoError>)>,
@@ -137,6 +144,8 @@ impl Host {
             dialing: false,
             flush_fails: false,
             meta_fails: false,
+            fua_fails: false,
+            held: None,
             unreadable: 0..0,
             replies: vec![],
             done: vec![],
@@ -181,6 +190,9 @@ impl Host {
                 let bytes = self.data[span(offset, len)].to_vec();
                 self.inbox.push_back(Pending::Inspected(op, offset, bytes));
             }
+            Action::DiskWrite { op, fua: true, .. } if self.fua_fails => {
+                self.inbox.push_back(Pending::DiskFailed(op, DiskError::Sync));
+            }
             Action::DiskWrite { op, offset, len, slot, .. } => {
                 let bytes = self.slot_bytes(slot, offset, len);
                 self.data[span(offset, len)].copy_from_slice(&bytes);
@@ -190,8 +202,11 @@ impl Host {
                 self.data[span(offset, len)].fill(0);
                 self.inbox.push_back(Pending::Disk(op, None));
             }
-            Action::DiskFlush { op } if self.flush_fails => self.inbox.push_back(Pending::DiskFailed(op)),
-            Action::DiskFlush { op } => self.inbox.push_back(Pending::Disk(op, None)),
+            Action::DiskFlush { op } => match &mut self.held {
+                Some(held) => held.push(op),
+                None if self.flush_fails => self.inbox.push_back(Pending::DiskFailed(op, DiskError::Io)),
+                None => self.inbox.push_back(Pending::Disk(op, None)),
+            },
             Action::MetaWrite { op, .. } | Action::RecordFailure { op, .. } if self.meta_fails => {
                 self.inbox.push_back(Pending::MetaFailed(op));
             }
@@ -345,8 +360,8 @@ impl World {
                     Event::DiskInspected { op, result: Ok(()), slot, zeroes, digests: &digests },
                 );
             }
-            Pending::DiskFailed(op) => {
-                host.handle(now, Event::DiskDone { op, result: Err(DiskError::Io), slot: None });
+            Pending::DiskFailed(op, error) => {
+                host.handle(now, Event::DiskDone { op, result: Err(error), slot: None });
             }
             Pending::MetaFailed(op) => {
                 host.handle(now, Event::MetaDone { op, result: Err(DiskError::Io) });
@@ -376,15 +391,22 @@ impl World {
     }
 
     fn write(&mut self, i: usize, offset: u64, fill: u8, len: u32) {
+        let req = self.request(i, RequestKind::Write, (offset, len), false);
+        let slot = self.hosts[i].slot((offset, vec![fill; len as usize]));
+        self.hosts[i].handle(self.now, Event::Payload { req, offset, len, slot });
+        assert_eq!(self.reply(i, req), Ok(()));
+    }
+
+    fn request(&mut self, i: usize, kind: RequestKind, (offset, len): (u64, u32), fua: bool) -> ReqId {
         let req = ReqId(self.next_req);
         self.next_req += 1;
-        let host = &mut self.hosts[i];
-        let kind = RequestKind::Write;
-        host.handle(self.now, Event::Request { req, kind, offset, len: u64::from(len), fua: false });
-        let slot = host.slot((offset, vec![fill; len as usize]));
-        host.handle(self.now, Event::Payload { req, offset, len, slot });
-        self.until("a write's reply", |w| w.hosts[i].replies.iter().any(|(of, _)| *of == req));
-        assert_eq!(self.hosts[i].replies.iter().find(|(of, _)| *of == req).unwrap().1, Ok(()));
+        self.hosts[i].handle(self.now, Event::Request { req, kind, offset, len: u64::from(len), fua });
+        req
+    }
+
+    fn reply(&mut self, i: usize, req: ReqId) -> Result<(), IoError> {
+        self.until("a reply", |w| w.hosts[i].replies.iter().any(|(of, _)| *of == req));
+        self.hosts[i].replies.iter().find(|(of, _)| *of == req).unwrap().1
     }
 
     fn promote(&mut self, i: usize) -> Result<Done, Refusal> {

@@ -88,6 +88,14 @@ impl DataDisk {
         (f.first, f.tags.len())
     }
 
+    /// A write with FUA is visible, and not durable: its flush is to fail.
+    pub(crate) fn complete_unsynced(&mut self, op: u32) {
+        if let Some(f) = self.flying.get_mut(&op) {
+            f.fua = false;
+        }
+        self.complete(op);
+    }
+
     /// A write fails: any of its sectors may have been written all the same.
     pub(crate) fn fail(&mut self, op: u32, rng: &mut Prng) {
         let f = self.flying.remove(&op).expect("completions are scheduled once per submission");

@@ -175,7 +175,7 @@ impl World {
             return self.fail("O20 overlap", format!("node {n}: {why}"));
         }
         let delay = self.disk_delay(n) + if fua { self.setup.flush_ns / 2 } else { 0 };
-        self.start_op(n, op, DiskOp::Write { slot }, delay);
+        self.start_op(n, op, DiskOp::Write { slot, fua }, delay);
     }
 
     /// Checks a range of the border and converts it.
@@ -235,7 +235,7 @@ impl World {
 
     fn release(&mut self, n: usize, slot: u32) {
         let in_use = |op: &DiskOp| match op {
-            DiskOp::Write { slot: Some(s) } | DiskOp::Fill { slot: s, .. } => *s == slot,
+            DiskOp::Write { slot: Some(s), .. } | DiskOp::Fill { slot: s, .. } => *s == slot,
             _ => false,
         };
         if self.hosts[n].has_hung && self.hosts[n].ops.values().any(in_use) {

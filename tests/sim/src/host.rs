@@ -79,7 +79,7 @@ pub(crate) enum DiskOp {
     /// Fill of a slot's edges.
     Fill { slot: u32, parts: [(usize, usize); 2] },
     /// Write from a slot or of zeroes.
-    Write { slot: Option<u32> },
+    Write { slot: Option<u32>, fua: bool },
     /// Flush that covers so many completions.
     Flush { covered: u64 },
     /// A read for a request that was answered meanwhile: the disk hung.

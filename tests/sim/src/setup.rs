@@ -95,6 +95,8 @@ pub(crate) struct Setup {
     pub(crate) fault_gap_ns: u64,
     /// Which faults.
     pub(crate) faults: Faults,
+    /// Where flushes fail, so does the one in a write with FUA.
+    pub(crate) sync_of_fua: bool,
 }
 
 impl Setup {
@@ -134,6 +136,7 @@ impl Setup {
             faults: faults(rng),
             // Last, so that what older seeds drew stays.
             receive_slots: rng.pick(&[1, 4, usize::MAX, usize::MAX]),
+            sync_of_fua: rng.below(4) == 0,
         }
     }
 }

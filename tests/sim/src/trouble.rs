@@ -81,7 +81,7 @@ impl World {
     pub(crate) fn free_kept(&mut self, n: usize) {
         let host = &mut self.hosts[n];
         let uses = |op: &DiskOp, slot: u32| match op {
-            DiskOp::Write { slot: Some(s) } | DiskOp::Fill { slot: s, .. } => *s == slot,
+            DiskOp::Write { slot: Some(s), .. } | DiskOp::Fill { slot: s, .. } => *s == slot,
             _ => false,
         };
         let ops = &host.ops;
@@ -106,7 +106,14 @@ impl World {
         let unreadable =
             |first: usize, count: usize| t.unreadable.range(first..first + count).next().is_some();
         match *what {
-            DiskOp::Write { .. } => {
+            DiskOp::Write { fua, .. } => {
+                if fua && self.setup.sync_of_fua && rng.chance(t.flush) {
+                    host.disk.complete_unsynced(op);
+                    host.disk.fail_flush(rng);
+                    let seq = self.next_seq();
+                    (self.failures.power[n], self.failures.unclean[n]) = (seq, seq);
+                    return Err(DiskError::Sync);
+                }
                 if rng.chance(t.write) {
                     host.disk.fail(op, rng);
                     return Err(DiskError::Io);

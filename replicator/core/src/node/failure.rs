@@ -29,6 +29,14 @@ pub(super) enum Failure {
     Beside,
 }
 
+/// What a write was doing when it failed.
+pub(super) fn failed_part(error: DiskError) -> Failed {
+    match error {
+        DiskError::Io | DiskError::NoSpace => Failed::Write,
+        DiskError::Sync => Failed::Flush,
+    }
+}
+
 impl Node {
     /// No disk: nothing is read from it or written to it.
     pub(super) fn without_disk(&self) -> bool {
@@ -55,14 +63,15 @@ impl Node {
         self.notice(Notice::DiskFailed { what, offset, error });
     }
 
-    /// A write failed here. The last UpToDate copy stays: its client gets the error, the bits remember the range. True
-    /// if the copy is lost and the write goes on without it.
+    /// A write failed here. The last UpToDate copy stays: its client gets the error, bits remember the range; not so
+    /// if it is the durability that failed. True if the copy is lost and the write goes on without it.
     pub(super) fn on_write_error(&mut self, range: ByteRange, error: DiskError) -> bool {
         if self.without_disk() {
             return true;
         }
-        self.note_failed(Failed::Write, range.start, error);
-        let lost = self.disk != DiskState::UpToDate || self.peer_is_up_to_date();
+        self.note_failed(failed_part(error), range.start, error);
+        let is_final = error == DiskError::Sync;
+        let lost = is_final || self.disk != DiskState::UpToDate || self.peer_is_up_to_date();
         if lost {
             self.lose_disk();
         } else {

@@ -5,6 +5,7 @@
 //! after every write up to that position had completed (ordering 6).
 
 use super::Node;
+use super::failure::failed_part;
 use super::task::{FlushFor, OpKind, Stage, Task, Work, Zero};
 use crate::action::{Action, CloseReason, Failed};
 use crate::event::DiskError;
@@ -128,15 +129,16 @@ impl Node {
         self.flush_received();
     }
 
-    /// True if the copy is lost. The only UpToDate copy stays: its clients' node is told.
+    /// True if the copy is lost. The only UpToDate copy stays where it can: its clients' node is told.
     fn on_peer_write_error(&mut self, range: ByteRange, error: DiskError) -> bool {
         let peer = self.link.as_ref().map(|link| link.peer_disk);
-        let only = self.disk == DiskState::UpToDate
+        let only = error != DiskError::Sync
+            && self.disk == DiskState::UpToDate
             && match self.in_link() {
                 Some(_) => peer != Some(DiskState::UpToDate),
                 None => self.peer_proven_behind(),
             };
-        self.note_failed(Failed::Write, range.start, error);
+        self.note_failed(failed_part(error), range.start, error);
         if only {
             self.set_dirty(range);
         } else {

@@ -416,6 +416,11 @@ impl Node {
             }
             return self.lose_disk();
         }
+        if self.without_disk() {
+            // Two may be under way, and the kernel tells one of them only of what both lost: what ends after the copy
+            // has failed says nothing of it any more (ordering 6).
+            return;
+        }
         match purpose {
             FlushFor::Stream { covers } => {
                 self.stream.flushing = false;

@@ -147,7 +147,7 @@ pub(super) enum OpKind {
 impl From<DiskError> for IoError {
     fn from(error: DiskError) -> IoError {
         match error {
-            DiskError::Io => IoError::Io,
+            DiskError::Io | DiskError::Sync => IoError::Io,
             DiskError::NoSpace => IoError::NoSpace,
         }
     }

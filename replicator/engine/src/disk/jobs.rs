@@ -48,6 +48,8 @@ struct Job {
     work: Work,
     /// Operations in the ring.
     left: u8,
+    /// A write with FUA failed, and its bytes are being written without: what fails tells which half of it did.
+    is_unsynced: bool,
     error: Option<DiskError>,
 }
 
@@ -281,7 +283,7 @@ impl Storage {
     pub(crate) fn run_inline(&mut self, io: &mut Io) {
         while let Some(job) = self.inline.pop_front() {
             if let Err(error) = self.do_inline(io, job) {
-                self.note_error(job, &error);
+                self.note_failure(job, kind_of(&error), &error);
             }
             self.finish(io, job);
         }
@@ -297,7 +299,11 @@ impl Storage {
             (Op::Allocate { .. }, Err(error)) if is_unsupported(&error) => {
                 return self.zero_by_writing(io, job);
             }
-            (_, Err(error)) => self.note_error(job, &error),
+            (Op::Write { fd, span, offset, dsync: true }, Err(error)) => {
+                tracing::error!("{}: write with FUA at {offset} failed: {error}", self.name);
+                return self.write_unsynced(io, job, Op::Write { fd, span, offset, dsync: false });
+            }
+            (op, Err(error)) => self.note_error(job, &op, &error),
             (Op::Read { fd, span, offset }, Ok(bytes)) if bytes > 0 && bytes < span.len => {
                 let rest = Op::Read { fd, span: span.skip(bytes), offset: offset + u64::from(bytes) };
                 return push_to(io, may_block(&self.disk), completion.token, rest);
@@ -306,11 +312,11 @@ impl Storage {
                 let rest = Op::Write { fd, span: span.skip(bytes), offset: offset + u64::from(bytes), dsync };
                 return push_to(io, may_block(&self.disk), completion.token, rest);
             }
-            (Op::Read { .. } | Op::Write { .. }, Ok(0)) => {
-                self.note_error(job, &io::Error::from(io::ErrorKind::UnexpectedEof));
+            (op @ (Op::Read { .. } | Op::Write { .. }), Ok(0)) => {
+                self.note_error(job, &op, &io::Error::from(io::ErrorKind::UnexpectedEof));
             }
             (Op::WriteBytes { bytes, .. }, Ok(written)) if written as usize != bytes.len() => {
-                self.note_error(job, &io::Error::from(io::ErrorKind::WriteZero));
+                self.note_failure(job, DiskError::Io, &io::Error::from(io::ErrorKind::WriteZero));
             }
             (_, Ok(_)) => {}
         }
@@ -321,6 +327,15 @@ impl Storage {
         if entry.left == 0 && !self.go_on(io, job) {
             self.finish(io, job);
         }
+    }
+
+    /// The device refuses the bytes, or it took them and could not make them durable: the system call does not tell,
+    /// and the difference is that between an error of one range and a copy that is lost (a failed fdatasync). So the
+    /// bytes are written again without FUA. Nothing that failed to become durable is flushed again.
+    fn write_unsynced(&mut self, io: &mut Io, job: u32, write: Op) {
+        let Some(entry) = self.jobs.get_mut(job) else { unreachable!("job {job} is gone") };
+        entry.is_unsynced = true;
+        push_to(io, may_block(&self.disk), Token::Storage { resource: self.resource, job }, write);
     }
 
     /// In direct mode a read covers whole logical blocks; the wanted part stays where it belongs.
@@ -336,7 +351,7 @@ impl Storage {
     }
 
     fn start(&mut self, io: &mut Io, op: OpId, work: Work) {
-        let job = self.jobs.insert(Job { op, work, left: 0, error: None });
+        let job = self.jobs.insert(Job { op, work, left: 0, is_unsynced: false, error: None });
         let Some(Job { work, left, .. }) = self.jobs.get_mut(job) else { unreachable!("just inserted") };
         let token = Token::Storage { resource: self.resource, job };
         let may_block = may_block(&self.disk);
@@ -481,7 +496,12 @@ impl Storage {
         }
     }
 
-    fn note_error(&mut self, job: u32, error: &io::Error) {
+    fn note_error(&mut self, job: u32, op: &Op, error: &io::Error) {
+        let kind = if matches!(op, Op::Datasync { .. }) { DiskError::Sync } else { kind_of(error) };
+        self.note_failure(job, kind, error);
+    }
+
+    fn note_failure(&mut self, job: u32, kind: DiskError, error: &io::Error) {
         let Some(entry) = self.jobs.get_mut(job) else { return };
         let what = match entry.work {
             Work::Read { .. } | Work::Inspect { .. } => "read",
@@ -492,14 +512,14 @@ impl Storage {
             Work::Meta { .. } => "metadata write",
         };
         tracing::error!("{}: {what} failed: {error}", self.name);
-        let full = matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
-        entry.error = Some(if full { DiskError::NoSpace } else { DiskError::Io });
+        entry.error = Some(kind);
     }
 
     fn finish(&mut self, io: &mut Io, job: u32) {
-        let Some(Job { op, work, error, .. }) = self.jobs.remove(job) else {
+        let Some(Job { op, work, error, is_unsynced, .. }) = self.jobs.remove(job) else {
             unreachable!("job {job} finished twice")
         };
+        let error = error.or(is_unsynced.then_some(DiskError::Sync));
         let result = error.map_or(Ok(()), Err);
         let mut handed = None;
         match work {
@@ -533,6 +553,13 @@ impl Storage {
 fn allocate_mode(punch: bool) -> FallocateFlags {
     let mode = if punch { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
     mode | FallocateFlags::KEEP_SIZE
+}
+
+fn kind_of(error: &io::Error) -> DiskError {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => DiskError::NoSpace,
+        _ => DiskError::Io,
+    }
 }
 
 fn may_block(disk: &Option<Disk>) -> bool {

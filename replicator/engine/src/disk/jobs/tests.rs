@@ -14,7 +14,11 @@ struct Bench {
     path: std::path::PathBuf,
     _folder: tempfile::TempDir,
     next_op: u32,
+    /// Changes how an operation ended.
+    spoil: Spoil,
 }
+
+type Spoil = fn(&Op) -> Option<io::Error>;
 
 /// A file of 1 MiB full of 0xEE on a disk of this mode; on a file system without O_DIRECT "direct" is what it
 /// gives.
@@ -31,7 +35,7 @@ fn bench(mode: Mode) -> Bench {
     let arena = Arena::new(&[PoolSize { small: 8, large: 4 }]).unwrap();
     let mut storage = Storage::new(0, "r0", POOL);
     storage.disk = Some(open.into());
-    Bench { io: Io::new(arena, 0).unwrap(), storage, path, _folder: folder, next_op: 0 }
+    Bench { io: Io::new(arena, 0).unwrap(), storage, path, _folder: folder, next_op: 0, spoil: |_| None }
 }
 
 fn buffered(path: &Path) -> disk::OpenDisk {
@@ -63,7 +67,10 @@ impl Bench {
                 None => {}
             }
             self.io.wait(Some(Duration::from_secs(5)));
-            while let Some(completion) = self.io.reap() {
+            while let Some(mut completion) = self.io.reap() {
+                if let Some(error) = (self.spoil)(&completion.op) {
+                    completion.result = Err(error);
+                }
                 let Token::Storage { job, .. } = completion.token else { panic!("{completion:?}") };
                 self.storage.completed(&mut self.io, job, completion);
             }
@@ -165,6 +172,47 @@ fn a_read_past_the_end_fails_and_a_read_without_slots_waits() {
         b.io.arena().release(taken[0]);
         b.storage.feed_starved(&mut b.io);
         assert_eq!(b.finish().0, op);
+    }
+}
+
+fn io_error() -> Option<io::Error> {
+    Some(io::Error::from_raw_os_error(libc::EIO))
+}
+
+/// A write with FUA is two things, and which of them failed decides whether the copy is lost.
+#[test]
+fn a_write_with_fua_tells_which_half_of_it_failed() {
+    for mode in [Mode::Direct, Mode::Buffered] {
+        let fails: [(Spoil, DiskError); 3] = [
+            (|op| matches!(op, Op::Write { dsync: true, .. }).then(io_error)?, DiskError::Sync),
+            (|op| matches!(op, Op::Write { .. }).then(io_error)?, DiskError::Io),
+            (
+                |op| matches!(op, Op::Write { .. }).then(|| io::Error::from_raw_os_error(libc::ENOSPC)),
+                DiskError::NoSpace,
+            ),
+        ];
+        for (spoil, expected) in fails {
+            let mut b = bench(mode);
+            b.spoil = spoil;
+            let slot = b.io.arena().take(POOL, 8192, 8192).unwrap();
+            b.io.arena().bytes_mut(Span::of_volume(slot, 8192, 8192)).fill(7);
+            let op = b.op();
+            b.storage.write(&mut b.io, op, 8192, 8192, slot, true);
+            assert_eq!(b.finish(), (op, Err(expected), None), "{mode:?}");
+            b.io.arena().release(slot);
+            assert!(b.storage.is_idle() && b.io.arena().in_use() == 0);
+        }
+    }
+}
+
+#[test]
+fn zeroes_with_fua_that_were_not_made_durable_say_so() {
+    for mode in [Mode::Direct, Mode::Buffered] {
+        let mut b = bench(mode);
+        b.spoil = |op| matches!(op, Op::Datasync { .. } | Op::Write { dsync: true, .. }).then(io_error)?;
+        let op = b.op();
+        b.storage.zero(&mut b.io, op, 8192, 8192, true, true);
+        assert_eq!(b.finish(), (op, Err(DiskError::Sync), None), "{mode:?}");
     }
 }
 
