@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 #[path = "pair/durability.rs"]
 mod durability;
+#[path = "pair/moments.rs"]
+mod moments;
 
 const SIZE: u64 = 2 << 20;
 
@@ -50,6 +52,11 @@ struct Host {
     meta_fails: bool,
     /// So does the flush in a write with FUA.
     fua_fails: bool,
+    /// Reads for clients fail; so do writes, and leave what there was.
+    read_fails: bool,
+    write_fails: bool,
+    /// Writes in flight.
+    writing: BTreeMap<OpId, std::ops::Range<usize>>,
     /// Flushes that do not complete for now.
     held: Option<Vec<OpId>>,
     /// A range that a resync cannot read.
@@ -145,6 +152,9 @@ impl Host {
             flush_fails: false,
             meta_fails: false,
             fua_fails: false,
+            read_fails: false,
+            write_fails: false,
+            writing: BTreeMap::new(),
             held: None,
             unreadable: 0..0,
             replies: vec![],
@@ -177,6 +187,9 @@ impl Host {
             at..at + len as usize
         };
         match action {
+            Action::DiskRead { op, req: Some(_), .. } if self.read_fails => {
+                self.inbox.push_back(Pending::DiskFailed(op, DiskError::Io));
+            }
             Action::DiskRead { op, req, offset, len } => {
                 let bytes = req.is_none().then(|| (offset, self.data[span(offset, len)].to_vec()));
                 self.inbox.push_back(Pending::Disk(op, bytes));
@@ -193,7 +206,15 @@ impl Host {
             Action::DiskWrite { op, fua: true, .. } if self.fua_fails => {
                 self.inbox.push_back(Pending::DiskFailed(op, DiskError::Sync));
             }
+            Action::DiskWrite { op, .. } if self.write_fails => {
+                self.inbox.push_back(Pending::DiskFailed(op, DiskError::Io));
+            }
             Action::DiskWrite { op, offset, len, slot, .. } => {
+                let overlaps = |r: &std::ops::Range<usize>| {
+                    r.start < span(offset, len).end && span(offset, len).start < r.end
+                };
+                assert!(!self.writing.values().any(overlaps), "two writes at once");
+                self.writing.insert(op, span(offset, len));
                 let bytes = self.slot_bytes(slot, offset, len);
                 self.data[span(offset, len)].copy_from_slice(&bytes);
                 self.inbox.push_back(Pending::Disk(op, None));
@@ -335,6 +356,7 @@ impl World {
         let (now, host) = (self.now, &mut self.hosts[i]);
         match pending {
             Pending::Disk(op, bytes) => {
+                host.writing.remove(&op);
                 let slot = bytes.map(|bytes| host.slot(bytes));
                 host.handle(now, Event::DiskDone { op, result: Ok(()), slot });
             }
@@ -622,34 +644,6 @@ fn a_copy_whose_flush_failed_is_no_source_after_a_restart() {
     w.cut = false;
     w.settled();
     assert_eq!(w.hosts[0].data[0], 1, "the good copy is the source");
-}
-
-/// Ordering 5: nothing durable tells of the failure, but the process that saw it knows the disk again.
-#[test]
-fn a_failure_that_nobody_could_record_is_remembered_by_the_process() {
-    let mut w = World::new();
-    w.promote(0).unwrap();
-    w.settled();
-    w.write(0, 0, 1, 4096);
-    let host = &mut w.hosts[1];
-    (host.flush_fails, host.meta_fails) = (true, true);
-    w.cut = true;
-    w.until("the copy is given up", |w| w.status(1).disk == DiskState::Failed);
-    w.until("its files are closed", |w| w.hosts[1].inbox.is_empty());
-    let host = &mut w.hosts[1];
-    (host.flush_fails, host.meta_fails) = (false, false);
-    let store = open(&host.meta);
-    assert!(!store.superblock.outdated, "nothing durable tells of the failure");
-    let disk = NewDisk { store, granule_bytes: 512, survives_process_death: true, sample: 0 };
-    host.node.attach_store(w.now, CommandId(9000), disk).unwrap();
-    while let Some(action) = host.node.poll_action() {
-        host.execute(action);
-    }
-    w.until("it is attached", |w| w.hosts[1].done.contains(&(CommandId(9000), Ok(Done::Changed))));
-    assert_eq!(w.status(1).disk, DiskState::Outdated);
-    assert!(open(&w.hosts[1].meta).superblock.outdated, "from here on it is recorded");
-    let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
-    assert!(matches!(w.command(1, flag), Err(Refusal::DataLoss { .. })));
 }
 
 #[test]

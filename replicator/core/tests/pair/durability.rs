@@ -41,3 +41,31 @@ fn a_flush_that_ends_well_after_another_failed_proves_nothing() {
     w.until("they part", |w| w.status(1).peers[0].replication == ReplicationState::Off);
     assert_eq!(w.status(1).peers[0].out_of_sync_bytes, dirty, "the target took it for durable");
 }
+
+/// Ordering 5: nothing durable tells of the failure, but the process that saw it knows the disk again.
+#[test]
+fn a_failure_that_nobody_could_record_is_remembered_by_the_process() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    let host = &mut w.hosts[1];
+    (host.flush_fails, host.meta_fails) = (true, true);
+    w.cut = true;
+    w.until("the copy is given up", |w| w.status(1).disk == DiskState::Failed);
+    w.until("its files are closed", |w| w.hosts[1].inbox.is_empty());
+    let host = &mut w.hosts[1];
+    (host.flush_fails, host.meta_fails) = (false, false);
+    let store = open(&host.meta);
+    assert!(!store.superblock.outdated, "nothing durable tells of the failure");
+    let disk = NewDisk { store, granule_bytes: 512, survives_process_death: true, sample: 0 };
+    host.node.attach_store(w.now, CommandId(9000), disk).unwrap();
+    while let Some(action) = host.node.poll_action() {
+        host.execute(action);
+    }
+    w.until("it is attached", |w| w.hosts[1].done.contains(&(CommandId(9000), Ok(Done::Changed))));
+    assert_eq!(w.status(1).disk, DiskState::Outdated);
+    assert!(open(&w.hosts[1].meta).superblock.outdated, "from here on it is recorded");
+    let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
+    assert!(matches!(w.command(1, flag), Err(Refusal::DataLoss { .. })));
+}

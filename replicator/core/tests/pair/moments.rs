@@ -1,0 +1,91 @@
+//! One thing happens at each moment of another.
+
+use super::*;
+
+/// Moments that are tried: more than the longest of the procedures takes.
+const STEPS: usize = 60;
+
+impl World {
+    fn steps(&mut self, steps: usize) {
+        for _ in 0..steps {
+            self.step();
+        }
+    }
+
+    fn begin_write(&mut self, i: usize, offset: u64, fill: u8) -> ReqId {
+        let req = self.request(i, RequestKind::Write, (offset, 4096), false);
+        let slot = self.hosts[i].slot((offset, vec![fill; 4096]));
+        self.hosts[i].handle(self.now, Event::Payload { req, offset, len: 4096, slot });
+        req
+    }
+}
+
+/// The peer's bytes that a repair puts back are older than a write that came between.
+#[test]
+fn a_repair_never_overtakes_a_write() {
+    for steps in 0..STEPS {
+        let mut w = World::new();
+        w.promote(0).unwrap();
+        w.settled();
+        w.write(0, 0, 1, 4096);
+        w.hosts[0].read_fails = true;
+        let reads = [0, 1].map(|_| w.request(0, RequestKind::Read, (0, 4096), false));
+        w.steps(steps);
+        let write = w.begin_write(0, 0, 2);
+        assert_eq!([reads[0], reads[1], write].map(|req| w.reply(0, req)), [Ok(()); 3]);
+        w.settled();
+        assert_eq!(w.hosts[0].data[0], 2, "after {steps} steps");
+    }
+}
+
+/// Ordering 7: a block that was copied, and then written at the target only, is dirty again.
+#[test]
+fn a_write_that_fails_at_the_source_takes_back_what_was_copied() {
+    let mut failed = 0;
+    for steps in 0..STEPS {
+        let mut w = World::new();
+        w.promote(0).unwrap();
+        w.settled();
+        w.cut();
+        w.write(0, 0, 1, 65536);
+        w.cut = false;
+        w.until("the resync", |w| w.status(0).peers[0].replication == ReplicationState::SyncSource);
+        w.steps(steps);
+        w.hosts[0].write_fails = true;
+        let write = w.begin_write(0, 4096, 2);
+        let result = w.reply(0, write);
+        w.hosts[0].write_fails = false;
+        if w.status(0).disk == DiskState::UpToDate {
+            failed += usize::from(result.is_err());
+            w.settled();
+        }
+    }
+    assert!(failed > 5, "the resync was over before the write, {failed} times not");
+}
+
+/// A copy that was restored from an image is recognised however often the handshake is cut.
+#[test]
+fn a_restored_copy_is_filled_after_a_cut_at_any_moment() {
+    for steps in 0..STEPS {
+        let mut w = World::new();
+        w.promote(0).unwrap();
+        w.settled();
+        w.write(0, 0, 1, 4096);
+        w.command(0, Command::Demote { force: false }).unwrap();
+        let image = (w.hosts[1].meta.clone(), w.hosts[1].data.clone());
+        w.cut();
+        w.cut = false;
+        w.settled();
+        w.promote(0).unwrap();
+        w.write(0, 0, 2, 4096);
+        w.command(0, Command::Demote { force: false }).unwrap();
+        (w.hosts[1].meta, w.hosts[1].data) = image;
+        w.kill(1);
+        w.until("they meet", |w| w.status(1).peers[0].connection == ConnectionState::Negotiating);
+        w.steps(steps);
+        w.cut();
+        w.cut = false;
+        w.settled();
+        assert_eq!(w.hosts[1].data[0], 2, "after {steps} steps");
+    }
+}
