@@ -7,8 +7,8 @@
 //! One `submit_and_wait` per turn. Before sleeping the thread spins for a while, since a wake-up costs more
 //! than most operations; the time adapts, so that an idle daemon does not burn a processor.
 //!
-//! What somebody waits for goes first: receives start with the next wait, behind the sends and writes of the
-//! turn, and the completion of a small send, which only gives its memory back, does not end the spinning.
+//! What somebody waits for goes first: receives start behind the sends of the turn, or with the next wait, and
+//! the completion of a small send, which only gives its memory back, does not end the spinning.
 #![allow(unsafe_code)]
 
 mod message;
@@ -91,7 +91,7 @@ impl<T: Copy> Ring<T> {
         self.in_flight.len()
     }
 
-    /// Queues an operation; it starts at the next `submit` or `wait`, a receive at the next `wait`.
+    /// Queues an operation; it starts at the next `submit` or `wait`, a receive behind the others.
     pub(crate) fn push(&mut self, token: T, op: Op) {
         self.push_with(token, op, squeue::Flags::empty());
     }
@@ -116,12 +116,11 @@ impl<T: Copy> Ring<T> {
         }
     }
 
-    /// Starts everything queued without waiting.
+    /// Starts what others wait for, if there is any, and the receives behind it; does not wait.
     pub(crate) fn submit(&mut self) {
-        if let Some(uring) = &mut self.uring
-            && !uring.submission().is_empty()
-        {
-            submit(uring);
+        if self.uring.as_mut().is_some_and(|uring| !uring.submission().is_empty()) {
+            self.queue_receives();
+            self.uring.as_mut().into_iter().for_each(submit);
         }
     }
 
