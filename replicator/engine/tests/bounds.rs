@@ -17,7 +17,7 @@ fn options_sent_at_once_are_answered_one_by_one() {
     let pair = Pair::new("/dev/shm");
     let _alpha = pair.start(0);
     let mut stream = UnixStream::connect(pair.socket(0)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.set_read_timeout(Some(common::LIMIT)).unwrap();
     let mut sent = 3_u32.to_be_bytes().to_vec();
     for _ in 0..COUNT {
         sent.extend_from_slice(b"IHAVEOPT");
@@ -100,7 +100,7 @@ fn what_does_not_fit_the_memory_is_refused_before_it_is_taken() {
     // Nor is it attached later.
     let (sender, receiver) = std::sync::mpsc::channel();
     alpha.up("r0", Box::new(move |result| sender.send(result).unwrap())).unwrap();
-    let refused = receiver.recv_timeout(Duration::from_secs(30)).unwrap().unwrap_err();
+    let refused = receiver.recv_timeout(common::LIMIT).unwrap().unwrap_err();
     assert!(refused.contains("its bitmaps need 1 MiB"), "{refused}");
 }
 

@@ -70,8 +70,8 @@ fn strangers_are_turned_away() {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).map_or(0, |bytes| bytes) < 1000
     };
-    on_nbd.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    on_port.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    on_nbd.set_read_timeout(Some(common::LIMIT)).unwrap();
+    on_port.set_read_timeout(Some(common::LIMIT)).unwrap();
     assert!(ends(&mut on_nbd) && ends(&mut on_port));
     let mut in_transmission = pair.connect(0);
     in_transmission.send(&noise);
@@ -85,13 +85,13 @@ fn unfinished_handshakes_are_bounded_and_do_not_keep_others_out() {
     let pair = Pair::new("/dev/shm");
     let mut config = pair.config(0);
     config.limits.handshakes_max = 4;
-    config.limits.handshake_timeout = Duration::from_secs(60);
+    config.limits.handshake_timeout = 2 * common::LIMIT;
     let alpha = lockstep_engine::Engine::start(config).unwrap();
     promote(&alpha);
     let mut idle: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(pair.socket(0)).unwrap()).collect();
     Client::connect(&pair.socket(0), "r0", false).unwrap();
     // The oldest ones had to go.
-    idle[0].set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    idle[0].set_read_timeout(Some(common::LIMIT)).unwrap();
     assert!(idle[0].read_to_end(&mut Vec::new()).is_ok());
 }
 
@@ -100,7 +100,7 @@ fn silent_strangers_do_not_keep_the_peer_out() {
     let pair = Pair::new("/dev/shm");
     let mut config = pair.config(1);
     config.limits.hellos_max = 4;
-    config.limits.hello_timeout = Duration::from_secs(60);
+    config.limits.hello_timeout = 2 * common::LIMIT;
     let port = config.listen;
     let _beta = lockstep_engine::Engine::start(config).unwrap();
     let silent: Vec<TcpStream> = (0..8).map(|_| TcpStream::connect(port).unwrap()).collect();

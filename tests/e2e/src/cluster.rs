@@ -4,14 +4,12 @@
 
 use crate::image::assert_equal;
 use crate::node::Node;
+use crate::port::Port;
 use crate::proxy::Proxy;
-use crate::rng::Rng;
 use crate::wait::wait_for;
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -33,6 +31,8 @@ pub struct Plan {
     pub timeout_ms: u64,
     /// Held client I/O fails after this time.
     pub io_timeout_s: u64,
+    /// A disk that does not answer for so long has failed; without it, it is waited for.
+    pub disk_timeout_s: Option<u64>,
     /// Data on a disk's file system, where it is opened with O_DIRECT; otherwise in memory, if there is
     /// /dev/shm.
     pub on_disk: bool,
@@ -57,6 +57,7 @@ impl Default for Plan {
             max_hot_bytes: 64 << 20,
             timeout_ms: 2000,
             io_timeout_s: 30,
+            disk_timeout_s: None,
             on_disk: false,
             cluster: "e2e",
             secret: "a secret of the end-to-end tests",
@@ -78,6 +79,7 @@ pub struct Cluster {
     /// The wire.
     pub proxy: Proxy,
     beta_port: u16,
+    _reserved: [Port; 2],
     dir: TempDir,
 }
 
@@ -85,8 +87,9 @@ impl Cluster {
     /// Files only: no metadata, no daemon.
     pub fn new(plan: &Plan) -> Cluster {
         let dir = temp_dir(plan.on_disk);
-        let ports = [free_port(), plan.beta_port.unwrap_or_else(free_port)];
-        let proxy = Proxy::start(free_port(), ports[1]);
+        let reserved = [Port::reserve(), Port::reserve()];
+        let ports = [reserved[0].number(), plan.beta_port.unwrap_or(reserved[1].number())];
+        let proxy = Proxy::start(ports[1]);
         let secret = dir.path().join("secret");
         fs::write(&secret, plan.secret).expect("write the secret");
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("mode of the secret");
@@ -99,7 +102,7 @@ impl Cluster {
             Node::new(name, &own)
         });
         let [alpha, beta] = nodes;
-        Cluster { alpha, beta, proxy, beta_port: ports[1], dir }
+        Cluster { alpha, beta, proxy, beta_port: ports[1], _reserved: reserved, dir }
     }
 
     /// Running, connected, both copies UpToDate from the start without a first sync, nobody Primary.
@@ -124,6 +127,16 @@ impl Cluster {
         let cluster = Cluster::connected(plan);
         cluster.alpha.promote().ok();
         cluster
+    }
+
+    /// For a pair with special disks: metadata for two equal copies, both daemons, alpha Primary.
+    pub fn begin(&mut self) {
+        for node in self.nodes() {
+            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
+            node.start();
+        }
+        self.wait_synced();
+        self.alpha.promote().ok();
     }
 
     /// Both nodes.
@@ -207,22 +220,9 @@ fn config(plan: &Plan, dir: &Path, ports: [u16; 2]) -> String {
             plan.io_timeout_s,
             plan.buffer_mib,
         );
-    }
-    text
-}
-
-/// A port of loopback that is free now, below the range that the kernel gives to connections, and that no
-/// other test of this process gets.
-pub fn free_port() -> u16 {
-    const FIRST: u16 = 20_000;
-    const PORTS: u16 = 12_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = Rng::new(u64::from(std::process::id())).below(u64::from(PORTS)) as u16;
-    for _ in 0..PORTS {
-        let port = FIRST + (start + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        if let Some(seconds) = plan.disk_timeout_s {
+            text += &format!("disk-timeout = \"{seconds}s\"\n");
         }
     }
-    panic!("no port of loopback is free");
+    text
 }

@@ -71,9 +71,10 @@ impl Link {
 }
 
 impl Proxy {
-    /// Listens on `port` of loopback in front of `target_port`.
-    pub fn start(port: u16, target_port: u16) -> Proxy {
-        let listener = TcpListener::bind(("127.0.0.1", port)).expect("listen as proxy");
+    /// Listens on a free port of loopback in front of `target_port`.
+    pub fn start(target_port: u16) -> Proxy {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("listen as proxy");
+        let port = listener.local_addr().expect("the proxy's address").port();
         listener.set_nonblocking(true).expect("non-blocking listener");
         let shared = Arc::new(Shared {
             target: SocketAddr::from(([127, 0, 0, 1], target_port)),

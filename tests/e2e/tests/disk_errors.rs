@@ -37,12 +37,7 @@ impl Scene {
 
     /// Both equal and connected, alpha Primary.
     fn up(mut self) -> Scene {
-        for node in self.cluster.nodes() {
-            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
-            node.start();
-        }
-        self.cluster.wait_synced();
-        self.cluster.alpha.promote().ok();
+        self.cluster.begin();
         self
     }
 

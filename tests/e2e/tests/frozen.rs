@@ -5,7 +5,7 @@
 //! a Primary that was replaced by force while requests of its clients waited has to end as split brain: it
 //! cannot know, and answers them.
 
-use lockstep_e2e::{Cluster, Ledger, Plan, RESOURCE, Rng, rounds, seed};
+use lockstep_e2e::{Load, Plan, RESOURCE, Scene, rounds};
 
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 128 * MIB;
@@ -13,40 +13,26 @@ const MAX_HOT_BYTES: u64 = 32 * MIB;
 /// What the log of a node says about a split brain.
 const SPLIT_BRAIN: &str = "SplitBrain";
 
-struct Scene {
-    cluster: Cluster,
-    rng: Rng,
-    ledger: Ledger,
+fn scene(name: &str) -> Scene {
+    let plan = Plan { size_bytes: SIZE_BYTES, max_hot_bytes: MAX_HOT_BYTES, ..Plan::default() };
+    Scene::primary(name, &plan)
 }
 
-impl Scene {
-    fn new(name: &str) -> Scene {
-        let number = seed(name);
-        let plan = Plan { size_bytes: SIZE_BYTES, max_hot_bytes: MAX_HOT_BYTES, ..Plan::default() };
-        Scene {
-            cluster: Cluster::primary(&plan),
-            rng: Rng::new(number),
-            ledger: Ledger::new(SIZE_BYTES, 4, number),
-        }
-    }
-
-    /// Equal, as promised, and never taken for parted.
-    fn settle(&mut self) {
-        self.cluster.assert_replicas_equal();
-        self.ledger.assert_kept(self.cluster.beta.disk());
-        for node in self.cluster.nodes() {
-            assert!(!node.log().contains(SPLIT_BRAIN), "{} saw a split brain", node.name());
-        }
+/// Equal, as promised, and never taken for parted.
+fn settle(scene: &mut Scene, load: Load) {
+    scene.settle(load);
+    for node in scene.cluster.nodes() {
+        assert!(!node.log().contains(SPLIT_BRAIN), "{} saw a split brain", node.name());
     }
 }
 
 #[test]
 fn a_frozen_secondary_is_left_behind_and_catches_up() {
-    let mut scene = Scene::new("frozen Secondary");
+    let mut scene = scene("frozen Secondary");
     for _ in 0..rounds("KILL", 2) {
-        let cluster = &scene.cluster;
-        let load = scene.ledger.start(cluster.alpha.nbd(), 8);
+        let load = scene.load();
         load.wait_acked(500 + scene.rng.below(2000));
+        let cluster = &scene.cluster;
         let (before, written) = (cluster.alpha.resynced_bytes(), load.acked_bytes());
         cluster.beta.pause();
         cluster.alpha.wait_connection("Connecting");
@@ -57,18 +43,17 @@ fn a_frozen_secondary_is_left_behind_and_catches_up() {
         let bound = MAX_HOT_BYTES + load.acked_bytes() - written;
         assert!(resynced > 0 && resynced <= bound, "{resynced} bytes resynced, at most {bound} expected");
         assert_eq!(load.interruptions(), 0, "clients of the Primary noticed");
-        scene.ledger = load.stop();
-        scene.settle();
+        settle(&mut scene, load);
     }
 }
 
 #[test]
 fn a_frozen_primary_that_nobody_replaced_goes_on() {
-    let mut scene = Scene::new("frozen Primary");
+    let mut scene = scene("frozen Primary");
     for _ in 0..rounds("KILL", 2) {
-        let cluster = &scene.cluster;
-        let load = scene.ledger.start(cluster.alpha.nbd(), 8);
+        let load = scene.load();
         load.wait_acked(500 + scene.rng.below(2000));
+        let cluster = &scene.cluster;
         cluster.alpha.pause();
         cluster.beta.wait_connection("Connecting");
         cluster.beta.promote().refused(17, &["may be Primary", "--peer-is-down"]);
@@ -77,17 +62,16 @@ fn a_frozen_primary_that_nobody_replaced_goes_on() {
         cluster.wait_synced();
         assert_eq!(cluster.alpha.status()["role"], "Primary");
         assert_eq!(load.interruptions(), 0, "clients of the Primary noticed more than a pause");
-        scene.ledger = load.stop();
-        scene.settle();
+        settle(&mut scene, load);
     }
 }
 
 #[test]
 fn a_frozen_primary_that_was_replaced_under_load_is_split_brain_and_keeps_what_it_acknowledged() {
-    let scene = Scene::new("replaced Primary");
-    let cluster = &scene.cluster;
-    let load = scene.ledger.start(cluster.alpha.nbd(), 8);
+    let mut scene = scene("replaced Primary");
+    let load = scene.load();
     load.wait_acked(1000);
+    let cluster = &scene.cluster;
     cluster.alpha.pause();
     cluster.beta.wait_connection("Connecting");
     cluster.beta.lockstep(&["promote", RESOURCE, "--peer-is-down"]).ok();

@@ -1,7 +1,7 @@
 //! kill -9 of the Secondary, of the Primary and of both, at random moments under load, on a volume much
 //! larger than what may be hot: every acknowledged write is found, on both copies, without a full sync.
 
-use lockstep_e2e::{Cluster, Ledger, Plan, RESOURCE, Rng, rounds, seed};
+use lockstep_e2e::{Plan, RESOURCE, Scene, rounds};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -10,35 +10,17 @@ const MAX_HOT_BYTES: u64 = 64 * MIB;
 const _: () = assert!(SIZE_BYTES >= 16 * MAX_HOT_BYTES);
 const WRITES_PER_S: f64 = 2000.0;
 
-struct Scene {
-    cluster: Cluster,
-    rng: Rng,
-    ledger: Ledger,
-}
-
-impl Scene {
-    fn new(name: &str) -> Scene {
-        let number = seed(name);
-        let plan = Plan { size_bytes: SIZE_BYTES, max_hot_bytes: MAX_HOT_BYTES, ..Plan::default() };
-        Scene {
-            cluster: Cluster::primary(&plan),
-            rng: Rng::new(number),
-            ledger: Ledger::new(SIZE_BYTES, 4, number),
-        }
-    }
-
-    fn settle(&mut self) {
-        self.cluster.assert_replicas_equal();
-        self.ledger.assert_kept(self.cluster.alpha.disk());
-    }
+fn scene(name: &str) -> Scene {
+    let plan = Plan { size_bytes: SIZE_BYTES, max_hot_bytes: MAX_HOT_BYTES, ..Plan::default() };
+    Scene::primary(name, &plan)
 }
 
 #[test]
 fn the_secondary_is_killed() {
-    let mut scene = Scene::new("kill Secondary");
+    let mut scene = scene("kill Secondary");
     for _ in 0..rounds("KILL", 2) {
+        let load = scene.load();
         let cluster = &mut scene.cluster;
-        let load = scene.ledger.start(cluster.alpha.nbd(), 8);
         load.wait_rate(WRITES_PER_S);
         load.wait_acked(scene.rng.below(2000));
         let (before, written) = (cluster.alpha.resynced_bytes(), load.acked_bytes());
@@ -51,17 +33,16 @@ fn the_secondary_is_killed() {
         println!("{resynced} bytes resynced, at most {bound} expected");
         assert!(resynced > 0 && resynced <= bound, "{resynced} bytes resynced, at most {bound} expected");
         assert_eq!(load.interruptions(), 0, "clients of the Primary noticed");
-        scene.ledger = load.stop();
-        scene.settle();
+        scene.settle(load);
     }
 }
 
 #[test]
 fn the_primary_is_killed_and_the_survivor_promoted() {
-    let mut scene = Scene::new("kill Primary");
+    let mut scene = scene("kill Primary");
     for _ in 0..rounds("KILL", 2) {
+        let load = scene.load();
         let cluster = &mut scene.cluster;
-        let load = scene.ledger.start(cluster.alpha.nbd(), 8);
         load.wait_rate(WRITES_PER_S);
         load.wait_acked(scene.rng.below(2000));
         if scene.rng.below(2) == 0 {
@@ -87,8 +68,7 @@ fn the_primary_is_killed_and_the_survivor_promoted() {
         let bound = MAX_HOT_BYTES + (load.acked_bytes() - written) * 12 / 10;
         println!("{resynced} bytes resynced, at most {bound} expected");
         assert!(resynced > 0 && resynced <= bound, "{resynced} bytes resynced, at most {bound} expected");
-        scene.ledger = load.stop();
-        scene.settle();
+        scene.settle(load);
         scene.cluster.beta.demote_idle();
         scene.cluster.alpha.promote().ok();
     }
@@ -96,10 +76,10 @@ fn the_primary_is_killed_and_the_survivor_promoted() {
 
 #[test]
 fn both_are_killed() {
-    let mut scene = Scene::new("kill both");
+    let mut scene = scene("kill both");
     for round in 0..rounds("KILL", 2) {
+        let load = scene.load();
         let cluster = &mut scene.cluster;
-        let load = scene.ledger.start(cluster.alpha.nbd(), 8);
         load.wait_rate(WRITES_PER_S);
         load.wait_acked(scene.rng.below(2000));
         let mut order = cluster.nodes();
@@ -122,7 +102,6 @@ fn both_are_killed() {
         assert!(resynced <= MAX_HOT_BYTES + 16 * MIB, "{resynced} bytes: more than the hot regions");
         cluster.alpha.promote().ok();
         load.wait_acked(500);
-        scene.ledger = load.stop();
-        scene.settle();
+        scene.settle(load);
     }
 }

@@ -225,12 +225,7 @@ impl Scene {
 
     /// Both copies empty and equal, alpha Primary.
     fn restart_with(&mut self, mut cluster: Cluster) {
-        for node in cluster.nodes() {
-            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
-            node.start();
-        }
-        cluster.wait_synced();
-        cluster.alpha.promote().ok();
+        cluster.begin();
         self.cluster = cluster;
         self.ledger = Some(Ledger::new(SIZE_BYTES, 4, seed("special disk")));
     }

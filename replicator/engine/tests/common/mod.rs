@@ -2,7 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -19,8 +20,11 @@ use lockstep_engine::{
 };
 use lockstep_nbd::client::{Handshake, Reply, next_reply};
 use lockstep_nbd::{Command as Nbd, NbdError, Request};
+use rustix::net::{AddressFamily, SocketType, bind, getsockname, ipproto, socket, sockopt};
 
 pub(crate) const SIZE_BYTES: u64 = 16 << 20;
+/// Of any wait for something that must come: on a machine with much else to do it takes its time.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const NAMES: [&str; 2] = ["alpha", "beta"];
 
 /// Folders, ports and configurations of a pair.
@@ -28,6 +32,7 @@ pub(crate) struct Pair {
     _folder: tempfile::TempDir,
     pub(crate) root: PathBuf,
     ports: [SocketAddr; 2],
+    _reserved: [OwnedFd; 2],
     pub(crate) secrets: [[u8; 32]; 2],
 }
 
@@ -36,8 +41,9 @@ impl Pair {
     pub(crate) fn new(base: &str) -> Self {
         let folder = tempfile::tempdir_in(base).unwrap();
         let root = folder.path().to_owned();
-        let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let pair = Self { _folder: folder, root, ports: [port(), port()], secrets: [[7; 32]; 2] };
+        let [(alpha, alpha_port), (beta, beta_port)] = [reserve_port(), reserve_port()];
+        let (ports, _reserved) = ([alpha_port, beta_port], [alpha, beta]);
+        let pair = Self { _folder: folder, root, ports, _reserved, secrets: [[7; 32]; 2] };
         for (node, name) in NAMES.iter().enumerate() {
             std::fs::create_dir(pair.root.join(name)).unwrap();
             std::fs::File::create(pair.disk(node)).unwrap().set_len(SIZE_BYTES).unwrap();
@@ -135,10 +141,20 @@ impl Pair {
     }
 }
 
+/// A port that is kept for an engine, also while it does not run: the socket never listens, and an engine that asks
+/// for the port by number gets it.
+fn reserve_port() -> (OwnedFd, SocketAddr) {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
+    sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = getsockname(&socket).unwrap().try_into().unwrap();
+    (socket, address)
+}
+
 pub(crate) fn report(engine: &EngineHandle) -> ResourceReport {
     let (sender, receiver) = channel();
     engine.status("r0", Box::new(move |report| sender.send(report).unwrap())).unwrap();
-    receiver.recv_timeout(Duration::from_secs(10)).unwrap()
+    receiver.recv_timeout(LIMIT).unwrap()
 }
 
 pub(crate) fn status(engine: &EngineHandle) -> Status {
@@ -148,7 +164,7 @@ pub(crate) fn status(engine: &EngineHandle) -> Status {
 pub(crate) fn command(engine: &EngineHandle, command: Command) -> Result<Done, Refusal> {
     let (sender, receiver) = channel();
     engine.command("r0", command, Box::new(move |result| sender.send(result).unwrap())).unwrap();
-    receiver.recv_timeout(Duration::from_secs(30)).unwrap()
+    receiver.recv_timeout(LIMIT).unwrap()
 }
 
 pub(crate) fn promote(engine: &EngineHandle) {
@@ -159,7 +175,7 @@ pub(crate) fn promote(engine: &EngineHandle) {
 pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(30), "not so in time: {what}");
+        assert!(began.elapsed() < LIMIT, "not so in time: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -194,7 +210,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn connect(path: &Path, export: &str, structured: bool) -> Result<Self, String> {
         let mut stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
         let mut handshake = Handshake::new(export, structured);
         let mut received = Vec::new();
         loop {
@@ -322,7 +338,7 @@ impl Client {
     pub(crate) fn has_answer_within(&mut self, wait: Duration) -> bool {
         self.stream.set_read_timeout(Some(wait)).unwrap();
         let arrived = read_more(&mut self.stream, &mut self.received).is_ok();
-        self.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        self.stream.set_read_timeout(Some(LIMIT)).unwrap();
         arrived
     }
 

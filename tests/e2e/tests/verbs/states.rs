@@ -76,12 +76,7 @@ pub(crate) const STATES: &[(&str, Make)] = &[
         let mut cluster = Cluster::new(&plan());
         let dir = cluster.dir().join("faulty");
         let mut faulty = FaultyDisk::new(&dir, cluster.alpha.disk(), 128 * MIB, Fault::Writes);
-        for node in cluster.nodes() {
-            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
-            node.start();
-        }
-        cluster.wait_synced();
-        cluster.alpha.promote().ok();
+        cluster.begin();
         faulty.fail();
         write(&cluster.alpha, MIB);
         let served = |status: &serde_json::Value| {
