@@ -142,6 +142,11 @@ impl Storage {
         self.close_if_idle();
     }
 
+    /// Whether the core is done with a disk that still has something in flight.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.is_some()
+    }
+
     pub(crate) fn close_if_idle(&mut self) {
         if self.is_idle()
             && let Some(op) = self.closing.take()

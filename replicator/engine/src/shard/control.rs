@@ -130,6 +130,12 @@ impl Shard {
             Stage::Leaving { .. } | Stage::Closing { .. } => {
                 Err(format!("{} is going down; try again when it is down", entry.name))
             }
+            // Its own requests would land on what a later one wrote.
+            Stage::Up if entry.storage.is_closing() => Err(format!(
+                "the disk that was given up has not completed what it was asked for, and stays open until it has; \
+                 then: lockstep attach {}",
+                entry.name
+            )),
             Stage::Up | Stage::Down => Ok(entry.storage.disk.is_none()),
         }
     }
