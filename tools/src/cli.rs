@@ -67,7 +67,7 @@ pub(crate) enum Verb {
     Up(Resource),
     /// Leave a resource cleanly, until `up` or a restart of the daemon.
     #[command(after_help = "Example:\n  lockstep down r0")]
-    Down(Resource),
+    Down(Down),
     /// Give up the disk of a resource that keeps running, to replace it; clients are served through the peer.
     #[command(
         after_help = "Example:\n  lockstep detach r0\n  lockstep create-md r0 --overwrite   # on the new disk\n  \
@@ -235,6 +235,17 @@ pub(crate) struct Promote {
 /// `demote`.
 #[derive(Debug, Args)]
 pub(crate) struct Demote {
+    /// Name of the resource.
+    #[arg(value_name = "R")]
+    pub(crate) resource: String,
+    /// Close connected clients; I/O that is held ends with an error.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// `down`.
+#[derive(Debug, Args)]
+pub(crate) struct Down {
     /// Name of the resource.
     #[arg(value_name = "R")]
     pub(crate) resource: String,

@@ -5,8 +5,8 @@ use crate::text::clock;
 use lockstep_bitmap::NodeId;
 use lockstep_core::{Refusal, Role};
 
-/// The message for a refused command. `names` are the node names by id.
-pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]) -> String {
+/// The message for a refused command. `verb` is what was typed, `names` are the node names by id.
+pub(crate) fn render_refusal(refusal: &Refusal, verb: &str, resource: &str, names: &[String]) -> String {
     let name = |node: &NodeId| node_name(names, *node);
     match refusal {
         Refusal::Busy => "another role change or a handshake is under way; try again".to_owned(),
@@ -58,7 +58,7 @@ pub(crate) fn render_refusal(refusal: &Refusal, resource: &str, names: &[String]
         ),
         Refusal::InUse { clients } => format!(
             "{clients} client{} attached to the export (lockstep status {resource} lists them). Detach, \
-             or close them by: lockstep demote {resource} --force",
+             or close them by: lockstep {verb} {resource} --force",
             if *clients == 1 { " is" } else { "s are" }
         ),
         Refusal::DiskFailed => format!(
@@ -140,7 +140,7 @@ mod tests {
     use lockstep_core::DiskState;
 
     fn render(refusal: Refusal) -> String {
-        render_refusal(&refusal, "r0", &["alpha".to_owned(), "beta".to_owned()])
+        render_refusal(&refusal, "demote", "r0", &["alpha".to_owned(), "beta".to_owned()])
     }
 
     #[test]

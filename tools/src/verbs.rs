@@ -3,7 +3,8 @@
 use crate::cli::{Global, Promote, StatusArgs, Verb, Wait, WaitFor};
 use crate::confirm::confirm;
 use crate::control::{
-    AttachBody, Client, DemoteBody, DoneDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody, SyncBody,
+    AttachBody, Client, DemoteBody, DoneDoc, DownBody, InvalidateBody, NoBody, PromoteBody, ResolveBody,
+    SyncBody,
 };
 use crate::failure::{Failure, NOT_RUNNING, TIMEOUT, UNREACHABLE};
 use crate::output::Output;
@@ -28,7 +29,7 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
             say(client.command(&args.resource, "attach", &AttachBody { moved: args.moved })?)
         }
         Verb::Detach(args) => say(client.command(&args.resource, "detach", &NoBody {})?),
-        Verb::Down(args) => say(client.command(&args.resource, "down", &NoBody {})?),
+        Verb::Down(args) => say(client.command(&args.resource, "down", &DownBody { force: args.force })?),
         Verb::Connect(args) => say(client.command(&args.resource, "connect", &NoBody {})?),
         Verb::Disconnect(args) => say(client.command(&args.resource, "disconnect", &NoBody {})?),
         Verb::Promote(args) => {

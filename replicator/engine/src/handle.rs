@@ -45,7 +45,7 @@ pub(crate) enum Message {
     /// The disks of a resource were opened; run it.
     Up(usize, Box<Result<Attached, AttachError>>, UpReply),
     /// Leave, then close the disks.
-    Down(usize, CommandReply),
+    Down(usize, bool, CommandReply),
     /// Everything down, then end the thread.
     Stop,
 }
@@ -207,10 +207,11 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// Leaves the resource cleanly and closes its disks.
-    pub fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
+    /// Leaves the resource cleanly and closes its disks. Clients are closed only by `force`; without it they are a
+    /// refusal.
+    pub fn down(&self, resource: &str, force: bool, reply: CommandReply) -> Result<(), UnknownResource> {
         let index = self.index(resource)?;
-        self.queue.send(Message::Down(index, reply));
+        self.queue.send(Message::Down(index, force, reply));
         Ok(())
     }
 

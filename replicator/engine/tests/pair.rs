@@ -128,7 +128,7 @@ fn down_and_up_again_while_the_peer_serves() {
         let reply = sender.clone();
         let answer =
             move |result: Result<Done, Refusal>| reply.send(result.map_err(|why| why.to_string())).unwrap();
-        beta.down("r0", Box::new(answer)).unwrap();
+        beta.down("r0", false, Box::new(answer)).unwrap();
         assert_eq!(done.recv().unwrap(), Ok(expected));
         assert!(report(&beta).status.is_none());
     }
@@ -143,6 +143,41 @@ fn down_and_up_again_while_the_peer_serves() {
 }
 
 #[test]
+fn down_refuses_to_close_clients_unless_it_is_told_to() {
+    let pair = Pair::new("/dev/shm");
+    let (alpha, _beta) = (pair.start(0), pair.start(1));
+    promote(&alpha);
+    wait_protected(&alpha);
+    let mut client = pair.connect(0);
+    let down = |force| {
+        let (sender, done) = std::sync::mpsc::channel();
+        alpha.down("r0", force, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+        done.recv().unwrap()
+    };
+    assert_eq!(down(false), Err(Refusal::InUse { clients: 1 }));
+    // Nothing was changed.
+    client.write(0, &pattern(1, 100_000));
+    assert_eq!(client.read(0, 100_000), pattern(1, 100_000));
+    assert_eq!(status(&alpha).role, Role::Primary);
+    assert_eq!(down(true), Ok(Done::LeftAsOutdated));
+    assert!(client.is_closed());
+    assert_eq!(down(false), Ok(Done::Already));
+    assert_equal(&pair.disk(0), &pair.disk(1));
+}
+
+#[test]
+fn a_primary_without_clients_goes_down_when_it_is_asked() {
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    pair.connect(0).disconnect();
+    wait_for("no client", || status(&alpha).clients == 0);
+    let (sender, done) = std::sync::mpsc::channel();
+    alpha.down("r0", false, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+    assert_eq!(done.recv().unwrap(), Ok(Done::LeftAsIs));
+}
+
+#[test]
 fn up_never_mistakes_going_down_for_being_up() {
     let pair = Pair::new("/dev/shm");
     let (alpha, beta) = (pair.start(0), pair.start(1));
@@ -150,7 +185,7 @@ fn up_never_mistakes_going_down_for_being_up() {
     for _ in 0..5 {
         wait_protected(&alpha);
         let (downs, is_down) = std::sync::mpsc::channel();
-        beta.down("r0", Box::new(move |result| downs.send(result.is_ok()).unwrap())).unwrap();
+        beta.down("r0", false, Box::new(move |result| downs.send(result.is_ok()).unwrap())).unwrap();
         let up = || {
             let (ups, is_up) = std::sync::mpsc::channel();
             beta.up("r0", Box::new(move |result| ups.send(result).unwrap())).unwrap();

@@ -34,6 +34,14 @@ pub(crate) struct DemoteBody {
     pub(crate) force: bool,
 }
 
+/// Options of `down`.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct DownBody {
+    /// Close clients.
+    pub(crate) force: bool,
+}
+
 /// Options of `resolve`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,8 +5,8 @@
 //! one that mattered. Tolerates an engine that is gone: the channel closes and the client is told.
 
 use super::{
-    AttachBody, DemoteBody, DoneDoc, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody, ResolveBody,
-    SyncBody, VersionDoc, accept,
+    AttachBody, DemoteBody, DoneDoc, DownBody, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody,
+    ResolveBody, SyncBody, VersionDoc, accept,
 };
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};
 use crate::refusal::render_refusal;
@@ -48,7 +48,7 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// See [`EngineHandle::attach`]; may block.
     fn attach(&self, resource: &str, moved: bool, reply: UpReply) -> Result<(), UnknownResource>;
     /// See [`EngineHandle::down`].
-    fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource>;
+    fn down(&self, resource: &str, force: bool, reply: CommandReply) -> Result<(), UnknownResource>;
 }
 
 impl Backend for EngineHandle {
@@ -67,8 +67,8 @@ impl Backend for EngineHandle {
     fn attach(&self, resource: &str, moved: bool, reply: UpReply) -> Result<(), UnknownResource> {
         EngineHandle::attach(self, resource, moved, reply)
     }
-    fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
-        EngineHandle::down(self, resource, reply)
+    fn down(&self, resource: &str, force: bool, reply: CommandReply) -> Result<(), UnknownResource> {
+        EngineHandle::down(self, resource, force, reply)
     }
 }
 
@@ -211,6 +211,7 @@ async fn post_verb<B: Backend>(
     UrlPath((resource, verb)): UrlPath<(String, String)>,
     body: Bytes,
 ) -> Result<Json<DoneDoc>, ApiError> {
+    let mut force = false;
     let command = match verb.as_str() {
         "promote" => {
             let PromoteBody { peer_is_down, accept_data_loss } = options(&body)?;
@@ -231,21 +232,24 @@ async fn post_verb<B: Backend>(
             return open_disk(shared, resource, Some(moved)).await;
         }
         "detach" => options::<NoBody>(&body).map(|_| Command::Detach)?,
-        "down" => options::<NoBody>(&body).map(|_| Command::Leave)?,
+        "down" => {
+            force = options::<DownBody>(&body)?.force;
+            Command::Leave
+        }
         _ => return Err(ApiError::new(StatusCode::NOT_FOUND, GENERIC, format!("no such command: {verb}"))),
     };
     let (sender, receiver) = oneshot::channel::<Result<Done, Refusal>>();
     let reply: CommandReply = Box::new(move |result| _ = sender.send(result));
     // `down` is more than the core's part of it: the disks are closed too.
     let sent = match command {
-        Command::Leave => shared.backend.down(&resource, reply),
+        Command::Leave => shared.backend.down(&resource, force, reply),
         command => shared.backend.command(&resource, command, reply),
     };
     sent.map_err(|error| unknown_resource(&shared, error))?;
     match answer(receiver, COMMAND_WAIT).await? {
         Ok(done) => Ok(Json(done_doc(&shared, &resource, &verb, done))),
         Err(refusal) => {
-            let message = render_refusal(&refusal, &resource, &shared.place.names);
+            let message = render_refusal(&refusal, &verb, &resource, &shared.place.names);
             Err(ApiError::new(StatusCode::CONFLICT, refusal.exit_code(), format!("{resource}: {message}")))
         }
     }

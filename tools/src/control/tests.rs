@@ -64,9 +64,9 @@ impl Backend for Played {
         reply(Ok(Done::Changed));
         Ok(())
     }
-    fn down(&self, resource: &str, reply: CommandReply) -> Result<(), UnknownResource> {
-        self.note("down".to_owned(), resource)?;
-        reply(Ok(Done::LeftAsOutdated));
+    fn down(&self, resource: &str, force: bool, reply: CommandReply) -> Result<(), UnknownResource> {
+        self.note(format!("down {force}"), resource)?;
+        reply(if force { Ok(Done::LeftAsOutdated) } else { Err(Refusal::InUse { clients: 1 }) });
         Ok(())
     }
 }
@@ -120,7 +120,10 @@ fn commands_reach_the_engine_with_their_options() {
     let done = served.client.command("r0", "detach", &NoBody {}).unwrap();
     assert_eq!(done.message, "r0: without its disk on alpha already");
     served.client.command("r0", "invalidate", &InvalidateBody { peer: true }).unwrap();
-    assert_eq!(served.client.command("r0", "down", &NoBody {}).unwrap().result, "left_as_outdated");
+    let (refused, message) = code(served.client.command("r0", "down", &NoBody {}));
+    assert!(refused == 11 && message.contains("lockstep down r0 --force"), "{refused} {message}");
+    let done = served.client.command("r0", "down", &DownBody { force: true }).unwrap();
+    assert_eq!(done.result, "left_as_outdated");
     assert_eq!(
         *served.backend.asked.lock().unwrap(),
         [
@@ -132,7 +135,8 @@ fn commands_reach_the_engine_with_their_options() {
             "attach true",
             "Detach",
             "Invalidate { peer: true }",
-            "down"
+            "down false",
+            "down true"
         ]
     );
 }

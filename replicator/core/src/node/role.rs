@@ -466,10 +466,17 @@ impl Node {
         if self.role == Role::Secondary {
             return self.finish_command(id, Ok(Done::Already));
         }
-        if self.clients > 0 && !force {
-            return self.finish_command(id, Err(Refusal::InUse { clients: self.clients }));
+        match self.in_use() {
+            Some(refusal) if !force => self.finish_command(id, Err(refusal)),
+            _ => self.start_demote(Some(id), None, force),
         }
-        self.start_demote(Some(id), None, force);
+    }
+
+    /// Why clients are not closed unless the operator insists: by a demotion, or by a departure, which is asked for only
+    /// after a look at this.
+    pub fn in_use(&self) -> Option<Refusal> {
+        let clients = self.clients;
+        (self.role == Role::Primary && clients > 0).then_some(Refusal::InUse { clients })
     }
 
     pub(super) fn start_demote(&mut self, id: Option<CommandId>, leave: Option<CommandId>, force: bool) {

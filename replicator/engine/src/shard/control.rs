@@ -34,10 +34,10 @@ impl Shard {
             Message::NeedsDisk(resource, reply) => reply(self.needs_disk(resource)),
             Message::MayAttach(resource, reply) => reply(self.may_attach(resource)),
             Message::Up(resource, attached, reply) => self.up(resource, attached, reply),
-            Message::Down(resource, reply) => self.down(resource, Some(reply)),
+            Message::Down(resource, force, reply) => self.down(resource, force, Some(reply)),
             Message::Stop => {
                 self.stopping = Some(self.clock.now());
-                (0..self.resources.len()).for_each(|resource| self.down(resource, None));
+                (0..self.resources.len()).for_each(|resource| self.down(resource, true, None));
                 self.want_sweep();
             }
         }
@@ -45,7 +45,7 @@ impl Shard {
 
     fn command(&mut self, resource: usize, command: Command, reply: CommandReply) {
         if command == Command::Leave {
-            return self.down(resource, Some(reply));
+            return self.down(resource, true, Some(reply));
         }
         if !matches!(self.resources[resource].stage, Stage::Up) {
             return reply(Err(Refusal::Leaving));
@@ -167,7 +167,7 @@ impl Shard {
             (Stage::Up, Some(_)) => self.attach_running(resource, *attached, reply),
             (Stage::Up | Stage::Leaving { .. } | Stage::Closing { .. }, _) => {
                 self.resources[resource].restart = Some((attached, reply));
-                self.down(resource, None);
+                self.down(resource, true, None);
             }
         }
     }
@@ -209,11 +209,17 @@ impl Shard {
         reply(error.map_or(Ok(Done::Changed), Err));
     }
 
-    fn down(&mut self, resource: usize, reply: Option<CommandReply>) {
+    /// `force`: clients are closed.
+    fn down(&mut self, resource: usize, force: bool, reply: Option<CommandReply>) {
         let now = self.clock.now();
         let entry = &mut self.resources[resource];
-        if let Stage::Down = entry.stage {
-            return reply.into_iter().for_each(|reply| reply(Ok(Done::Already)));
+        let refusal = match (&entry.stage, &entry.node) {
+            (Stage::Down, _) => return reply.into_iter().for_each(|reply| reply(Ok(Done::Already))),
+            (Stage::Up, Some(node)) if !force => node.in_use(),
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            return reply.into_iter().for_each(|reply| reply(Err(refusal)));
         }
         entry.down_replies.extend(reply);
         if !matches!(entry.stage, Stage::Up) {
