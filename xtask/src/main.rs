@@ -5,6 +5,7 @@
 
 mod bans;
 mod cited;
+mod e2e;
 mod setup;
 mod shell;
 mod suite;

@@ -70,6 +70,13 @@ impl Run {
         String::from_utf8(output.stdout).with_context(|| format!("output of `{}`", self.shown))
     }
 
+    /// Runs it; whether it ended with success, and what it printed.
+    pub(crate) fn captured(mut self) -> Result<(bool, String)> {
+        let output = self.command.output().with_context(|| format!("start `{}`", self.shown))?;
+        let [stdout, stderr] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        Ok((output.status.success(), format!("{stdout}{stderr}")))
+    }
+
     /// Runs it and returns what it printed, whatever its exit status.
     pub(crate) fn stdout_even_if_failed(mut self) -> Result<String> {
         let output = self.command.stderr(Stdio::null()).output();

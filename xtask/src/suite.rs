@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::shell::{self, PROFILE, Run, cargo};
-use crate::{bans, setup, tidy, vm};
+use crate::{bans, e2e, setup, tidy, vm};
 
 /// How much of the suite to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Extent {
     fn rounds(self) -> [(&'static str, &'static str); 5] {
         let [cut, database, kill, relocate, seeds] = match self {
             Extent::Quick => ["1", "1", "1", "1", "50"],
-            Extent::Test => ["3", "2", "5", "3", "1000"],
+            Extent::Test => ["1", "2", "3", "2", "1000"],
             Extent::Nightly => ["50", "30", "100", "50", "20000"],
         };
         [
@@ -83,12 +83,7 @@ fn unit() -> Result<()> {
 
 fn end_to_end(extent: Extent) -> Result<()> {
     let binary = shell::build_lockstep(PROFILE)?;
-    // Two at a time: each test runs several daemons, and their timers must not starve.
-    let tests = cargo()
-        .args(["test", "--profile", PROFILE, "--package", "lockstep-e2e", "--no-fail-fast"])
-        .args(["--", "--test-threads=2"])
-        .env("LOCKSTEP_BIN", binary);
-    extent.with_rounds(tests).status()
+    e2e::run(|test| extent.with_rounds(test.env("LOCKSTEP_BIN", &binary)))
 }
 
 /// The simulator with these arguments.
