@@ -120,14 +120,22 @@ fn executables(report: &str) -> Vec<(String, PathBuf)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn test_executables_are_read_from_the_report() {
-        let report = r#"{"reason":"compiler-artifact","target":{"name":"cut"},"profile":{"test":true},"executable":"/t/cut-1"}
-{"reason":"compiler-artifact","target":{"name":"bench"},"profile":{"test":false},"executable":"/t/bench"}
-{"reason":"compiler-artifact","target":{"name":"lib"},"profile":{"test":true},"executable":null}
-{"reason":"build-finished","success":true}"#;
-        assert_eq!(executables(report), [("cut".to_string(), PathBuf::from("/t/cut-1"))]);
+        let artifact = |name: &str, is_test: bool, executable: Option<&str>| {
+            let target = json!({ "name": name });
+            json!({ "target": target, "profile": { "test": is_test }, "executable": executable }).to_string()
+        };
+        let lines = [
+            artifact("cut", true, Some("/t/cut-1")),
+            artifact("bench", false, Some("/t/bench")),
+            artifact("lib", true, None),
+            json!({ "reason": "build-finished", "success": true }).to_string(),
+        ];
+        let report = lines.join("\n");
+        assert_eq!(executables(&report), [("cut".to_string(), PathBuf::from("/t/cut-1"))]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A disk that answers with errors, or not at all, when it is told to: a file behind a server that others wrote,
-//! which nbdfuse makes a file again. Writes fail by nbdkit's error filter, flushes by QEMU's blkdebug, reads by a script
-//! in nbdkit; a disk hangs while nbdkit is stopped.
+//! which nbdfuse makes a file again. Writes fail by nbdkit's error filter, flushes by QEMU's blkdebug, reads by a
+//! script in nbdkit; a disk hangs while nbdkit is stopped.
 //!
 //! It is a file system of the machine, unmounted with its handle; the handle must outlive the daemon that uses it.
 

@@ -1,5 +1,5 @@
-//! A disk that stops answering under load, with `disk-timeout`: its copy fails, clients of the Primary go on through the
-//! other one, what the disk does late harms nobody, and `attach` brings the copy back by bitmap.
+//! A disk that stops answering under load, with `disk-timeout`: its copy fails, clients of the Primary go on through
+//! the other one, what the disk does late harms nobody, and `attach` brings the copy back by bitmap.
 
 use lockstep_e2e::{
     Cluster, Direction, Fault, FaultyDisk, Ledger, Node, Plan, RESOURCE, Ran, qemu_uri, seed, tool, wait_for,

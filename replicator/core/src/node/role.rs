@@ -472,8 +472,8 @@ impl Node {
         }
     }
 
-    /// Why clients are not closed unless the operator insists: by a demotion, or by a departure, which is asked for only
-    /// after a look at this.
+    /// Why clients are not closed unless the operator insists: by a demotion, or by a departure, which is asked for
+    /// only after a look at this.
     pub fn in_use(&self) -> Option<Refusal> {
         let clients = self.clients;
         (self.role == Role::Primary && clients > 0).then_some(Refusal::InUse { clients })

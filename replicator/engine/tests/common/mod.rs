@@ -136,6 +136,11 @@ impl Pair {
         Engine::start(self.config(node)).unwrap()
     }
 
+    /// New metadata, for a disk that took the place of the first one.
+    pub(crate) fn create_again(&self, node: usize) {
+        create_metadata(&self.meta(node), self.params(node, node == 0), true).unwrap();
+    }
+
     pub(crate) fn connect(&self, node: usize) -> Client {
         Client::connect(&self.socket(node), "r0", true).unwrap()
     }
@@ -253,7 +258,7 @@ impl Client {
         }
     }
 
-    fn call(
+    pub(crate) fn call(
         &mut self,
         command: Nbd,
         fua: bool,
