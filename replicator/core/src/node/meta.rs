@@ -319,9 +319,9 @@ impl Node {
                 Effect::Settled => self.on_settled(),
                 Effect::Invalidated => self.on_invalidated(),
                 Effect::Detached => self.on_detached(),
+                Effect::Committed(_) => self.on_committed_late(),
                 // Meant for a link that is gone; what was recorded stays true.
                 Effect::Promised(_)
-                | Effect::Committed(_)
                 | Effect::Granted(..)
                 | Effect::Withdrawn(_)
                 | Effect::PeerLeft(_)

@@ -135,6 +135,15 @@ impl Node {
         self.send(id, Frame::Commit, None);
     }
 
+    /// The link is gone meanwhile. A copy that adopted a generation is whole by its record, as it is after a restart.
+    pub(super) fn on_committed_late(&mut self) {
+        let recorded = self.store.as_ref().map(|store| &store.superblock);
+        let whole = recorded.is_some_and(|sb| sb.inconsistent.is_none() && sb.log.current().is_some());
+        if whole && self.disk == DiskState::Inconsistent {
+            self.set_disk(DiskState::Consistent);
+        }
+    }
+
     /// Both sides are durably committed: from this step on every write is mirrored.
     pub(super) fn start_mirror(&mut self) {
         let Some(verdict) = self.link.as_ref().and_then(|link| link.verdict) else {

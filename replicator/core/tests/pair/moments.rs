@@ -89,3 +89,29 @@ fn a_restored_copy_is_filled_after_a_cut_at_any_moment() {
         assert_eq!(w.hosts[1].data[0], 2, "after {steps} steps");
     }
 }
+
+/// Where one copy has adopted the generation and the other has not, the operator names the first as the source.
+#[test]
+fn an_adoption_that_is_interrupted_at_any_moment_needs_one_command() {
+    let mut told = 0;
+    for steps in 0..2 * STEPS {
+        let zero = vec![0; usize::try_from(SIZE).unwrap()];
+        let mut w = World::with([meta_file(0, false, true), meta_file(1, false, true)], zero);
+        w.until("they meet", |w| w.status(1).peers[0].connection == ConnectionState::Negotiating);
+        w.steps(steps / 2);
+        w.kill(steps % 2);
+        w.until("they meet again", |w| {
+            let shown = w.status(0).peers[0].replication;
+            shown == ReplicationState::Established || shown == ReplicationState::NoSource
+        });
+        if w.status(0).peers[0].replication == ReplicationState::NoSource {
+            told += 1;
+            let adopter = (0..2).find(|&i| w.status(i).generation.is_some()).unwrap();
+            assert!(matches!(w.promote(adopter), Err(Refusal::MayBeStale { .. })));
+            let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
+            assert_eq!(w.command(adopter, flag), Ok(Done::Changed), "after {steps} steps");
+        }
+        w.settled();
+    }
+    assert!(told > 0, "no cut came between the two");
+}
