@@ -57,8 +57,9 @@ struct Host {
     write_fails: bool,
     /// Writes in flight.
     writing: BTreeMap<OpId, std::ops::Range<usize>>,
-    /// Flushes that do not complete for now.
+    /// Flushes, and metadata writes, that do not complete for now.
     held: Option<Vec<OpId>>,
+    held_meta: Option<Vec<OpId>>,
     /// A range that a resync cannot read.
     unreadable: std::ops::Range<u64>,
     replies: Vec<(ReqId, Result<(), IoError>)>,
@@ -156,6 +157,7 @@ impl Host {
             write_fails: false,
             writing: BTreeMap::new(),
             held: None,
+            held_meta: None,
             unreadable: 0..0,
             replies: vec![],
             done: vec![],
@@ -237,7 +239,10 @@ impl Host {
                 for offset in places.iter() {
                     self.meta[span(offset, u32::try_from(bytes.len()).unwrap())].copy_from_slice(&bytes);
                 }
-                self.inbox.push_back(Pending::Meta(op));
+                match &mut self.held_meta {
+                    Some(held) => held.push(op),
+                    None => self.inbox.push_back(Pending::Meta(op)),
+                }
             }
             Action::Send { link, frame, slot } => {
                 let mut body = Vec::new();

@@ -1,6 +1,23 @@
-//! What an fdatasync that fails takes with it.
+//! What an fdatasync that fails takes with it, and what is answered only after a record is durable.
 
 use super::*;
+
+impl World {
+    /// Metadata writes complete again, and those that were held do now.
+    fn release_meta(&mut self, i: usize) {
+        let held = self.hosts[i].held_meta.take().unwrap();
+        self.hosts[i].inbox.extend(held.into_iter().map(Pending::Meta));
+    }
+
+    fn is_answered(&self, i: usize, req: ReqId) -> bool {
+        self.hosts[i].replies.iter().any(|(of, _)| *of == req)
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        let end = self.now.0 + seconds * 1_000_000_000;
+        self.until("time passes", |w| w.now.0 >= end);
+    }
+}
 
 /// The flush in a write with FUA is an fdatasync: where it fails, what other writes left in the cache may be gone.
 #[test]
@@ -68,4 +85,41 @@ fn a_failure_that_nobody_could_record_is_remembered_by_the_process() {
     assert!(open(&w.hosts[1].meta).superblock.outdated, "from here on it is recorded");
     let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
     assert!(matches!(w.command(1, flag), Err(Refusal::DataLoss { .. })));
+}
+
+/// Ordering 4: FLUSH promises what the lost copy may lack, so that copy has to be behind first, durably.
+#[test]
+fn no_flush_is_answered_before_the_rotation_is_durable() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.hosts[1].held = Some(vec![]);
+    w.write(0, 0, 1, 4096);
+    let flush = w.request(0, RequestKind::Flush, (0, 0), false);
+    w.until("the peer flushes", |w| w.hosts[1].held.as_ref().is_some_and(|held| !held.is_empty()));
+    w.hosts[0].held_meta = Some(vec![]);
+    w.cut();
+    w.pass(3);
+    assert!(!w.is_answered(0, flush), "the peer may hold the generation, and not the write");
+    w.release_meta(0);
+    assert_eq!(w.reply(0, flush), Ok(()));
+}
+
+/// Ordering 5: until the failure is recorded at the failed copy, the other side goes on waiting for it.
+#[test]
+fn a_write_that_failed_at_the_peer_waits_for_the_record_of_that() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    (w.hosts[1].fua_fails, w.hosts[1].held_meta) = (true, Some(vec![]));
+    let req = w.request(0, RequestKind::Write, (4096, 4096), true);
+    let slot = w.hosts[0].slot((4096, vec![2; 4096]));
+    w.hosts[0].handle(w.now, Event::Payload { req, offset: 4096, len: 4096, slot });
+    w.until("the copy fails", |w| w.status(1).disk == DiskState::Failed);
+    w.pass(3);
+    assert!(!w.is_answered(0, req), "nothing durable tells of the failure");
+    assert_eq!(w.status(0).peers[0].connection, ConnectionState::Connected);
+    w.release_meta(1);
+    assert_eq!(w.reply(0, req), Ok(()));
+    assert!(open(&w.hosts[1].meta).superblock.outdated);
 }
