@@ -18,7 +18,8 @@ use lockstep_bitmap::{
     Base, ByteRange, GenerationId, GenerationLog, Geometry, NodeId, Origin, PeerCopy, RegionIndex,
 };
 
-/// Regions that hold writes for the other node's clients, not yet known to be durable here.
+/// Regions that hold writes for the other node's clients, not yet known to be durable here. That node asks for a flush
+/// before its table of undurable writes is full; one that does not is left.
 #[derive(Debug, Default)]
 pub(super) struct Serving {
     /// In the order in which the writes completed.
@@ -31,6 +32,18 @@ impl Serving {
     pub(super) fn clear(&mut self) {
         self.flushed += self.unflushed.len() as u64;
         self.unflushed.clear();
+    }
+
+    /// Memory of one of these writes.
+    pub(super) const BYTES_EACH: usize = size_of::<RegionIndex>();
+
+    /// So many of them are kept, for a peer whose table has the size of ours.
+    pub(super) fn len_max(undurable_max: usize) -> usize {
+        2 * undurable_max
+    }
+
+    pub(super) fn is_full(&self, undurable_max: usize) -> bool {
+        self.unflushed.len() >= Self::len_max(undurable_max)
     }
 
     /// What an fdatasync submitted now makes durable.

@@ -1,6 +1,7 @@
 //! Memory of a node's tables, from the bounds that its configuration and its shell set.
 
 use super::Node;
+use super::diskless::Serving;
 use super::io::Requests;
 use super::receive::{PEER_TASKS_MAX, WINDOW_MAX};
 use super::serve::{UNITS_MAX, ZERO_UNITS_MIN};
@@ -48,6 +49,9 @@ impl TableBounds {
         let tables = self.pieces() * piece + self.requests * Requests::BYTES_EACH + WINDOW_MAX;
         // Digests of a piece, with the request here or on their way out.
         let tables = tables + (PEER_TASKS_MAX + self.resync_window) * DIGESTS_BYTES_MAX;
+        // Those written after the last that is taken go here, too.
+        let served = Serving::len_max(self.undurable_max) + self.pieces();
+        let tables = tables + served * Serving::BYTES_EACH;
         GROWTH * tables + self.undurable_max * Undurable::ENTRY_BYTES + size_of::<Node>()
     }
 }

@@ -61,7 +61,9 @@ impl Node {
         let in_order = self.receiver.last == 0 || pos.0 == self.receiver.last + 1;
         let range = self.peer_range(offset, len);
         let mirrored = self.role == Role::Secondary && self.in_link() == Some(link);
-        let bounded = self.peer_tasks < PEER_TASKS_MAX && self.receiver.window.len() < WINDOW_MAX;
+        let bounded = self.peer_tasks < PEER_TASKS_MAX
+            && self.receiver.window.len() < WINDOW_MAX
+            && !self.serving.is_full(self.cfg.undurable_max);
         let (Some(range), true, true) = (range, in_order && pos.0 > 0, mirrored && bounded) else {
             if let Some(slot) = slot {
                 self.act(Action::ReleaseSlot { slot });

@@ -123,3 +123,28 @@ fn a_write_that_failed_at_the_peer_waits_for_the_record_of_that() {
     assert_eq!(w.reply(0, req), Ok(()));
     assert!(open(&w.hosts[1].meta).superblock.outdated);
 }
+
+/// What is kept of served writes until a flush is bounded by the peer's own table; a peer that never asks is left.
+#[test]
+fn a_peer_that_never_asks_for_a_flush_is_left() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.hosts[0].flush_fails = true;
+    w.write(0, 0, 0, 4096);
+    w.until("the copy is given up", |w| w.status(0).disk == DiskState::Failed);
+    w.until("the link is closed", |w| w.status(0).peers[0].connection == ConnectionState::Connecting);
+    w.until("the other one serves", |w| w.status(0).peers[0].connection == ConnectionState::Connected);
+    let link = LinkId(w.next_link - 1);
+    let mut pos = 0;
+    while w.hosts[1].closing.is_empty() {
+        pos += 1;
+        assert!(pos < 1000, "it keeps everything");
+        let frame = Frame::Zero { pos: Position(pos), offset: 0, len: 4096, punch: true, fua: false };
+        w.hosts[1].handle(w.now, Event::Frame { link, frame, body: &[], slot: None });
+        while let Some(pending) = w.hosts[1].inbox.pop_front() {
+            w.deliver(1, pending);
+        }
+    }
+    assert!(pos > 64, "what an honest peer has under way is taken");
+}
