@@ -148,3 +148,23 @@ fn a_peer_that_never_asks_for_a_flush_is_left() {
     }
     assert!(pos > 64, "what an honest peer has under way is taken");
 }
+
+/// Orderings 10, 11: the source counts on the target, and forgets that it was behind, when the target has recorded the
+/// end.
+#[test]
+fn the_end_of_a_resync_is_told_when_it_is_durable() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.until("the resync runs", |w| w.status(1).peers[0].replication == ReplicationState::SyncTarget);
+    w.hosts[1].held_meta = Some(vec![]);
+    w.pass(3);
+    assert_eq!(w.status(1).peers[0].out_of_sync_bytes, 0, "all is copied");
+    assert_eq!(w.status(0).peers[0].disk, Some(DiskState::Inconsistent), "and the record is not written");
+    assert!(open(&w.hosts[1].meta).superblock.inconsistent.is_none(), "or not known to be");
+    let source = open(&w.hosts[0].meta).superblock.peers[0].clone();
+    assert_eq!((source.copy, source.base), (PeerCopy::ToldToFinish, Base::NoGeneration));
+    w.release_meta(1);
+    w.settled();
+    let forgotten = |w: &World| open(&w.hosts[0].meta).superblock.peers[0].base == Base::Unset;
+    w.until("the source forgets", forgotten);
+}
