@@ -25,6 +25,7 @@ mod action;
 mod config;
 mod event;
 mod frame;
+mod guess;
 mod ids;
 mod node;
 mod overlap;

@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub becoming: Option<Becoming>,
     /// The copy stopped uncleanly in its current generation.
     pub unclean: bool,
+    /// Bits of the sender's slot come from regions that were hot when it stopped: most of these blocks are equal.
+    pub marked: bool,
     /// The receiver's generation when the sender's slot for it became non-empty.
     pub base: Base,
     /// The sender's durable record of the receiver's copy.
@@ -93,7 +95,8 @@ impl Snapshot {
             u8::from(self.unclean)
                 | (u8::from(self.slot_empty) << 1)
                 | (u8::from(self.declared_clean) << 2)
-                | (u8::from(self.continues) << 3),
+                | (u8::from(self.continues) << 3)
+                | (u8::from(self.marked) << 4),
         );
         let (base_kind, base_id) = match self.base {
             Base::Unset => (0, 0),
@@ -134,7 +137,7 @@ impl Snapshot {
         if [term, through_term, session_offered, session_used, ordinal].into_iter().any(|n| n > NUMBER_MAX) {
             return Err(SnapshotError);
         }
-        if flags > 15 || !matches!(granule_bytes, 512 | 1024 | 2048 | 4096) {
+        if flags > 31 || !matches!(granule_bytes, 512 | 1024 | 2048 | 4096) {
             return Err(SnapshotError);
         }
         Ok(Snapshot {
@@ -166,6 +169,7 @@ impl Snapshot {
             proposal,
             wrote_through: (through_id.0 != 0).then_some((through_id, through_term)),
             continues: flags & 8 != 0,
+            marked: flags & 16 != 0,
             began_unix_ms,
         })
     }

@@ -480,6 +480,22 @@ fn a_fresh_pair_synchronises_and_mirrors() {
     assert!(w.hosts[0].slots.is_empty() && w.hosts[1].slots.is_empty(), "slots leak");
 }
 
+/// The regions that were hot become bits as a whole, and few of their blocks differ.
+#[test]
+fn what_was_hot_when_a_daemon_was_killed_is_compared_before_it_travels() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 65536, 3, 4096);
+    w.kill(0);
+    w.until("the target compares", |w| {
+        let is_comparison =
+            |pending: &Pending| matches!(pending, Pending::Frame(_, Frame::HashRequest { .. }, ..));
+        w.hosts.iter().any(|host| host.inbox.iter().any(is_comparison))
+    });
+    w.settled();
+}
+
 #[test]
 fn a_pair_declared_equal_needs_no_sync() {
     let zero = vec![0; usize::try_from(SIZE).unwrap()];

@@ -36,7 +36,7 @@ impl Node {
             self.attached = true;
             return;
         };
-        store.merge_hot();
+        let marked = store.merge_hot() > 0;
         let dirty = !store.slots.iter().all(|slot| slot.bits.is_empty());
         let sb = &mut store.superblock;
         let written = sb.may_be_written;
@@ -51,6 +51,7 @@ impl Node {
         {
             peer.base = Base::Generation(current);
         }
+        self.marked |= marked;
         let begins_epoch = store.slots.iter().any(|slot| !slot.epoch_durable());
         self.set_disk(self.recorded_disk_state());
         if begins_epoch {

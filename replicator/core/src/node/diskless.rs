@@ -102,6 +102,7 @@ impl Node {
             log: GenerationLog::new(),
             becoming: None,
             unclean: false,
+            marked: false,
             base: Base::Unset,
             peer_copy: PeerCopy::MayHold,
             slot_empty: true,

@@ -307,6 +307,7 @@ impl Node {
             log: sb.log.clone(),
             becoming: sb.inconsistent,
             unclean: self.is_unclean(),
+            marked: self.marked,
             base: peer.base,
             peer_copy: peer.copy,
             slot_empty: dirty == 0,

@@ -114,6 +114,8 @@ pub struct Node {
     change: Option<Change>,
     /// A Secondary without its peer makes its copy clean.
     settle: attach::Settle,
+    /// Bits of the slot come from marks of hot regions. A hint for the next resync: it need not outlive this process.
+    marked: bool,
     /// A rotation is not durable yet: nothing is acknowledged (ordering 4).
     rotating: bool,
     suspended_since: Option<Instant>,
@@ -185,6 +187,7 @@ impl Node {
             digests: VecDeque::new(),
             change: None,
             settle: attach::Settle::Idle,
+            marked: false,
             rotating: false,
             suspended_since: None,
             clients: 0,

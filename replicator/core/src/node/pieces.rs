@@ -30,6 +30,9 @@ pub(super) struct Piece {
     /// Parts that are not yet written.
     writing: u32,
     failed: bool,
+    /// Compared before it is asked for, and what was found equal.
+    compared: bool,
+    equal_bytes: u64,
     /// The task that holds the lock of the whole piece.
     lock: Option<u32>,
 }
@@ -128,9 +131,19 @@ impl Node {
         let Some(resync) = self.resync.as_mut() else { return };
         resync.bucket.take(range.len());
         let batch = resync.batch.take(range.len(), now);
-        let (asked, answered, writing, failed, lock) = (false, range.start, 0, false, None);
-        let piece = resync.pieces.insert(Piece { range, batch, asked, answered, writing, failed, lock });
-        if !holds && !resync.hash_first() {
+        let compared = resync.compares_next();
+        let piece = resync.pieces.insert(Piece {
+            range,
+            batch,
+            asked: false,
+            answered: range.start,
+            writing: 0,
+            failed: false,
+            compared,
+            equal_bytes: 0,
+            lock: None,
+        });
+        if !holds && !compared {
             return self.request_piece(link, piece, None);
         }
         let id = self.tasks.insert(Task::new(Work::Piece { piece, parts: 0 }, range, None, Some(link)));
@@ -148,7 +161,12 @@ impl Node {
         else {
             return self.drop_peer_task(id);
         };
-        if self.resync.as_ref().is_some_and(|resync| resync.hash_first()) {
+        if self
+            .resync
+            .as_ref()
+            .and_then(|resync| resync.pieces.get(piece))
+            .is_some_and(|piece| piece.compared)
+        {
             self.set_running(id, true, false, Some(link));
             let op = self.new_op(OpKind::Task(id));
             return self.act(Action::DiskInspect {
@@ -244,6 +262,7 @@ impl Node {
                 self.write_part(link, (index, lock), part, None);
             }
             Answer::Same => {
+                piece.equal_bytes += part.len();
                 resync.moved.equal_bytes += part.len();
                 self.end_piece(index);
             }
@@ -334,6 +353,9 @@ impl Node {
             return;
         }
         resync.pieces.remove(index);
+        if piece.compared {
+            resync.guess.compared(piece.equal_bytes, piece.range.len());
+        }
         if !piece.failed {
             let blocks = geometry.blocks_covered(piece.range);
             resync.copied.push((piece.batch, blocks));

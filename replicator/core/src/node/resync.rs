@@ -21,6 +21,7 @@ use super::progress::Unreadable;
 use super::task::{FlushFor, OpKind, Stage};
 use crate::action::{Action, CloseReason, Notice};
 use crate::frame::Frame;
+use crate::guess::Guess;
 use crate::ids::{Instant, LinkId};
 use crate::pace::Bucket;
 use crate::slab::Slab;
@@ -34,6 +35,7 @@ use lockstep_bitmap::{Base, BlockRange, ByteRange, PeerCopy};
 pub(super) struct Resync {
     is_target: bool,
     hash_first: bool,
+    pub(super) guess: Guess,
     whole_copy: bool,
     /// Target: what is being fetched.
     pub(super) batch: Batch,
@@ -115,6 +117,7 @@ impl Resync {
         Resync {
             is_target,
             hash_first,
+            guess: Guess::default(),
             whole_copy,
             batch: Batch { number: 1, pieces: 0, bytes: 0, began: now },
             closing: None,
@@ -145,8 +148,9 @@ impl Resync {
         self.is_target
     }
 
-    pub(super) fn hash_first(&self) -> bool {
-        self.hash_first
+    /// Whether the target hashes the next piece before it asks for it.
+    pub(super) fn compares_next(&mut self) -> bool {
+        self.hash_first && self.guess.compares_next()
     }
 
     /// All bits are set on both sides to begin with.
@@ -407,6 +411,7 @@ impl Node {
         if let Some(peer) = self.peer_mut() {
             (peer.copy, peer.base) = (PeerCopy::MayHold, Base::Unset);
         }
+        self.marked = false;
         self.refill(false);
     }
 

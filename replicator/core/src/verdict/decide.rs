@@ -183,7 +183,7 @@ fn sync(source: &Snapshot, target: &Snapshot, full: bool, why: SyncWhy) -> Decis
     // After a crash most blocks of a hot region are equal; of a whole copy, whatever is there may be equal. A target
     // whose own slot begins at nothing was declared wrong as a whole.
     let whole_copy = full || target.log.current().is_none() || target.base == Base::NoGeneration;
-    let hash_first = whole_copy || source.unclean || target.unclean;
+    let hash_first = whole_copy || [source, target].iter().any(|copy| copy.unclean || copy.marked);
     Ok(Verdict::Sync { source: source.node, full, hash_first, why })
 }
 

@@ -55,6 +55,7 @@ fn copy(node: NodeId, names: &[u128]) -> Snapshot {
         log: chain(names),
         becoming: None,
         unclean: false,
+        marked: false,
         base: Base::Unset,
         peer_copy: PeerCopy::MayHold,
         slot_empty: true,
@@ -138,6 +139,14 @@ fn same_generation_source_follows_the_total_order() {
 
     let unclean = Snapshot { unclean: true, term: 9, ..copy(A, &[1]) };
     expect(&unclean, &copy(B, &[1]), bitmap_hashed(B, SyncWhy::SameGeneration));
+
+    let marked = Snapshot { marked: true, ..degraded(B, &[1], 1) };
+    expect(&copy(A, &[1]), &marked, bitmap_hashed(A, SyncWhy::SameGeneration));
+    expect(
+        &Snapshot { marked: true, ..copy(A, &[1]) },
+        &degraded(B, &[1], 1),
+        bitmap_hashed(A, SyncWhy::SameGeneration),
+    );
 
     let crashed = |node, term| Snapshot { unclean: true, term, ..copy(node, &[1]) };
     expect(&crashed(A, 1), &crashed(B, 2), bitmap_hashed(B, SyncWhy::SameGeneration));

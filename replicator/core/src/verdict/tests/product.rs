@@ -107,6 +107,7 @@ fn with_words(low: &Snapshot, high: &mut Snapshot, seen: &mut Seen) {
             for (told, term) in [(false, 1), (true, 1), (true, 2)] {
                 high.term = term;
                 (low.declared_clean, high.declared_clean) = (told, told);
+                low.marked = told;
                 low.wrote_through = high.log.current().filter(|_| told).map(|g| (g.id, 1));
                 high.wrote_through = low.log.current().filter(|_| told).map(|g| (g.id, 1));
                 check(&low, high, seen);
@@ -129,7 +130,7 @@ fn check(low: &Snapshot, high: &Snapshot, seen: &mut Seen) {
         }
         Verdict::Sync { source, full, hash_first, why } => {
             let (source, target) = if source == low.node { (low, high) } else { (high, low) };
-            assert!(hash_first || !(full || low.unclean || high.unclean));
+            assert!(hash_first || !(full || low.unclean || high.unclean || low.marked || high.marked));
             promise_of_direction(source, target, why)
                 && promise_of_history(source, target, why)
                 && promise_of_sessions(source, target, full)
