@@ -108,7 +108,7 @@ impl Cluster {
     /// Running, connected, both copies UpToDate from the start without a first sync, nobody Primary.
     pub fn connected(plan: &Plan) -> Cluster {
         let mut cluster = Cluster::new(plan);
-        for node in cluster.nodes() {
+        for node in cluster.nodes_in_order_of_start() {
             node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
             if plan.second {
                 node.lockstep(&["create-md", SECOND, "--clean"]).ok();
@@ -131,12 +131,17 @@ impl Cluster {
 
     /// For a pair with special disks: metadata for two equal copies, both daemons, alpha Primary.
     pub fn begin(&mut self) {
-        for node in self.nodes() {
+        for node in self.nodes_in_order_of_start() {
             node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
             node.start();
         }
         self.wait_synced();
         self.alpha.promote().ok();
+    }
+
+    /// Beta first: alpha dials, and would have to try again after a while.
+    fn nodes_in_order_of_start(&mut self) -> [&mut Node; 2] {
+        [&mut self.beta, &mut self.alpha]
     }
 
     /// Both nodes.

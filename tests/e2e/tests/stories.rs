@@ -6,6 +6,7 @@
 //! kernel had cached is not lost. What a disk loses is the simulator's part.
 
 use lockstep_e2e::{Cluster, Ledger, Plan, RESOURCE, seed};
+use std::os::unix::fs::FileExt;
 
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 128 * MIB;
@@ -60,6 +61,30 @@ fn without_a_source_nobody_is_promoted() {
     cluster.alpha.lockstep(&["up", RESOURCE]).ok();
     cluster.assert_replicas_equal();
     cluster.alpha.promote().ok();
+}
+
+#[test]
+fn two_disks_that_are_declared_equal_and_are_not_stand_still_until_one_is_the_source() {
+    let mut cluster = Cluster::new(&plan());
+    for node in cluster.nodes() {
+        node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
+    }
+    // The first block is one of those that are compared.
+    let disk = std::fs::File::options().write(true).open(cluster.beta.disk()).expect("open a disk");
+    disk.write_all_at(&[7; 512], 0).expect("write to a disk");
+    for node in cluster.nodes() {
+        node.start();
+    }
+    for node in cluster.nodes() {
+        node.wait_replication("NoSource");
+    }
+    cluster.alpha.promote().refused(17, &["create-md r0 --source"]);
+    cluster.beta.lockstep(&["down", RESOURCE]).ok();
+    cluster.beta.lockstep(&["create-md", RESOURCE, "--source", "--overwrite"]).ok();
+    cluster.beta.lockstep(&["up", RESOURCE]).ok();
+    cluster.assert_replicas_equal();
+    cluster.alpha.promote().ok();
+    assert_eq!(cluster.alpha.connect().expect("a client").read(0, 512).expect("a read"), [7; 512]);
 }
 
 /// Secondary stopped, Primary wrote on and stopped.
