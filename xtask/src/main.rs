@@ -26,6 +26,7 @@ usage: cargo xtask COMMAND
   setup               install the Debian packages that the tests need, or say which are missing
   tidy                sizes, headers, leftovers, links, cited tests
   bans                dependencies of the pure crates
+  e2e                 the end-to-end tests, in as many rounds as in CI
   sim ARGS            the simulator: run --seed S | swarm --minutes N | seeds N
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
@@ -51,6 +52,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["setup"] => setup::setup(),
         ["tidy"] => tidy::tidy(),
         ["bans"] => bans::bans(),
+        ["e2e"] => suite::end_to_end(Extent::Test),
         ["sim", rest @ ..] => suite::sim(rest),
         ["vm"] => vm::vm(vm::KERNELS),
         ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel]),

@@ -81,7 +81,8 @@ fn unit() -> Result<()> {
     tests.args(["--no-fail-fast"]).status()
 }
 
-fn end_to_end(extent: Extent) -> Result<()> {
+/// The end-to-end tests, in the rounds of `extent`.
+pub(crate) fn end_to_end(extent: Extent) -> Result<()> {
     let binary = shell::build_lockstep(PROFILE)?;
     e2e::run(|test| extent.with_rounds(test.env("LOCKSTEP_BIN", &binary)))
 }
