@@ -38,6 +38,7 @@ type Sent = (LinkId, Frame, Vec<u8>, Option<Vec<u8>>);
 
 struct Host {
     node: Node,
+    boot: u128,
     data: Vec<u8>,
     meta: Vec<u8>,
     /// Offset on the volume and bytes.
@@ -123,11 +124,15 @@ fn open(meta: &[u8]) -> Store {
 
 impl Host {
     fn new(id: u8, meta: Vec<u8>, data: Vec<u8>, run: u128) -> Host {
+        Host::booted(id, meta, data, run, 1)
+    }
+
+    fn booted(id: u8, meta: Vec<u8>, data: Vec<u8>, run: u128, boot: u128) -> Host {
         let cfg = NodeConfig {
             node: NodeId(id),
             peer: Some(PeerConfig { node: NodeId(1 - id) }),
             run_id: run,
-            boot_id: 1,
+            boot_id: boot,
             seed: [u64::from(id) + 1, 2, 3, u64::try_from(run).unwrap()],
             granule_bytes: 512,
             survives_process_death: true,
@@ -142,6 +147,7 @@ impl Host {
         let empty = (BTreeMap::new(), VecDeque::new());
         Host {
             node,
+            boot,
             data,
             meta,
             slots: empty.0,
@@ -352,7 +358,11 @@ impl World {
         self.next_link += 1;
         for i in 0..2usize {
             let node = NodeId(u8::try_from(1 - i).unwrap());
-            let peer = PeerHello { node, run_id: 10 + (1 - i) as u128, boot_id: 1 };
+            let peer = PeerHello {
+                node,
+                run_id: 10 * self.hosts[1 - i].boot + (1 - i) as u128,
+                boot_id: self.hosts[1 - i].boot,
+            };
             self.hosts[i].handle(self.now, Event::LinkUp { link, peer });
         }
     }

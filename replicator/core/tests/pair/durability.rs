@@ -168,3 +168,77 @@ fn the_end_of_a_resync_is_told_when_it_is_durable() {
     let forgotten = |w: &World| open(&w.hosts[0].meta).superblock.peers[0].base == Base::Unset;
     w.until("the source forgets", forgotten);
 }
+
+/// Ordering 11: the record that proves the target to be behind is withdrawn before the target is told to finish.
+#[test]
+fn a_target_is_told_to_finish_when_the_proof_is_withdrawn() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.until("the resync runs", |w| w.status(1).peers[0].replication == ReplicationState::SyncTarget);
+    w.hosts[0].held_meta = Some(vec![]);
+    w.pass(3);
+    assert_eq!(w.status(1).peers[0].out_of_sync_bytes, 0, "all is copied");
+    assert_eq!(w.status(1).disk, DiskState::Inconsistent);
+    w.release_meta(0);
+    w.settled();
+}
+
+/// Ordering 15: the peer has recorded that this node may be Primary before clients may write.
+#[test]
+fn a_promotion_waits_for_the_record_of_the_peer() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.command(0, Command::Demote { force: false }).unwrap();
+    w.hosts[1].held_meta = Some(vec![]);
+    let promote = Command::Promote { peer_is_down: false, accept_data_loss: false };
+    w.hosts[0].handle(w.now, Event::Command { id: CommandId(9000), command: promote });
+    w.pass(3);
+    assert_eq!(w.status(0).role, Role::Secondary);
+    w.release_meta(1);
+    w.until("it is Primary", |w| w.hosts[0].done.contains(&(CommandId(9000), Ok(Done::Changed))));
+}
+
+/// Ordering 13: clients of a node without disk go on through the copy that has what they wrote, and through no other.
+#[test]
+fn what_was_suspended_is_sent_again_to_the_same_kernel_only() {
+    for (boot, expected) in [(1, Ok(())), (2, Err(IoError::Io))] {
+        let mut w = World::new();
+        w.promote(0).unwrap();
+        w.settled();
+        w.hosts[0].flush_fails = true;
+        w.write(0, 0, 1, 4096);
+        w.until("the copy is given up", |w| w.status(0).disk < DiskState::Inconsistent);
+        w.write(0, 0, 2, 4096);
+        w.cut = true;
+        let req = w.request(0, RequestKind::Write, (4096, 4096), false);
+        let slot = w.hosts[0].slot((4096, vec![3; 4096]));
+        w.hosts[0].handle(w.now, Event::Payload { req, offset: 4096, len: 4096, slot });
+        let (meta, data) = (w.hosts[1].meta.clone(), w.hosts[1].data.clone());
+        w.hosts[1] = Host::booted(1, meta, data, 100, boot);
+        let link = LinkId(w.next_link - 1);
+        w.hosts[0].inbox.push_back(Pending::LinkDown(link));
+        w.hosts[1].handle(w.now, Event::Start { unix_ms: 5000 });
+        w.pass(1);
+        assert!(!w.is_answered(0, req), "no copy is within reach");
+        w.cut = false;
+        assert_eq!(w.reply(0, req), expected, "boot {boot}");
+    }
+}
+
+/// Ordering 15, on the way down: what was acknowledged is durable on both copies before the peer is told Secondary.
+#[test]
+fn a_demotion_waits_until_both_copies_have_flushed() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.hosts[1].held = Some(vec![]);
+    w.write(0, 0, 1, 4096);
+    w.hosts[0]
+        .handle(w.now, Event::Command { id: CommandId(9000), command: Command::Demote { force: false } });
+    w.pass(3);
+    assert_eq!((w.status(0).role, w.status(1).peers[0].role), (Role::Primary, Some(Role::Primary)));
+    let held = w.hosts[1].held.take().unwrap();
+    w.hosts[1].inbox.extend(held.into_iter().map(|op| Pending::Disk(op, None)));
+    w.until("it is Secondary", |w| w.hosts[0].done.contains(&(CommandId(9000), Ok(Done::Changed))));
+}
