@@ -1,4 +1,5 @@
-//! What an fdatasync that fails takes with it, and what is answered only after a record is durable.
+//! What an fdatasync that fails takes with it, what is answered only after a record is durable, and what a peer may not
+//! make a node remember.
 
 use super::*;
 
@@ -241,4 +242,50 @@ fn a_demotion_waits_until_both_copies_have_flushed() {
     let held = w.hosts[1].held.take().unwrap();
     w.hosts[1].inbox.extend(held.into_iter().map(|op| Pending::Disk(op, None)));
     w.until("it is Secondary", |w| w.hosts[0].done.contains(&(CommandId(9000), Ok(Done::Changed))));
+}
+
+#[test]
+fn a_copy_whose_flush_failed_is_no_source_after_a_restart() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    w.hosts[0].flush_fails = true;
+    w.until("the copy is given up", |w| w.status(0).disk == DiskState::Failed);
+    w.until("node 1 serves", |w| w.status(1).disk == DiskState::UpToDate);
+    w.write(0, 4096, 2, 4096);
+    assert!(w.hosts[0].data[4096] != 2 && w.hosts[1].data[4096] == 2, "only the good copy is written");
+    // The kernel dropped what it could not write.
+    w.hosts[0].data[..4096].fill(0);
+    w.cut = true;
+    w.kill(0);
+    assert_eq!(w.status(0).disk, DiskState::Outdated);
+    w.cut = false;
+    w.settled();
+    assert_eq!(w.hosts[0].data[0], 1, "the good copy is the source");
+}
+
+#[test]
+fn a_peer_that_floods_is_left_and_costs_no_memory() {
+    // After the one write below, whose content it repeats: a peer that lies about content is not the matter here.
+    let zero = |n: u64| Frame::Zero { pos: Position(n + 1), offset: 0, len: 4096, punch: true, fua: false };
+    let read = |_| Frame::Read { id: 1, offset: 0, len: 4096 };
+    let floods: [(usize, &dyn Fn(u64) -> Frame); 2] = [(1, &zero), (0, &read)];
+    for (victim, frame) in floods {
+        let mut w = World::new();
+        w.promote(0).unwrap();
+        w.settled();
+        w.write(0, 0, 0, 4096);
+        let link = LinkId(w.next_link - 1);
+        // The disk of the victim answers nothing meanwhile.
+        for n in 1..=PEER_TASKS_MAX as u64 {
+            w.hosts[victim].handle(w.now, Event::Frame { link, frame: frame(n), body: &[], slot: None });
+        }
+        assert_eq!((w.hosts[victim].node.pieces(), w.hosts[victim].closing.len()), (PEER_TASKS_MAX, 0));
+        let last = frame(PEER_TASKS_MAX as u64 + 1);
+        w.hosts[victim].handle(w.now, Event::Frame { link, frame: last, body: &[], slot: None });
+        assert_eq!(w.hosts[victim].closing, [link], "the link is closed");
+        w.until("what was queued is dropped", |w| w.hosts[victim].node.pieces() == 0);
+        w.settled();
+    }
 }
