@@ -289,3 +289,22 @@ fn a_peer_that_floods_is_left_and_costs_no_memory() {
         w.settled();
     }
 }
+
+/// The only copy that counts stays after a write error: its client is told, and the other copy gets the block.
+#[test]
+fn a_write_error_does_not_end_the_last_copy() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.cut();
+    w.hosts[0].write_fails = true;
+    let req = w.request(0, RequestKind::Write, (4096, 4096), false);
+    let slot = w.hosts[0].slot((4096, vec![2; 4096]));
+    w.hosts[0].handle(w.now, Event::Payload { req, offset: 4096, len: 4096, slot });
+    assert_eq!(w.reply(0, req), Err(IoError::Io));
+    w.hosts[0].write_fails = false;
+    assert_eq!((w.status(0).disk, w.status(0).peers[0].out_of_sync_bytes), (DiskState::UpToDate, 4096));
+    w.write(0, 8192, 3, 4096);
+    w.cut = false;
+    w.settled();
+}
