@@ -308,3 +308,32 @@ fn a_write_error_does_not_end_the_last_copy() {
     w.cut = false;
     w.settled();
 }
+
+/// Ordering 5, by an operator: the copy that a Primary gives up is behind, durably, before the other one goes on alone;
+/// and what it takes back later is behind, whatever its record says.
+#[test]
+fn a_copy_that_a_primary_gave_up_is_behind() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    w.hosts[0].held_meta = Some(vec![]);
+    w.hosts[0].handle(w.now, Event::Command { id: CommandId(9000), command: Command::Detach });
+    w.pass(3);
+    assert_eq!(w.status(0).peers[0].connection, ConnectionState::Connected, "nothing durable says so yet");
+    w.release_meta(0);
+    w.until("it is detached", |w| w.hosts[0].done.contains(&(CommandId(9000), Ok(Done::Changed))));
+    let mut store = open(&w.hosts[0].meta);
+    assert!(store.superblock.outdated);
+    w.write(0, 0, 2, 4096);
+    store.superblock.outdated = false;
+    let disk = NewDisk { store, granule_bytes: 512, survives_process_death: true, sample: 0 };
+    let (now, host) = (w.now, &mut w.hosts[0]);
+    host.node.attach_store(now, CommandId(9001), disk).unwrap();
+    assert_eq!(host.node.status().disk, DiskState::Outdated);
+    while let Some(action) = host.node.poll_action() {
+        host.execute(action);
+    }
+    w.settled();
+    assert_eq!(w.hosts[0].data[0], 2);
+}
