@@ -6,7 +6,7 @@ use lockstep_sim::{catch_panics, run_seeds};
 const SEEDS: u64 = 100;
 
 /// Each of them fails again when its defect is put back, as long as the simulator draws what it drew then.
-const FOUND: [(u64, &str); 10] = [
+const FOUND: [(u64, &str); 11] = [
     (564, "a failing copy took the link on which it served for one on which it is served"),
     (1880, "the same, for a write that had failed"),
     (2834, "a read that ended after its disk had failed was answered with what the disk gave"),
@@ -15,6 +15,7 @@ const FOUND: [(u64, &str); 10] = [
     (9_003_037, "a Secondary that gave up its disk stood behind a copy that had lost more"),
     (13_002_028, "Durable overtook WriteFailed, and the write was never answered"),
     (13_001_565, "a failure that nobody could record was forgotten by its own process"),
+    (24_001_780, "a node whose disk failed while it left was gone before its last writes had ended"),
     (20_001_729, "a write that only a leaving copy had on its disk was acknowledged"),
     (13_000_806, "a target was promoted that had a write which had failed at its source"),
 ];

@@ -127,7 +127,7 @@ impl Node {
         true
     }
 
-    fn uses_disk(&self) -> bool {
+    pub(super) fn uses_disk(&self) -> bool {
         self.tasks.iter().any(|(_, task)| task.local_pending || task.stage == Stage::Fill)
     }
 

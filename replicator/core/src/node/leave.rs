@@ -120,7 +120,8 @@ impl Node {
                     None => self.leave_as_is(),
                 }
             }
-            LeaveStage::Settling if self.is_settled() => {
+            // A copy that failed on the way is not made clean, but what it was given still lands.
+            LeaveStage::Settling if self.is_settled() && !self.uses_disk() => {
                 self.change = None;
                 let done = if leaving.recorded { Done::LeftAsOutdated } else { Done::LeftAsIs };
                 self.finish_command(leaving.id, Ok(done));
