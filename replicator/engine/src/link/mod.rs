@@ -79,6 +79,8 @@ pub(crate) enum Parsed {
     NeedMore,
     /// A payload comes for which no slot is free.
     Starved,
+    /// The peer does not take what it is sent: nothing more is read before it does.
+    Backlogged,
     /// Not what a peer sends, in words.
     Malformed(String),
 }
@@ -111,7 +113,10 @@ impl Link {
 
     /// The next frame in what was received.
     pub(crate) fn next_frame(&mut self, arena: &mut Arena, pool: PoolId) -> Parsed {
-        self.starved = false;
+        self.starved = self.outbox.waiting_head_bytes() > BACKLOG_BYTES_MAX;
+        if self.starved {
+            return Parsed::Backlogged;
+        }
         if self.partial.is_none()
             && let Some(early) = self.next_header(arena, pool)
         {

@@ -116,3 +116,22 @@ fn without_a_slot_nothing_is_lost() {
     assert!(matches!(p.transfer(), Parsed::Data { .. }));
     assert!(!p.far.starved);
 }
+
+#[test]
+fn who_does_not_take_answers_is_not_read() {
+    let mut p = pair();
+    let answer = |n| Frame::Durable { upto: Position(n) };
+    let mut queued = 0;
+    while !matches!(p.near.next_frame(p.io.arena(), POOL), Parsed::Backlogged) {
+        queued += 1;
+        p.near.queue(p.io.arena(), &answer(queued), &[], None);
+    }
+    assert!(p.near.starved, "it is looked at again when something was sent");
+    assert_eq!(queued as usize, BACKLOG_BYTES_MAX / FRAME_BYTES + 1);
+    for n in 1..=queued {
+        let Parsed::Control { frame, .. } = p.transfer() else { panic!() };
+        assert_eq!(frame, answer(n));
+    }
+    assert!(matches!(p.near.next_frame(p.io.arena(), POOL), Parsed::NeedMore));
+    assert!(!p.near.starved);
+}

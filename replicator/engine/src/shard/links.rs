@@ -214,10 +214,6 @@ impl Shard {
             let Some(link) = links.get_mut(index) else { return };
             let (Phase::Up(id), Some(resource)) = (&link.phase, link.resource) else { return };
             let (id, resource) = (*id, usize::from(resource));
-            if link.outbox.waiting_head_bytes() > crate::link::BACKLOG_BYTES_MAX {
-                link.starved = true;
-                return;
-            }
             let pool = resources[resource].pools.receive;
             if link.unread && io.arena().free_in(pool) > 0 {
                 // Before the next frame: it must not meet a timer that ran out meanwhile.
@@ -236,6 +232,7 @@ impl Shard {
                     self.feed(resource, Event::Frame { link: id, frame, body: &[], slot: Some(slot) });
                 }
                 Parsed::NeedMore => return link.receive(io, Token::LinkReceived(index)),
+                Parsed::Backlogged => return,
                 Parsed::Starved => {
                     if !std::mem::replace(&mut link.unread, true) {
                         self.feed(resource, Event::Reading { link: id, is_reading: false });
