@@ -115,3 +115,25 @@ fn an_adoption_that_is_interrupted_at_any_moment_needs_one_command() {
     }
     assert!(told > 0, "no cut came between the two");
 }
+
+/// Ordering 4: from the farewell's fdatasync on, what it does not cover counts on the copy that stays alone.
+#[test]
+fn nothing_is_acknowledged_between_a_farewell_and_the_rotation() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.write(0, 0, 1, 4096);
+    w.hosts[0].held = Some(vec![]);
+    w.hosts[1].handle(w.now, Event::Command { id: CommandId(9000), command: Command::Leave });
+    w.until("the farewell's flush", |w| w.hosts[0].held.as_ref().is_some_and(|held| held.len() == 1));
+    let write = w.begin_write(0, 0, 2);
+    w.steps(STEPS);
+    assert_eq!(w.hosts[1].data[0], 2, "both have written it");
+    assert!(!w.hosts[0].replies.iter().any(|(of, _)| *of == write), "acknowledged too early");
+    for op in w.hosts[0].held.take().unwrap() {
+        w.deliver(0, Pending::Disk(op, None));
+    }
+    assert_eq!(w.reply(0, write), Ok(()));
+    assert_eq!(open(&w.hosts[0].meta).superblock.peers[0].copy, PeerCopy::RotatedWithout);
+    w.until("it has left", |w| w.hosts[1].done.contains(&(CommandId(9000), Ok(Done::LeftAsOutdated))));
+}
