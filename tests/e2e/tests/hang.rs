@@ -14,7 +14,7 @@ const ALPHA: usize = 0;
 const BETA: usize = 1;
 
 struct Scene {
-    /// Ended before the daemons: they may wait for it.
+    /// Ended before the daemons, which may wait for it: taken out behind the cluster.
     disk: FaultyDisk,
     cluster: Cluster,
     failing: usize,
@@ -69,7 +69,7 @@ fn return_of(node: &Node, cluster: &Cluster) {
 }
 
 fn writers_go_on(failing: usize, name: &str) {
-    let Scene { mut disk, cluster, .. } = Scene::new(failing);
+    let Scene { cluster, mut disk, .. } = Scene::new(failing);
     let (failed, other) = nodes(&cluster, failing);
     let load = Ledger::new(SIZE_BYTES, 4, seed(name)).start(cluster.alpha.nbd(), 4);
     load.wait_acked(300);
@@ -111,7 +111,7 @@ fn fio(cluster: &Cluster) -> Ran {
 
 #[test]
 fn fio_notices_no_more_than_a_pause_and_reads_back_what_it_wrote() {
-    let Scene { mut disk, cluster, failing } = Scene::new(ALPHA);
+    let Scene { cluster, mut disk, failing } = Scene::new(ALPHA);
     let (failed, other) = nodes(&cluster, failing);
     let before = cluster.proxy.passed_bytes(Direction::ToBeta);
     std::thread::scope(|scope| {
