@@ -66,7 +66,7 @@ fn main() {
 }
 
 fn options() -> Options {
-    let mut options = Options { rounds: 5, runtime_s: 4, json: None };
+    let mut options = Options { rounds: 11, runtime_s: 2, json: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
