@@ -99,7 +99,8 @@ impl World {
 
     fn promote_somebody(&mut self, free: &[usize]) {
         if free.is_empty() {
-            return;
+            // Nobody may be promoted before the copies have met.
+            return self.reconnect(&[0, 1].map(|n| self.look(n)));
         }
         if self.phase == Phase::Stormy && self.rng.operator.chance(30) {
             // Two operators at once.

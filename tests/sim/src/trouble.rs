@@ -281,6 +281,8 @@ impl World {
                 ));
                 if let Some(meta) = meta {
                     (self.hosts[n].meta, self.hosts[n].lost_flush) = (meta, false);
+                    // The old image went with the old disk.
+                    self.hosts[n].restored = false;
                     let garbage = |s: usize| (1 << 63) | ((n as u64 + 11) << 40) | s as u64;
                     self.hosts[n].disk = DataDisk::new((0..self.setup.sectors).map(garbage).collect());
                 }
