@@ -148,7 +148,13 @@ impl Connection {
 fn receive_some(stream: &mut UnixStream, input: &mut Vec<u8>) -> io::Result<()> {
     let filled = input.len();
     input.resize(filled + INPUT_BYTES, 0);
-    let received = stream.read(&mut input[filled..]);
+    // A wait with a time limit ends early when the process was stopped meanwhile.
+    let received = loop {
+        match stream.read(&mut input[filled..]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => break received,
+        }
+    };
     input.truncate(filled + received.as_ref().map_or(0, |count| *count));
     match received? {
         0 => Err(io::ErrorKind::UnexpectedEof.into()),

@@ -1,5 +1,6 @@
 //! QEMU's control protocol, as much of it as starting a mirror takes.
 
+use crate::wait_for;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -20,7 +21,8 @@ pub struct Qmp {
 impl Qmp {
     /// Connects and agrees on the protocol.
     pub fn open(socket: &Path) -> Qmp {
-        let stream = UnixStream::connect(socket).expect("connect to QMP");
+        // QEMU makes its sockets one after the other.
+        let stream = wait_for("QMP", ANSWER_LIMIT, || UnixStream::connect(socket).map_err(|e| e.to_string()));
         stream.set_read_timeout(Some(ANSWER_LIMIT)).expect("read time-out");
         let lines = BufReader::new(stream.try_clone().expect("duplicate a socket"));
         let mut qmp = Qmp { stream, lines, events: Vec::new() };
