@@ -65,6 +65,10 @@ pub(crate) fn render_refusal(refusal: &Refusal, verb: &str, resource: &str, name
             "the local disk failed; the log has the error. Replace it, then: lockstep down {resource}; \
              lockstep create-md {resource} --overwrite; lockstep up {resource}"
         ),
+        Refusal::NoDisk => format!(
+            "no disk is attached here, and no UpToDate peer is connected to work through (lockstep status \
+             {resource} says more). Connect the peer, or attach the disk: lockstep attach {resource}"
+        ),
         Refusal::NoOtherCopy { disk } => format!(
             "this copy is {disk}, and no other UpToDate copy is within reach: without this disk there would \
              be none. Let the peer connect and its resync end, or close everything here: lockstep down \

@@ -71,6 +71,8 @@ pub enum Refusal {
     },
     /// The disk failed.
     DiskFailed,
+    /// No disk is attached, and no peer is there to work through.
+    NoDisk,
     /// This is the only usable copy within reach.
     NoOtherCopy {
         /// Our state.
@@ -109,9 +111,11 @@ impl Refusal {
     /// Exit code of the command line (as drbdsetup's).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Refusal::MayBeStale { .. } | Refusal::DataLoss { .. } | Refusal::NoData | Refusal::DiskFailed => {
-                17
-            }
+            Refusal::MayBeStale { .. }
+            | Refusal::DataLoss { .. }
+            | Refusal::NoData
+            | Refusal::DiskFailed
+            | Refusal::NoDisk => 17,
             _ => 11,
         }
     }
@@ -176,7 +180,8 @@ impl fmt::Display for Refusal {
                 f,
                 "{clients} client(s) are connected to the export; detach them, or lockstep demote --force closes them"
             ),
-            Refusal::DiskFailed => write!(f, "the local disk failed; see the log, replace it"),
+            Refusal::DiskFailed => f.write_str("the local disk failed; see the log, replace it"),
+            Refusal::NoDisk => f.write_str("no disk is attached here, nor is an UpToDate peer connected"),
             Refusal::NoOtherCopy { disk } => write!(
                 f,
                 "this copy is {disk} and no other UpToDate copy is within reach: without it there would be none. Let \
@@ -203,9 +208,7 @@ impl fmt::Display for Refusal {
                  UpToDate peer first; if the data is to be given up: lockstep create-md --overwrite",
                 n.0
             ),
-            Refusal::NotConnected(n) => {
-                write!(f, "nothing is replicated with node {}; connect it, or type the command there", n.0)
-            }
+            Refusal::NotConnected(n) => write!(f, "nothing is replicated with node {}; connect it", n.0),
             Refusal::PeerRefused(n) => write!(
                 f,
                 "node {} refused: it is Primary, or another change is under way there. Type the command there",

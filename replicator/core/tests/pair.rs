@@ -718,6 +718,20 @@ fn the_only_copy_that_counts_is_not_given_up() {
 }
 
 #[test]
+fn without_a_disk_at_the_peer_an_invalidation_is_refused_at_once() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    assert_eq!(w.command(1, Command::Detach), Ok(Done::Changed));
+    w.until("the Primary serves", |w| w.status(1).peers[0].connection == ConnectionState::Connected);
+    let invalidate = Command::Invalidate { peer: false };
+    assert_eq!(w.command(0, invalidate), Err(Refusal::LoserIsPrimary(NodeId(0))));
+    assert_eq!(w.command(1, invalidate), Err(Refusal::NoDisk));
+    assert_eq!(w.command(0, Command::Demote { force: false }), Ok(Done::Changed));
+    assert_eq!(w.command(0, invalidate), Err(Refusal::LastCopy(NodeId(0))));
+}
+
+#[test]
 fn trims_in_flight_are_bounded_and_all_end() {
     let mut w = World::new();
     w.promote(0).unwrap();

@@ -8,6 +8,7 @@
 //! its daemons' logs. Processes are ended by their own handle only, and die with the test's thread.
 #![forbid(unsafe_code)]
 
+mod backup;
 mod client;
 mod cluster;
 mod faulty;
@@ -29,6 +30,7 @@ mod small;
 mod wait;
 mod writer;
 
+pub use backup::Backup;
 pub use client::{Answer, Connection};
 pub use cluster::{Cluster, NODES, Plan, RESOURCE, SECOND, temp_dir};
 pub use faulty::{Fault, FaultyDisk, UNREADABLE};

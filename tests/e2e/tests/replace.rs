@@ -1,8 +1,7 @@
 //! Copies that are given up and brought back: declared wrong, restored from an image, moved, swapped, cloned, replaced.
 
-use lockstep_e2e::{Cluster, Ledger, Node, Plan, RESOURCE, seed};
+use lockstep_e2e::{Backup, Cluster, Ledger, Node, Plan, RESOURCE, seed};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 const MIB: u64 = 1 << 20;
 const SIZE_BYTES: u64 = 64 * MIB;
@@ -189,32 +188,12 @@ fn metadata_of_another_node_and_a_smaller_disk_are_refused() {
     cluster.beta.lockstep(&["attach", RESOURCE]).refused(11, &["lockstep up r0"]);
 }
 
-/// Data and metadata of a node that is stopped, as a backup takes them.
-struct Image {
-    files: Vec<(PathBuf, Vec<u8>)>,
-}
-
-impl Image {
-    fn of(node: &Node) -> Image {
-        let meta = node.disk().with_file_name("r0.0.meta");
-        let read = |path: PathBuf| (path.clone(), std::fs::read(path).expect("read a file of a node"));
-        Image { files: [node.disk().to_path_buf(), meta].into_iter().map(read).collect() }
-    }
-
-    /// Into the same files: a restored volume is the same device.
-    fn restore(&self) {
-        for (path, bytes) in &self.files {
-            std::fs::write(path, bytes).expect("write a file of a node");
-        }
-    }
-}
-
 #[test]
 fn a_secondary_restored_from_an_older_image_is_found_and_filled() {
     let mut cluster = Cluster::primary(&plan());
     let ledger = ledger("image").write_some(cluster.alpha.nbd(), 300);
     cluster.beta.stop();
-    let image = Image::of(&cluster.beta);
+    let image = Backup::of(&cluster.beta);
     cluster.beta.start();
     cluster.wait_synced();
     let ledger = ledger.write_some(cluster.alpha.nbd(), 1000);
@@ -234,7 +213,7 @@ fn an_older_image_of_the_primary_is_refused_while_it_is_primary() {
     cluster.beta.stop();
     let ledger = ledger.write_some(cluster.alpha.nbd(), 100);
     cluster.alpha.stop();
-    let image = Image::of(&cluster.alpha);
+    let image = Backup::of(&cluster.alpha);
     for node in cluster.nodes() {
         node.start();
     }
@@ -259,7 +238,7 @@ fn an_older_image_that_was_promoted_by_force_is_split_brain() {
     let mut cluster = Cluster::primary(&plan());
     let ledger = ledger("image by force").write_some(cluster.alpha.nbd(), 300);
     cluster.beta.stop();
-    let image = Image::of(&cluster.beta);
+    let image = Backup::of(&cluster.beta);
     cluster.beta.start();
     cluster.wait_synced();
     let mut ledger = ledger.write_some(cluster.alpha.nbd(), 300);

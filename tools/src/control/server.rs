@@ -350,7 +350,7 @@ fn done_doc<B>(shared: &Shared<B>, resource: &str, verb: &str, done: Done) -> Do
         "disconnect" => "disconnected".to_owned(),
         "invalidate" => "declared wrong; all of it is synchronised from the other copy".to_owned(),
         "resolve" => "resolved; the loser is resynchronised when the nodes are connected".to_owned(),
-        "sync" => format!("resync ordered as asked on {node}; see status"),
+        "sync" => format!("the resync is as ordered on {node}"),
         "up" => format!("up on {node}"),
         "detach" => format!("without its disk on {node}"),
         "attach" => format!("its disk is attached on {node}"),

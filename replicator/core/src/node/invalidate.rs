@@ -132,7 +132,7 @@ impl Node {
     fn own_invalidation_refusal(&self) -> Option<Refusal> {
         let known = self.link.as_ref().filter(|link| link.got_snapshot.is_some());
         if self.without_disk() {
-            return Some(Refusal::DiskFailed);
+            return Some(self.diskless_refusal());
         }
         if self.stands_split() {
             return Some(Refusal::SplitBrain);
@@ -155,7 +155,7 @@ impl Node {
         }
         let by = invalidating.by;
         if self.without_disk() {
-            self.end_invalidate(by, Err(Refusal::DiskFailed));
+            self.end_invalidate(by, Err(self.diskless_refusal()));
             return true;
         }
         if let Some(resync) = self.resync.as_mut() {
@@ -186,7 +186,8 @@ impl Node {
     /// Nothing is under way that reads or changes what will be recorded.
     fn may_record_invalidation(&self) -> bool {
         let rests = match self.link.as_ref().map(|link| link.phase) {
-            None | Some(Phase::Draining | Phase::Standstill(_)) => self.is_settled(),
+            // Whoever serves has the only copy: that will be refused.
+            None | Some(Phase::Draining | Phase::Standstill(_) | Phase::Serving) => self.is_settled(),
             Some(Phase::Replicating) => self.resync.as_ref().is_none_or(|resync| resync.is_quiet()),
             Some(_) => false,
         };

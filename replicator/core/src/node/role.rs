@@ -293,9 +293,13 @@ impl Node {
     fn plan_without_disk(&self, flags: Flags) -> Result<Plan, Refusal> {
         match self.link.as_ref().filter(|_| self.served_link().is_some()) {
             Some(link) => self.plan_with_peer(link, flags).map(|()| Plan::Ask),
-            None if self.disk == DiskState::Failed => Err(Refusal::DiskFailed),
-            None => Err(Refusal::NoData),
+            None => Err(self.diskless_refusal()),
         }
+    }
+
+    /// What needs a disk, or a peer in its place, and has neither.
+    pub(super) fn diskless_refusal(&self) -> Refusal {
+        if self.disk == DiskState::Diskless { Refusal::NoDisk } else { Refusal::DiskFailed }
     }
 
     /// What a connected peer has to say before it is even asked.

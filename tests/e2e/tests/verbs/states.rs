@@ -1,6 +1,7 @@
 //! The states of `docs/VERBS.md`: each puts a fresh pair into one, by what an operator or an accident does.
 
-use lockstep_e2e::{Cluster, Connection, Fault, FaultyDisk, Node, Plan, RESOURCE};
+use lockstep_e2e::{Backup, Cluster, Connection, Fault, FaultyDisk, Node, Plan, RESOURCE};
+use lockstep_nbd::Command;
 
 const MIB: u64 = 1 << 20;
 /// Bytes per second of a wire on which a resync does not end while verbs are typed.
@@ -85,6 +86,28 @@ pub(crate) const STATES: &[(&str, Make)] = &[
         cluster.alpha.wait_status("clients served through the peer", served);
         Scene { _faulty: Some(faulty), cluster, at: 0, _client: None }
     }),
+    ("Primary, disk detached", || at(detached(0), 0)),
+    ("Primary, disk of the peer detached", || at(detached(1), 0)),
+    ("Secondary, disk detached", || at(detached(1), 1)),
+    ("Primary, the last good copy failed", || {
+        let mut cluster = Cluster::new(&plan());
+        let dir = cluster.dir().join("faulty");
+        let mut faulty = FaultyDisk::new(&dir, cluster.alpha.disk(), 128 * MIB, Fault::Flushes);
+        cluster.begin();
+        cluster.beta.kill();
+        cluster.alpha.wait_connection("Connecting");
+        write(&cluster.alpha, MIB);
+        faulty.fail();
+        let mut client = cluster.alpha.connect().expect("a client");
+        client.write(0, &[9; 4096]).expect("a write that nothing has made durable");
+        client.send(Command::Flush, false, 0, 0, &[]).expect("ask for a flush");
+        assert!(client.receive().expect("an answer").error.is_some());
+        drop(client);
+        cluster.alpha.wait_status("a failed disk", |status| {
+            status["disk"] == "Failed" && status["clients"].as_array().is_some_and(Vec::is_empty)
+        });
+        Scene { _faulty: Some(faulty), cluster, at: 0, _client: None }
+    }),
     ("Secondary, disconnected", || {
         let cluster = primary();
         cluster.beta.lockstep(&["disconnect", RESOURCE]).ok();
@@ -119,6 +142,26 @@ pub(crate) const STATES: &[(&str, Make)] = &[
     }),
     ("Target of a resync", || at(resyncing(), 1)),
     ("Source of a resync", || at(resyncing(), 0)),
+    ("Target of a paused resync", || {
+        let cluster = resyncing();
+        cluster.alpha.lockstep(&["sync", RESOURCE, "--pause"]).ok();
+        cluster.beta.wait_status("a pause", |status| status["peers"][0]["replication"] == "PausedTarget");
+        at(cluster, 1)
+    }),
+    ("Source of an incomplete resync", || {
+        let mut cluster = Cluster::new(&plan());
+        let dir = cluster.dir().join("faulty");
+        let mut faulty = FaultyDisk::new(&dir, cluster.alpha.disk(), 128 * MIB, Fault::Reads);
+        cluster.begin();
+        cluster.beta.stop();
+        write(&cluster.alpha, 8 * MIB);
+        faulty.fail();
+        cluster.beta.start();
+        cluster
+            .alpha
+            .wait_status("unreadable blocks", |status| status["peers"][0]["resync"]["incomplete"] == true);
+        Scene { _faulty: Some(faulty), cluster, at: 0, _client: None }
+    }),
     ("Unfinished target, source away", || {
         let mut cluster = resyncing();
         cluster.alpha.kill();
@@ -131,6 +174,36 @@ pub(crate) const STATES: &[(&str, Make)] = &[
         cluster.beta.demote_idle();
         cluster.beta.wait_replication("SplitBrain");
         at(cluster, 1)
+    }),
+    ("Primary that lacks what the peer has", || {
+        let mut cluster = primary();
+        cluster.beta.stop();
+        cluster.alpha.stop();
+        let image = Backup::of(&cluster.alpha);
+        for node in cluster.nodes() {
+            node.start();
+        }
+        cluster.wait_synced();
+        cluster.beta.promote().ok();
+        write(&cluster.beta, MIB);
+        cluster.alpha.stop();
+        cluster.beta.stop();
+        image.restore();
+        cluster.alpha.start();
+        cluster.alpha.promote().ok();
+        cluster.beta.start();
+        cluster.alpha.wait_replication("TargetIsPrimary");
+        at(cluster, 0)
+    }),
+    ("Unrelated data", || {
+        let mut cluster = Cluster::new(&plan());
+        for (node, byte) in cluster.nodes().into_iter().zip([1_u8, 2]) {
+            std::fs::write(node.disk(), vec![byte; 128 << 20]).expect("write the data");
+            node.lockstep(&["create-md", RESOURCE, "--source"]).ok();
+            node.start();
+        }
+        cluster.alpha.wait_replication("Unrelated");
+        at(cluster, 0)
     }),
 ];
 
@@ -149,6 +222,17 @@ fn connected() -> Cluster {
 fn primary() -> Cluster {
     let cluster = Cluster::primary(&plan());
     cluster.beta.wait_status("a Primary", |status| status["peers"][0]["role"] == "Primary");
+    cluster
+}
+
+/// Alpha is Primary, and one of the two works without its disk.
+fn detached(without: usize) -> Cluster {
+    let cluster = primary();
+    let node = [&cluster.alpha, &cluster.beta][without];
+    node.lockstep(&["detach", RESOURCE]).ok();
+    node.wait_status("no disk", |status| {
+        status["disk"] == "Diskless" && status["peers"][0]["connection"] == "Connected"
+    });
     cluster
 }
 
