@@ -30,7 +30,7 @@ usage: cargo xtask COMMAND
   sim ARGS            the simulator: run --seed S | swarm --minutes N | seeds N
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
-Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _KILL and _MOVE, and by LOCKSTEP_SIM_SEEDS.";
+Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL and _MOVE, and by LOCKSTEP_SIM_SEEDS.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

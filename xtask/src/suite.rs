@@ -23,15 +23,16 @@ pub(crate) enum Extent {
 
 impl Extent {
     /// Rounds by the variable that the tests read; what the caller has set wins.
-    fn rounds(self) -> [(&'static str, &'static str); 5] {
-        let [cut, database, kill, relocate, seeds] = match self {
-            Extent::Quick => ["1", "1", "1", "1", "50"],
-            Extent::Test => ["1", "2", "3", "2", "1000"],
-            Extent::Nightly => ["50", "30", "100", "50", "20000"],
+    fn rounds(self) -> [(&'static str, &'static str); 6] {
+        let [cut, database, freeze, kill, relocate, seeds] = match self {
+            Extent::Quick => ["1", "1", "1", "1", "1", "50"],
+            Extent::Test => ["1", "2", "2", "3", "2", "1000"],
+            Extent::Nightly => ["50", "30", "20", "100", "50", "20000"],
         };
         [
             ("LOCKSTEP_ROUNDS_CUT", cut),
             ("LOCKSTEP_ROUNDS_DATABASE", database),
+            ("LOCKSTEP_ROUNDS_FREEZE", freeze),
             ("LOCKSTEP_ROUNDS_KILL", kill),
             ("LOCKSTEP_ROUNDS_MOVE", relocate),
             (SIM_SEEDS, seeds),

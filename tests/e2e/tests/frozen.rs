@@ -29,7 +29,7 @@ fn settle(scene: &mut Scene, load: Load) {
 #[test]
 fn a_frozen_secondary_is_left_behind_and_catches_up() {
     let mut scene = scene("frozen Secondary");
-    for _ in 0..rounds("KILL", 2) {
+    for _ in 0..rounds("FREEZE", 2) {
         let load = scene.load();
         load.wait_acked(500 + scene.rng.below(2000));
         let cluster = &scene.cluster;
@@ -50,7 +50,7 @@ fn a_frozen_secondary_is_left_behind_and_catches_up() {
 #[test]
 fn a_frozen_primary_that_nobody_replaced_goes_on() {
     let mut scene = scene("frozen Primary");
-    for _ in 0..rounds("KILL", 2) {
+    for _ in 0..rounds("FREEZE", 2) {
         let load = scene.load();
         load.wait_acked(500 + scene.rng.below(2000));
         let cluster = &scene.cluster;
