@@ -66,8 +66,8 @@ pub(crate) fn render_refusal(refusal: &Refusal, verb: &str, resource: &str, name
              lockstep create-md {resource} --overwrite; lockstep up {resource}"
         ),
         Refusal::NoDisk => format!(
-            "no disk is attached here, and no UpToDate peer is connected to work through (lockstep status \
-             {resource} says more). Connect the peer, or attach the disk: lockstep attach {resource}"
+            "no disk is attached here, and without one a node can only serve clients through an UpToDate peer that \
+             is connected. Attach the disk: lockstep attach {resource}"
         ),
         Refusal::NoOtherCopy { disk } => format!(
             "this copy is {disk}, and no other UpToDate copy is within reach: without this disk there would \

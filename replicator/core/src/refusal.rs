@@ -71,7 +71,7 @@ pub enum Refusal {
     },
     /// The disk failed.
     DiskFailed,
-    /// No disk is attached, and no peer is there to work through.
+    /// No disk is attached, and what was asked for cannot go on through the peer.
     NoDisk,
     /// This is the only usable copy within reach.
     NoOtherCopy {
@@ -181,7 +181,7 @@ impl fmt::Display for Refusal {
                 "{clients} client(s) are connected to the export; detach them, or lockstep demote --force closes them"
             ),
             Refusal::DiskFailed => f.write_str("the local disk failed; see the log, replace it"),
-            Refusal::NoDisk => f.write_str("no disk is attached here, nor is an UpToDate peer connected"),
+            Refusal::NoDisk => f.write_str("no disk is attached here, and nothing goes on through a peer"),
             Refusal::NoOtherCopy { disk } => write!(
                 f,
                 "this copy is {disk} and no other UpToDate copy is within reach: without it there would be none. Let \

@@ -136,7 +136,13 @@ impl Outbox {
 
     /// Starts the next send, if none is in flight and something waits. Returns whether it did.
     pub(crate) fn kick(&mut self, io: &mut Io, token: Token) -> bool {
-        if self.sending || self.closed {
+        if self.sending {
+            if !(self.urgent.is_empty() && self.ordered.is_empty()) {
+                io.await_sends();
+            }
+            return false;
+        }
+        if self.closed {
             return false;
         }
         let Some(message) = self.urgent.pop_front().or_else(|| self.ordered.pop_front()) else {

@@ -51,7 +51,7 @@ impl Node {
         {
             peer.base = Base::Generation(current);
         }
-        self.marked |= marked;
+        self.marked = marked;
         let begins_epoch = store.slots.iter().any(|slot| !slot.epoch_durable());
         self.set_disk(self.recorded_disk_state());
         if begins_epoch {

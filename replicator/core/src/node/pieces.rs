@@ -161,12 +161,8 @@ impl Node {
         else {
             return self.drop_peer_task(id);
         };
-        if self
-            .resync
-            .as_ref()
-            .and_then(|resync| resync.pieces.get(piece))
-            .is_some_and(|piece| piece.compared)
-        {
+        let entry = self.resync.as_ref().and_then(|resync| resync.pieces.get(piece));
+        if entry.is_some_and(|entry| entry.compared) {
             self.set_running(id, true, false, Some(link));
             let op = self.new_op(OpKind::Task(id));
             return self.act(Action::DiskInspect {

@@ -8,7 +8,8 @@
 //! than most operations; the time adapts, so that an idle daemon does not burn a processor.
 //!
 //! What somebody waits for goes first: receives start behind the sends of the turn, or with the next wait, and
-//! the completion of a small send, which only gives its memory back, does not end the spinning.
+//! the completion of a small send, which only gives its memory back, does not end the spinning unless somebody
+//! was said to wait for that.
 #![allow(unsafe_code)]
 
 mod message;
@@ -47,10 +48,14 @@ pub(crate) struct Ring<T> {
     /// `None` only inside `drop`.
     uring: Option<IoUring>,
     in_flight: Slab<(T, Op)>,
-    /// Receives that start with the next wait.
+    /// Receives that start behind the next send, or with the next wait.
     receives: Vec<squeue::Entry>,
     /// Completions that were seen and not reaped.
     completed: VecDeque<cqueue::Entry>,
+    /// Small sends not yet reaped.
+    small_sends: u32,
+    /// Somebody waits for the end of one of them.
+    is_awaited: bool,
     arena: Option<Arena>,
     registered: bool,
     spin: Spin,
@@ -65,6 +70,8 @@ impl<T: Copy> Ring<T> {
             in_flight: Slab::with_capacity(4096),
             receives: Vec::with_capacity(64),
             completed: VecDeque::with_capacity(256),
+            small_sends: 0,
+            is_awaited: false,
             arena: Some(arena),
             registered: false,
             spin: Spin::new(Duration::from_micros(u64::from(spin_us))),
@@ -108,7 +115,9 @@ impl<T: Copy> Ring<T> {
         else {
             unreachable!("ring and arena go in drop only, and the operation was just inserted")
         };
-        let user_data = u64::from(index) | if op.is_lazy() { LAZY } else { 0 };
+        let is_lazy = op.is_lazy();
+        self.small_sends += u32::from(is_lazy);
+        let user_data = u64::from(index) | if is_lazy { LAZY } else { 0 };
         let entry = op.prepare(arena, self.registered).user_data(user_data).flags(flags);
         match op {
             Op::Receive(_) => self.receives.push(entry),
@@ -122,6 +131,12 @@ impl<T: Copy> Ring<T> {
             self.queue_receives();
             self.uring.as_mut().into_iter().for_each(submit);
         }
+    }
+
+    /// Somebody needs what a send in flight holds, or has more to send behind it: until none is left, each that ends
+    /// is worth a turn.
+    pub(crate) fn await_sends(&mut self) {
+        self.is_awaited = self.small_sends > 0;
     }
 
     fn queue_receives(&mut self) {
@@ -139,7 +154,7 @@ impl<T: Copy> Ring<T> {
         let mut looked_at = 0;
         loop {
             self.completed.extend(uring.completion());
-            if self.completed.range(looked_at..).any(|entry| entry.user_data() & LAZY == 0) {
+            if self.completed.range(looked_at..).any(|entry| self.is_awaited || !is_small_send(entry)) {
                 self.spin.found();
                 return;
             }
@@ -170,6 +185,10 @@ impl<T: Copy> Ring<T> {
     pub(crate) fn reap(&mut self) -> Option<Completion<T>> {
         let (Some(uring), Some(arena)) = (&mut self.uring, &mut self.arena) else { return None };
         let entry = self.completed.pop_front().or_else(|| uring.completion().next())?;
+        if is_small_send(&entry) {
+            self.small_sends -= 1;
+            self.is_awaited &= self.small_sends > 0;
+        }
         let index = u32::try_from(entry.user_data() & !LAZY).unwrap_or(u32::MAX);
         let Some((token, mut op)) = self.in_flight.remove(index) else {
             unreachable!("a completion for operation {index}, which is not in flight")
@@ -273,6 +292,10 @@ fn is_out_of_memory(result: &io::Result<IoUring>) -> bool {
 
 /// In the `user_data` of operations whose completion does not end the spinning.
 const LAZY: u64 = 1 << 32;
+
+fn is_small_send(entry: &cqueue::Entry) -> bool {
+    entry.user_data() & LAZY != 0
+}
 
 /// Puts an entry into the submission queue.
 fn enqueue(uring: &mut IoUring, entry: &squeue::Entry) {

@@ -136,6 +136,32 @@ fn a_small_send_alone_does_not_end_the_spinning() {
 }
 
 #[test]
+fn a_small_send_that_somebody_waits_for_ends_the_spinning() {
+    let (left, mut right) = UnixStream::pair().unwrap();
+    let left: Fd = Rc::new(left.into());
+    let arena = Arena::new(&[PoolSize { small: 4, large: 2 }]).unwrap();
+    let mut ring = Ring::new(arena, 60_000_000).unwrap();
+    let mut message = Box::new(Outgoing::new(Rc::clone(&left)));
+    message.push_head(b"ask");
+    ring.push(1, receive(left));
+    ring.push(2, Op::Send(message));
+    ring.await_sends();
+    let (seen, told) = std::sync::mpsc::channel();
+    let peer = std::thread::spawn(move || {
+        // At the limit it answers all the same, so that a wait which goes on ends with two completions.
+        let _ = told.recv_timeout(Duration::from_secs(10));
+        right.write_all(b"answer").unwrap();
+        right
+    });
+    ring.wait(None);
+    assert_eq!(ring.reap().unwrap().token, 2);
+    assert!(ring.reap().is_none(), "it waited for the answer");
+    seen.send(()).unwrap();
+    assert_eq!(next(&mut ring).token, 1);
+    peer.join().unwrap();
+}
+
+#[test]
 fn what_only_gives_memory_back_is_reaped_when_nothing_else_comes() {
     let (left, _right) = UnixStream::pair().unwrap();
     let mut ring = ring();

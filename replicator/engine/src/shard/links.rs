@@ -232,8 +232,9 @@ impl Shard {
                     self.feed(resource, Event::Frame { link: id, frame, body: &[], slot: Some(slot) });
                 }
                 Parsed::NeedMore => return link.receive(io, Token::LinkReceived(index)),
-                Parsed::Backlogged => return,
+                Parsed::Backlogged => return io.await_sends(),
                 Parsed::Starved => {
+                    io.await_sends();
                     if !std::mem::replace(&mut link.unread, true) {
                         self.feed(resource, Event::Reading { link: id, is_reading: false });
                     }

@@ -31,7 +31,12 @@ impl Shard {
         loop {
             match self.serve_next(index) {
                 Next::Again => {}
-                Next::Wait => return,
+                Next::Wait => {
+                    if self.clients.get(index).is_some_and(|client| client.starved) {
+                        self.io().await_sends();
+                    }
+                    return;
+                }
                 Next::HangUp => return self.hang_up(index),
                 Next::Receive => {
                     let Self { io: Some(io), clients, .. } = self else { return };
