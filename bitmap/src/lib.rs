@@ -16,6 +16,7 @@ extern crate alloc;
 extern crate std;
 
 mod activity;
+pub mod canary;
 mod dirty;
 mod geometry;
 mod meta;

@@ -61,6 +61,7 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     stages.run("clippy", clippy);
     stages.run("unit", unit);
     stages.run("simulator", || sim(&["seeds", &extent.seeds()]));
+    stages.run("canaries", || sim(&["canary"]));
     stages.run("end to end", || end_to_end(extent));
     if extent != Extent::Quick {
         for kernel in vm::KERNELS {
@@ -90,7 +91,10 @@ pub(crate) fn end_to_end(extent: Extent) -> Result<()> {
 
 /// The simulator with these arguments.
 pub(crate) fn sim(arguments: &[&str]) -> Result<()> {
-    cargo().args(["run", "--profile", PROFILE, "--package", "lockstep-sim", "--"]).args(arguments).status()
+    let features: &[&str] =
+        if arguments.first() == Some(&"canary") { &["--features", "canary"] } else { &[] };
+    let run = cargo().args(["run", "--profile", PROFILE, "--package", "lockstep-sim"]).args(features);
+    run.args(["--"]).args(arguments).status()
 }
 
 /// The benchmarks with these arguments, on a binary without assertions.

@@ -10,6 +10,8 @@
 //! cargo run -r -p lockstep-sim -- run --seed 42 --log  # one run, line by line
 //! ```
 
+#[cfg(feature = "canary")]
+mod canary;
 mod check;
 mod client;
 mod disk;
@@ -28,6 +30,8 @@ mod trouble;
 mod wire;
 mod world;
 
+#[cfg(feature = "canary")]
+pub use canary::{canary, canary_seed};
 pub use world::Violation;
 
 use std::cell::RefCell;
@@ -64,7 +68,12 @@ pub fn catch_panics() {
 
 /// Runs one seed to its end.
 pub fn run(seed: u64, log: bool) -> Outcome {
-    let mut world = world::World::new(seed, log);
+    run_setup(seed, setup::Setup::of(seed), log)
+}
+
+/// Runs one seed with a setup of the caller's.
+fn run_setup(seed: u64, setup: setup::Setup, log: bool) -> Outcome {
+    let mut world = world::World::new(seed, setup, log);
     if log {
         println!("{:#?}", world.setup);
     }
@@ -87,27 +96,41 @@ pub fn run(seed: u64, log: bool) -> Outcome {
 /// Runs a range of seeds on all processors, every hundredth twice; gives each outcome to `seen`, as they come.
 /// Returns how many failed.
 pub fn run_seeds(seeds: impl Iterator<Item = u64> + Send, mut seen: impl FnMut(&Outcome)) -> u64 {
+    let mut failed = 0;
+    run_tasks(seeds, run_checked, |outcome| {
+        seen(&outcome);
+        failed += u64::from(outcome.violation.is_some());
+    });
+    failed
+}
+
+/// Does `task` for each item on all processors; gives each result to `seen`, as they come.
+fn run_tasks<I: Send, R: Send>(
+    items: impl Iterator<Item = I> + Send,
+    task: impl Fn(I) -> R + Sync,
+    seen: impl FnMut(R),
+) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let seeds = Mutex::new(seeds);
+    let items = Mutex::new(items);
     let (results, outcomes) = mpsc::sync_channel(threads);
     std::thread::scope(|scope| {
         for _ in 0..threads {
-            let (seeds, results) = (&seeds, results.clone());
+            let (items, results, task) = (&items, results.clone(), &task);
             scope.spawn(move || {
-                while let Some(seed) = next_of(seeds) {
-                    if results.send(run_checked(seed)).is_err() {
+                while let Some(item) = next_of(items) {
+                    if results.send(task(item)).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(results);
-        outcomes.iter().map(|outcome| (seen(&outcome), u64::from(outcome.violation.is_some())).1).sum()
-    })
+        outcomes.iter().for_each(seen);
+    });
 }
 
-fn next_of(seeds: &Mutex<impl Iterator<Item = u64>>) -> Option<u64> {
-    seeds.lock().unwrap_or_else(PoisonError::into_inner).next()
+fn next_of<I>(items: &Mutex<impl Iterator<Item = I>>) -> Option<I> {
+    items.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
 /// Every hundredth seed has to give the same history twice.

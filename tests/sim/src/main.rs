@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 const USAGE: &str = "usage: lockstep-sim run --seed S [--log]
        lockstep-sim seeds N [--start S]
-       lockstep-sim swarm --minutes N [--start S]";
+       lockstep-sim swarm --minutes N [--start S]
+       lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +24,9 @@ fn main() -> ExitCode {
         }),
         Some("swarm") => {
             number("--minutes").map(|minutes| swarm(minutes, number("--start").unwrap_or(1_000_000)))
+        }
+        Some("canary") => {
+            canary(args.get(1).filter(|arg| !arg.starts_with("--")), number("--seed"), number("--seeds"))
         }
         _ => None,
     };
@@ -67,4 +71,23 @@ fn swarm(minutes: u64, start: u64) -> u64 {
     let per_minute = runs as f64 / (began.elapsed().as_secs_f64() / 60.0);
     println!("{runs} runs, {failed} violations, {per_minute:.0} runs per minute");
     failed
+}
+
+#[cfg(feature = "canary")]
+fn canary(name: Option<&String>, seed: Option<u64>, seeds: Option<u64>) -> Option<u64> {
+    let name = name.map(String::as_str);
+    let done = match (name, seed) {
+        (Some(name), Some(seed)) => lockstep_sim::canary_seed(name, seed).map(|outcome| {
+            report(&outcome);
+            u64::from(outcome.violation.is_none())
+        }),
+        _ => lockstep_sim::canary(name, seeds),
+    };
+    done.inspect_err(|why| eprintln!("lockstep-sim: {why}")).ok()
+}
+
+#[cfg(not(feature = "canary"))]
+fn canary(_name: Option<&String>, _seed: Option<u64>, _seeds: Option<u64>) -> Option<u64> {
+    eprintln!("lockstep-sim: no bug can be planted in this build; use `cargo xtask sim canary`");
+    None
 }

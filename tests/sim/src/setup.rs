@@ -100,8 +100,13 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// What this seed decides.
+    pub(crate) fn of(seed: u64) -> Self {
+        Setup::draw(&mut Prng::new(seed, "setup"))
+    }
+
     /// Draws everything.
-    pub(crate) fn draw(rng: &mut Prng) -> Self {
+    fn draw(rng: &mut Prng) -> Self {
         let granule_bytes = [rng.pick(&[512, 512, 4096]), rng.pick(&[512, 512, 4096])];
         let mut sectors = rng.between(2 * 1024, 16 * 1024) as usize;
         if granule_bytes.contains(&4096) || rng.coin() {

@@ -166,8 +166,7 @@ pub(crate) struct World {
 
 impl World {
     /// A fresh pair: one copy with data and a generation, one with garbage.
-    pub(crate) fn new(seed: u64, log: bool) -> Self {
-        let setup = Setup::draw(&mut Prng::new(seed, "setup"));
+    pub(crate) fn new(seed: u64, setup: Setup, log: bool) -> Self {
         let stream = |name| Prng::new(seed, name);
         let mut clock = stream("clock");
         let file_ids = [clock.word(), clock.word()];

@@ -12,6 +12,7 @@ use crate::frame::Frame;
 use crate::ids::{LinkId, Position};
 use crate::refusal::IoError;
 use alloc::collections::VecDeque;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::{Acquire, ByteRange, RegionIndex};
 
 #[derive(Debug, Default)]
@@ -65,6 +66,10 @@ impl Node {
         task.stage = Stage::Region;
         let region = store.geometry().region_of_byte(task.range.start);
         match store.activity.acquire(region) {
+            Acquire::Pending if is_planted(Bug::SkipActivityMark) => {
+                task.region = Some(region);
+                self.after_region(id);
+            }
             Acquire::Hot => {
                 task.region = Some(region);
                 self.after_region(id);
@@ -296,7 +301,8 @@ impl Node {
     /// Done when the local write completed and the peer said written.
     pub(super) fn complete_write(&mut self, id: u32) {
         let Some(task) = self.tasks.get(id) else { return };
-        if task.stage != Stage::Running || task.local_pending || task.peer_pending {
+        let waits_for_peer = task.peer_pending && !is_planted(Bug::AckBeforePeer);
+        if task.stage != Stage::Running || task.local_pending || waits_for_peer {
             return;
         }
         if self.rotating || self.peer_takes_leave() {
