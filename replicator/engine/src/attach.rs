@@ -43,7 +43,7 @@ pub(crate) fn attach(config: &EngineConfig, index: usize, moved: bool) -> Result
         );
     }
     check_disk(config, index, &mut store, &facts, moved)?;
-    let disk = disk::open(&resource.disk, config.lock_wait)?;
+    let disk = disk::open(&resource.disk, resource.read_only, config.lock_wait)?;
     if disk.size_bytes < store.superblock.size_bytes {
         return Err(AttachError::Size {
             resource: resource.name.clone(),
@@ -120,7 +120,8 @@ fn check_owner(config: &EngineConfig, index: usize, store: &Store) -> Result<(),
     let same = identity.resource == resource.name
         && identity.node == config.node
         && identity.node_name == config.node_name
-        && peers == ours;
+        // Where nobody is configured, nobody can be the wrong one.
+        && (ours.is_empty() || peers == ours);
     if same {
         return Ok(());
     }

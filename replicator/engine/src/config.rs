@@ -3,7 +3,9 @@
 //! Everything that has a size is decided here, once; nothing grows afterwards.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_bitmap::NodeId;
@@ -41,7 +43,7 @@ pub struct EngineConfig {
 }
 
 /// One address for NBD clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Listener {
     /// A unix socket.
     Unix {
@@ -52,6 +54,8 @@ pub enum Listener {
     },
     /// A TCP port.
     Tcp(SocketAddr),
+    /// A listening socket that somebody else opened.
+    Inherited(Arc<OwnedFd>),
 }
 
 /// One resource as this node sees it.
@@ -68,6 +72,8 @@ pub struct ResourceConfig {
     pub failed_record: PathBuf,
     /// The other node.
     pub peer: Option<PeerAddress>,
+    /// Clients may only read, and the disk is opened so.
+    pub read_only: bool,
     /// Regions that may be hot at once: bounds the resync after a crash.
     pub max_hot_regions: u32,
     /// Memory for payloads in bytes; [`Limits::BUFFER_BYTES_MIN`] at least.

@@ -64,7 +64,7 @@ impl Settings {
                 .collect::<Result<_, _>>()?,
             resources: resources.collect::<Result<_, _>>()?,
             limits: limits(config),
-            memory_max_bytes: memory_max_bytes(config),
+            memory_max_bytes: memory_max_bytes(config.memory_max_bytes),
             spin_us: SPIN_US,
             hold_greeting: config.hold_greeting,
             lock_wait: LOCK_WAIT,
@@ -103,8 +103,8 @@ pub(crate) fn limits(config: &Config) -> Limits {
 }
 
 /// `memory-max`, or half of what the machine has.
-pub(crate) fn memory_max_bytes(config: &Config) -> u64 {
-    config.memory_max_bytes.unwrap_or_else(|| {
+pub(crate) fn memory_max_bytes(configured: Option<u64>) -> u64 {
+    configured.unwrap_or_else(|| {
         let system = rustix::system::sysinfo();
         system.totalram.saturating_mul(u64::from(system.mem_unit)) / 2
     })
@@ -127,6 +127,7 @@ fn resource_config(
         meta: resource.meta_path(node, state_dir),
         failed_record: run_dir.join(format!("{}.failed", resource.name)),
         peer: peer.transpose()?,
+        read_only: false,
         max_hot_regions: resource.max_hot_regions,
         buffer_bytes: resource.buffer_memory_bytes,
         timing: timing(&resource.timing),

@@ -110,7 +110,7 @@ const MEMORY_MAGICS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 const FUSE_MAGIC: i64 = 0x6573_5546;
 
 /// Opens and locks a disk. Waits up to `lock_wait` for a predecessor whose last request is still ending.
-pub(crate) fn open(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
+pub(crate) fn open(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
     let kind = match fs::metadata(path) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -119,17 +119,17 @@ pub(crate) fn open(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachE
         Err(error) => return Err(AttachError::io(path, error)),
     };
     if kind.is_block_device() {
-        open_block(path, lock_wait)
+        open_block(path, read_only, lock_wait)
     } else if kind.is_file() {
-        open_file(path, lock_wait)
+        open_file(path, read_only, lock_wait)
     } else {
         Err(AttachError::Kind(path.to_owned()))
     }
 }
 
-fn open_block(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
+fn open_block(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_EXCL | libc::O_DIRECT);
+    options.read(true).write(!read_only).custom_flags(libc::O_EXCL | libc::O_DIRECT);
     let mut file = retry(path, lock_wait, || options.open(path))?;
     let granule_bytes = rustix::fs::ioctl_blksszget(&file).map_err(|error| AttachError::io(path, error))?;
     let size_bytes = size_of(&mut file).map_err(|error| AttachError::io(path, error))?;
@@ -141,13 +141,13 @@ fn open_block(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError>
     Ok(OpenDisk { fd, mode, is_block, size_bytes, granule_bytes, may_block })
 }
 
-fn open_file(path: &Path, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
+fn open_file(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
     let failed = |error: io::Error| AttachError::io(path, error);
     let in_memory = is_in_memory(path);
     let mut direct = OpenOptions::new();
-    direct.read(true).write(true).custom_flags(libc::O_DIRECT);
+    direct.read(true).write(!read_only).custom_flags(libc::O_DIRECT);
     let mut plain = OpenOptions::new();
-    plain.read(true).write(true);
+    plain.read(true).write(!read_only);
     let opened = if in_memory { None } else { direct.open(path).ok() };
     let direct_granule = opened.as_ref().and_then(granule_of_file);
     let mut file = match opened {
@@ -242,27 +242,30 @@ mod tests {
     fn a_file_is_locked_as_long_as_its_description_lives() {
         let folder = tempfile::tempdir().unwrap();
         let path = file(folder.path());
-        let first = open(&path, Duration::ZERO).unwrap();
-        assert!(matches!(open(&path, Duration::from_millis(30)), Err(AttachError::InUse(_))));
+        let first = open(&path, false, Duration::ZERO).unwrap();
+        assert!(matches!(open(&path, false, Duration::from_millis(30)), Err(AttachError::InUse(_))));
         let duplicate = first.fd.try_clone().unwrap();
         drop(first);
-        assert!(matches!(open(&path, Duration::ZERO), Err(AttachError::InUse(_))));
+        assert!(matches!(open(&path, false, Duration::ZERO), Err(AttachError::InUse(_))));
         drop(duplicate);
-        assert_eq!(open(&path, Duration::ZERO).unwrap().size_bytes, 1 << 20);
+        assert_eq!(open(&path, false, Duration::ZERO).unwrap().size_bytes, 1 << 20);
     }
 
     #[test]
     fn the_mode_follows_the_file_system() {
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-        assert_eq!(open(&file(memory.path()), Duration::ZERO).unwrap().mode, Mode::Memory);
+        assert_eq!(open(&file(memory.path()), false, Duration::ZERO).unwrap().mode, Mode::Memory);
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let disk = open(&file(folder.path()), Duration::ZERO).unwrap();
+        let disk = open(&file(folder.path()), false, Duration::ZERO).unwrap();
         assert!(disk.mode != Mode::Memory && (512..=4096).contains(&disk.granule_bytes), "{disk:?}");
     }
 
     #[test]
     fn what_is_no_disk_is_refused() {
-        assert!(matches!(open(Path::new("/nonexistent"), Duration::ZERO), Err(AttachError::NoDisk(_))));
-        assert!(matches!(open(Path::new("/dev/null"), Duration::ZERO), Err(AttachError::Kind(_))));
+        assert!(matches!(
+            open(Path::new("/nonexistent"), false, Duration::ZERO),
+            Err(AttachError::NoDisk(_))
+        ));
+        assert!(matches!(open(Path::new("/dev/null"), false, Duration::ZERO), Err(AttachError::Kind(_))));
     }
 }

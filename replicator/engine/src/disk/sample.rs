@@ -40,7 +40,7 @@ mod tests {
         let of = |name: &str, blocks: usize, fill: u8| {
             let path = dir.path().join(name);
             fs::write(&path, vec![fill; blocks * 4096]).unwrap();
-            sample(&super::super::open(&path, Duration::from_secs(1)).unwrap(), 1000 * 4096).unwrap()
+            sample(&super::super::open(&path, false, Duration::from_secs(1)).unwrap(), 1000 * 4096).unwrap()
         };
         assert_eq!(of("a", 1000, 1), of("b", 1000, 1));
         assert_ne!(of("a", 1000, 1), of("c", 1000, 2));

@@ -12,6 +12,7 @@ pub(crate) struct Export {
     /// `None`: the resource is down.
     pub(crate) state: Option<(ExportState, Role)>,
     pub(crate) size_bytes: u64,
+    pub(crate) read_only: bool,
     /// Name of the peer, for advice.
     pub(crate) peer: Option<String>,
 }
@@ -50,7 +51,7 @@ impl Directory {
             name: export.name.clone(),
             description: format!("{} on {}", export.name, self.node_name),
             size_bytes: export.size_bytes,
-            read_only: false,
+            read_only: export.read_only,
             block: BlockSizes { min: 1, preferred: 4096, max: REQUEST_BYTES_MAX },
             rotational: false,
             multi_conn: true,
@@ -81,6 +82,7 @@ mod tests {
             name: format!("r{index}"),
             state: *state,
             size_bytes: 1 << 20,
+            read_only: false,
             peer: Some("beta".into()),
         };
         Directory {

@@ -98,6 +98,7 @@ impl Shard {
             name: resource.name.clone(),
             state: resource.node.as_ref().map(|node| (node.export(), node.status().role)),
             size_bytes: resource.node.as_ref().and_then(|node| node.geometry()).map_or(0, |g| g.size_bytes()),
+            read_only: config.read_only,
             peer: config.peer.as_ref().map(|peer| peer.name.clone()),
         };
         let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();

@@ -340,7 +340,8 @@ impl Shard {
         let clients = clients.map(info).collect();
         let entry = &self.resources[resource];
         let pools = entry.pools.all();
-        let nbd_uris = self.config.nbd_listeners.iter().map(|l| listen::uri(l, &config.name)).collect();
+        let nbd_uris =
+            self.config.nbd_listeners.iter().filter_map(|l| listen::uri(l, &config.name)).collect();
         let Some(io) = &mut self.io else { unreachable!("the ring goes when the thread ends") };
         let free: u32 = pools.iter().map(|pool| io.arena().free_in(*pool)).sum();
         ResourceReport {

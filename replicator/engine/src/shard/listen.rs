@@ -58,6 +58,7 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
                 let bound = patiently(config.lock_wait, || bind_unix(path, *mode));
                 (bound.map_err(failed)?.into(), Some(path.clone()))
             }
+            Listener::Inherited(fd) => (fd.try_clone().map_err(failed)?, None),
         };
         sockets.push(Socket::new(fd, true, path));
     }
@@ -75,6 +76,7 @@ fn describe(listener: &Listener) -> String {
     match listener {
         Listener::Tcp(address) => address.to_string(),
         Listener::Unix { path, .. } => path.display().to_string(),
+        Listener::Inherited(_) => "an inherited socket".into(),
     }
 }
 
@@ -114,10 +116,12 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
 }
 
 /// The URI of an export on a listener.
-pub(super) fn uri(listener: &Listener, export: &str) -> String {
+pub(super) fn uri(listener: &Listener, export: &str) -> Option<String> {
     match listener {
-        Listener::Tcp(address) => format!("nbd://{address}/{export}"),
-        Listener::Unix { path, .. } => format!("nbd+unix:///{export}?socket={}", path.display()),
+        Listener::Tcp(address) => Some(format!("nbd://{address}/{export}")),
+        Listener::Unix { path, .. } => Some(format!("nbd+unix:///{export}?socket={}", path.display())),
+        // Whoever opened it knows where it listens.
+        Listener::Inherited(_) => None,
     }
 }
 

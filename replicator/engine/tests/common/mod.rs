@@ -114,6 +114,7 @@ impl Pair {
                 disk: self.disk(node),
                 meta: self.meta(node),
                 failed_record: self.root.join(NAMES[node]).join("r0.failed"),
+                read_only: false,
                 peer: Some(PeerAddress {
                     node: NodeId(peer as u8),
                     name: NAMES[peer].into(),

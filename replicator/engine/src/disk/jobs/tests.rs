@@ -27,8 +27,11 @@ fn bench(mode: Mode) -> Bench {
     let folder = tempfile::tempdir_in(base).unwrap();
     let path = folder.path().join("disk");
     std::fs::write(&path, vec![0xEE; 1 << 20]).unwrap();
-    let mut open =
-        if mode == Mode::Buffered { buffered(&path) } else { disk::open(&path, Duration::ZERO).unwrap() };
+    let mut open = if mode == Mode::Buffered {
+        buffered(&path)
+    } else {
+        disk::open(&path, false, Duration::ZERO).unwrap()
+    };
     if mode == Mode::Buffered {
         open.mode = Mode::Buffered;
     }
