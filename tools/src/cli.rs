@@ -125,6 +125,12 @@ pub(crate) enum Verb {
         after_help = "Examples:\n  lockstep dump-md r0\n  lockstep dump-md /var/lib/lockstep/r0.0.meta --json"
     )]
     DumpMd(DumpMd),
+    /// Serve one file or device over NBD, without replication.
+    #[command(
+        after_help = "Examples:\n  lockstep nbd disk.img --unix /tmp/nbd.sock\n  lockstep nbd disk.img --tcp \
+                            127.0.0.1:10809 --read-only"
+    )]
+    Nbd(Nbd),
     /// Compare two images or devices and list what differs (offline).
     #[command(after_help = "Example:\n  lockstep compare /dev/vdb /mnt/copy.img")]
     Compare(Compare),
@@ -338,6 +344,28 @@ pub(crate) struct DumpMd {
     /// A resource of the configuration, or a metadata file (a path with a slash).
     #[arg(value_name = "R|FILE")]
     pub(crate) target: String,
+}
+
+/// `nbd`.
+#[derive(Debug, Args)]
+pub(crate) struct Nbd {
+    /// File or block device to be served; its size is a multiple of 512 bytes.
+    pub(crate) file: PathBuf,
+    /// Name of the export [default: the name of the file]; the empty name always works.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Listen on a unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) unix: Option<PathBuf>,
+    /// Listen on a loopback address, for example 127.0.0.1:10809.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) tcp: Option<std::net::SocketAddr>,
+    /// Refuse everything that changes data.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Write the process id there as soon as clients are served.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) pid_file: Option<PathBuf>,
 }
 
 /// `compare`.

@@ -14,6 +14,7 @@ mod demo;
 mod failure;
 mod offline;
 mod output;
+mod plain;
 mod refusal;
 mod secret;
 mod status;
@@ -48,6 +49,7 @@ fn run(cli: &Cli, output: &Output) -> Result<(), Failure> {
         Verb::DumpMd(args) => offline::dump_md(global, args, output),
         Verb::Compare(args) => offline::compare(args, output),
         Verb::Demo(args) => demo::run(args),
+        Verb::Nbd(args) => plain::run(args),
         Verb::Version => {
             let version = control::VersionDoc::current();
             output.data(&version, || format!("lockstep {}\n", version.version))

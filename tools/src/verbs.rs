@@ -58,6 +58,7 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         | Verb::DumpMd(_)
         | Verb::Compare(_)
         | Verb::Demo(_)
+        | Verb::Nbd(_)
         | Verb::Version => unreachable!("main executes these without a daemon"),
     }
 }

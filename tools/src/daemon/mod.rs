@@ -96,6 +96,20 @@ async fn serve_until_signal(
     Ok(())
 }
 
+/// Returns when the process is told to stop.
+pub(crate) fn wait_for_signal() -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::generic(format!("waiting for a signal: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    })
+}
+
 fn memory_budget(config: &EngineConfig) -> MemoryBudget {
     MemoryBudget::new(&config.limits, config.resources.iter().map(|resource| resource.buffer_bytes))
 }
@@ -120,7 +134,7 @@ fn announce(engine: &EngineHandle, name: &str, uri_patterns: &[String]) -> u64 {
     report.memory.bitmaps_bytes
 }
 
-fn start_log() {
+pub(crate) fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
@@ -149,7 +163,7 @@ fn socket_failure(socket: &Path, error: &std::io::Error) -> Failure {
     Failure::new(code, format!("control socket {}: {error}{next}", socket.display()))
 }
 
-fn start_failure(error: &StartError) -> Failure {
+pub(crate) fn start_failure(error: &StartError) -> Failure {
     let code = match error {
         StartError::RingNotPermitted(_) => UNREACHABLE,
         StartError::Listen { error, .. } | StartError::ListenNbd { error, .. }

@@ -19,7 +19,7 @@ pub(crate) fn config_check(global: &Global, output: &Output) -> Result<(), Failu
     let config = Config::load(&global.config)?;
     secret::load(&config.secret_file)?;
     let (budget, unknown) = memory(global, &config);
-    let max_bytes = memory_max_bytes(&config);
+    let max_bytes = memory_max_bytes(config.memory_max_bytes);
     if let Some(excess) = budget.excess(max_bytes) {
         return Err(Failure::config(format!("{}: {excess}", config.file.display())));
     }

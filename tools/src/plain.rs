@@ -1,0 +1,225 @@
+//! `nbd`: serves one file or device over NBD, without replication, metadata or control socket.
+//!
+//! The same server on the same engine, with a resource that has no peer and whose metadata live in memory and are
+//! forgotten: for other people's test suites, and for anybody who wants one good NBD server. A FLUSH that was answered
+//! is on stable media; nothing else is promised.
+
+use crate::cli::Nbd;
+use crate::daemon::{memory_max_bytes, start_failure, start_log, wait_for_signal};
+use crate::failure::Failure;
+use crate::secret::random;
+use crate::text;
+use listenfd::ListenFd;
+use lockstep_bitmap::{
+    Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity,
+    NodeId, Origin, PeerCopy, PeerRecord,
+};
+use lockstep_core::{Command, Done, Timing};
+use lockstep_engine::{
+    Engine, EngineConfig, EngineHandle, Limits, Listener, ResourceConfig, create_metadata, device_facts,
+};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use tracing::info;
+
+const BLOCK_SHIFT: u8 = 12;
+const NODE: NodeId = NodeId(0);
+const NODE_OF_NOBODY: NodeId = NodeId(1);
+const NODE_NAME: &str = "plain";
+const SOCKET_MODE: u32 = 0o600;
+const SPIN_US: u32 = 50;
+/// Memory for payloads: enough for a few busy clients.
+const BUFFER_BYTES: u64 = 96 << 20;
+const START_WAIT: Duration = Duration::from_secs(10);
+
+/// Serve until stopped.
+pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
+    start_log();
+    let listeners = listeners(args)?;
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => args.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    let scratch = Scratch::create()?;
+    let config = config(args, &name, listeners, scratch.path())?;
+    let engine = Engine::start(config).map_err(|error| start_failure(&error))?;
+    // It is open by now, and nobody needs its name.
+    drop(scratch);
+    open_export(&engine, &name)?;
+    let pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
+    info!("serving {} as \"{name}\"", args.file.display());
+    let signal = wait_for_signal();
+    drop(pid_file);
+    engine.stop();
+    signal
+}
+
+fn config(args: &Nbd, name: &str, nbd_listeners: Vec<Listener>, dir: &Path) -> Result<EngineConfig, Failure> {
+    let meta = dir.join("meta");
+    write_metadata(args, name, &meta)?;
+    Ok(EngineConfig {
+        cluster: "plain".into(),
+        secret: [0; 32],
+        node: NODE,
+        node_name: NODE_NAME.into(),
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        nbd_listeners,
+        resources: vec![ResourceConfig {
+            name: name.into(),
+            disk: args.file.clone(),
+            meta,
+            failed_record: dir.join("failed"),
+            peer: None,
+            read_only: args.read_only,
+            max_hot_regions: u32::MAX,
+            buffer_bytes: BUFFER_BYTES,
+            timing: Timing::default(),
+        }],
+        limits: Limits::default(),
+        memory_max_bytes: memory_max_bytes(None),
+        spin_us: SPIN_US,
+        hold_greeting: Duration::ZERO,
+        lock_wait: Duration::ZERO,
+        stop_wait: START_WAIT,
+    })
+}
+
+/// A first generation that nobody else will ever see.
+fn write_metadata(args: &Nbd, name: &str, meta: &Path) -> Result<(), Failure> {
+    let named = |error: &dyn std::fmt::Display| Failure::generic(format!("{}: {error}", args.file.display()));
+    let facts = device_facts(&args.file).map_err(|error| named(&error))?;
+    let geometry =
+        Geometry::new(facts.size_bytes, BLOCK_SHIFT, DEFAULT_REGION_SHIFT).map_err(|error| named(&error))?;
+    let mut log = GenerationLog::new();
+    let first = Generation {
+        id: GenerationId(u128::from_le_bytes(random()?)),
+        ordinal: 1,
+        parent: None,
+        node: NODE,
+        began_unix_ms: text::unix_ms_now(),
+        origin: Origin::Created,
+    };
+    log.push(first, &[]);
+    let identity = Identity {
+        resource: name.into(),
+        volume: 0,
+        node: NODE,
+        node_name: NODE_NAME.into(),
+        device: facts.identity,
+    };
+    let file_id = u64::from_le_bytes(random()?);
+    // A peer that lacks every block and never comes: no write needs a mark.
+    let nobody = PeerRecord {
+        node: NODE_OF_NOBODY,
+        base: Base::NoGeneration,
+        copy: PeerCopy::NoGeneration,
+        session_offered: 0,
+        session_used: 0,
+        may_be_primary: false,
+        slot_epoch: 1,
+        slot_filled: true,
+    };
+    let params = CreateParams { file_id, identity, geometry, log, peers: vec![nobody] };
+    create_metadata(meta, params, false).map_err(|error| Failure::generic(error.to_string()))
+}
+
+/// As the options say; what a service manager handed over comes first.
+fn listeners(args: &Nbd) -> Result<Vec<Listener>, Failure> {
+    let mut listeners = Vec::new();
+    let mut inherited = ListenFd::from_env();
+    for index in 0..inherited.len() {
+        listeners.extend(inherit(&mut inherited, index)?);
+    }
+    listeners.extend(args.unix.iter().map(|path| Listener::Unix { path: path.clone(), mode: SOCKET_MODE }));
+    if let Some(address) = args.tcp {
+        if !address.ip().is_loopback() {
+            return Err(Failure::usage(format!(
+                "--tcp {address}: without TLS only loopback addresses are served; use --unix, or a proxy"
+            )));
+        }
+        listeners.push(Listener::Tcp(address));
+    }
+    match listeners.is_empty() {
+        true => Err(Failure::usage(
+            "nowhere to listen; give --unix PATH or --tcp ADDR:PORT, or sockets by LISTEN_FDS",
+        )),
+        false => Ok(listeners),
+    }
+}
+
+/// A listening socket that this process was started with.
+fn inherit(inherited: &mut ListenFd, index: usize) -> Result<Option<Listener>, Failure> {
+    let fd: Option<OwnedFd> = match inherited.take_unix_listener(index) {
+        Ok(socket) => socket.map(Into::into),
+        Err(_) => inherited
+            .take_tcp_listener(index)
+            .map_err(|error| Failure::usage(format!("LISTEN_FDS: socket {index} does not listen: {error}")))?
+            .map(Into::into),
+    };
+    Ok(fd.map(|fd| Listener::Inherited(Arc::new(fd))))
+}
+
+/// Opens the export to clients.
+fn open_export(engine: &EngineHandle, name: &str) -> Result<(), Failure> {
+    let (sender, receiver) = mpsc::channel();
+    let promote = Command::Promote { peer_is_down: false, accept_data_loss: false };
+    let reply = Box::new(move |result| _ = sender.send(result));
+    engine.command(name, promote, reply).map_err(|error| Failure::generic(error.to_string()))?;
+    match receiver.recv_timeout(START_WAIT) {
+        Ok(Ok(Done::Changed | Done::Already)) => Ok(()),
+        _ => Err(Failure::generic(problem(engine, name))),
+    }
+}
+
+/// Why it is not served.
+fn problem(engine: &EngineHandle, name: &str) -> String {
+    let (sender, receiver) = mpsc::channel();
+    let asked = engine.status(name, Box::new(move |report| _ = sender.send(report)));
+    let report = asked.ok().and_then(|()| receiver.recv_timeout(START_WAIT).ok());
+    report.and_then(|report| report.error).unwrap_or_else(|| format!("{name} cannot be served"))
+}
+
+/// A directory in memory for what is to be forgotten.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn create() -> Result<Self, Failure> {
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let path = parent.join(format!("lockstep-nbd-{:032x}", u128::from_le_bytes(random()?)));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(|error| Failure::generic(format!("{}: {error}", path.display())))?;
+        Ok(Self(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Says that clients may come, and who serves them; gone when nobody does.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self, Failure> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
+            .map_err(|error| Failure::generic(format!("{}: {error}", path.display())))?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
