@@ -27,7 +27,7 @@ usage: cargo xtask COMMAND
   tidy                sizes, headers, leftovers, links, cited tests
   bans                dependencies of the pure crates
   e2e                 the end-to-end tests, in as many rounds as in CI
-  sim ARGS            the simulator: run --seed S | swarm --minutes N | seeds N | canary
+  sim ARGS            the simulator: run --seed S | replay FILE | swarm --minutes N | seeds N | canary
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL and _MOVE, and by LOCKSTEP_SIM_SEEDS.";

@@ -18,7 +18,7 @@ pub struct PeerConfig {
 }
 
 /// Durations; the defaults are the product's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// A peer that was not heard for this long is dropped.
     pub timeout: Duration,

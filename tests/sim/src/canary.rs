@@ -45,7 +45,7 @@ pub fn canary(name: Option<&str>, seeds: Option<u64>) -> Result<u64, String> {
 pub fn canary_seed(name: &str, seed: u64) -> Result<Outcome, String> {
     let [bug] = named(Some(name))?[..] else { return Err(format!("{name} is not one bug")) };
     plant(Some(bug));
-    let outcome = run_setup(seed, aimed(bug, seed), true);
+    let outcome = run_setup(aimed(bug, seed), true);
     plant(None);
     Ok(outcome)
 }
@@ -81,7 +81,7 @@ fn find(bug: Bug, seeds: u64) -> Found {
     plant(Some(bug));
     run_tasks(
         (0..seeds).take_while(|_| !stop.load(Ordering::Relaxed)),
-        |seed| run_setup(seed, aimed(bug, seed), false),
+        |seed| run_setup(aimed(bug, seed), false),
         |outcome| {
             runs += 1;
             if outcome.violation.is_some() {
@@ -102,7 +102,7 @@ fn false_alarms(found: &[Found]) -> u64 {
     let mut alarms = 0;
     run_tasks(
         cases,
-        |(bug, seed)| (bug, run_setup(seed, aimed(bug, seed), false)),
+        |(bug, seed)| (bug, run_setup(aimed(bug, seed), false)),
         |(bug, outcome)| {
             if let Some(v) = outcome.violation {
                 alarms += 1;

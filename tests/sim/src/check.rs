@@ -114,6 +114,9 @@ impl World {
         self.say(format_args!("CALM"));
         self.phase = Phase::Calm;
         self.aimed = None;
+        // What was on somebody's mind in the storm is no part of what follows.
+        self.operator.loser = None;
+        self.hosts.iter_mut().for_each(|host| host.booting = false);
         self.silent_until = [self.now; 2];
         self.refuse_until = 0;
         (0..2).for_each(|n| self.heal(n));
@@ -134,6 +137,7 @@ impl World {
         self.restart_later();
         if self.phase == Phase::Calm {
             self.phase = Phase::Quiet;
+            (0..self.clients.len()).for_each(|client| self.leave_host(client));
         }
         let seen = [0, 1].map(|n| self.look(n));
         match self.unrest(&seen) {

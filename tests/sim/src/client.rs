@@ -1,6 +1,7 @@
 //! Clients of the export: each keeps a few requests in flight to the node that serves it, and checks what it
 //! reads.
 
+use crate::decision::{ClientAct, Decision};
 use crate::ghost::WriteId;
 use crate::host::{DiskOp, Input, Request};
 use crate::setup::{MS, US};
@@ -29,30 +30,43 @@ impl Client {
 }
 
 impl World {
-    /// A client attaches, sends a request, or goes away.
+    /// A client is to attach, send a request, or go away.
     pub(crate) fn client_step(&mut self, client: usize) {
         if self.phase == Phase::Quiet {
-            return self.leave_host(client);
+            return;
         }
         let delay = self.rng.work.spread(self.setup.think_ns);
         self.after(delay, Ev::Client(client));
-        match self.clients[client].host {
-            None => self.attach(client),
-            Some(_) if self.setup.faults.rude_clients && self.rng.work.chance(5) => self.leave_host(client),
-            Some(_) if self.clients[client].waiting < self.setup.depth => self.request(client),
-            Some(_) => {}
-        }
+        let act = match self.clients[client].host {
+            None => {
+                let n = self.rng.work.below(2) as usize;
+                if !self.takes_clients(n) {
+                    return;
+                }
+                ClientAct::Join(n)
+            }
+            Some(_) if self.setup.faults.rude_clients && self.rng.work.chance(5) => ClientAct::Leave,
+            Some(_) if self.clients[client].waiting < self.setup.depth => self.draw_request(),
+            Some(_) => return,
+        };
+        self.propose(0, Decision::Client(client, act));
     }
 
-    fn attach(&mut self, client: usize) {
-        let n = self.rng.work.below(2) as usize;
-        let host = &mut self.hosts[n];
-        if host.export == ExportState::Open && host.node.is_some() && !host.is_paused(self.now) {
-            host.clients += 1;
-            let open = host.clients;
-            self.clients[client].host = Some(n);
-            self.deliver(n, Input::Clients { open });
+    fn takes_clients(&self, n: usize) -> bool {
+        let host = &self.hosts[n];
+        host.export == ExportState::Open && host.node.is_some() && !host.is_paused(self.now)
+    }
+
+    /// A client attaches.
+    pub(crate) fn join(&mut self, client: usize, n: usize) {
+        if self.clients[client].host.is_some() || !self.takes_clients(n) {
+            return;
         }
+        let host = &mut self.hosts[n];
+        host.clients += 1;
+        let open = host.clients;
+        self.clients[client].host = Some(n);
+        self.deliver(n, Input::Clients { open });
     }
 
     fn draw_kind(&mut self) -> RequestKind {
@@ -82,14 +96,18 @@ impl World {
         (first as usize, count as usize)
     }
 
-    fn request(&mut self, client: usize) {
-        let Some(n) = self.clients[client].host else { return };
+    fn draw_request(&mut self) -> ClientAct {
         let kind = self.draw_kind();
-        let is_write = !matches!(kind, RequestKind::Read | RequestKind::Flush);
-        let fua = is_write && self.rng.work.chance(100);
+        let fua = is_write(kind) && self.rng.work.chance(100);
         let range = if kind == RequestKind::Flush { (0, 0) } else { self.draw_range() };
+        ClientAct::Request { kind, range, fua }
+    }
+
+    /// A client sends a request, if it is attached.
+    pub(crate) fn request(&mut self, client: usize, kind: RequestKind, range: (usize, usize), fua: bool) {
+        let Some(n) = self.clients[client].host else { return };
         let (line, seq) = (self.lines.of[n], self.next_seq());
-        let write = is_write.then(|| {
+        let write = is_write(kind).then(|| {
             self.writes += 1;
             let zeroes = kind != RequestKind::Write;
             // The edges of a trim are left alone.
@@ -133,7 +151,7 @@ impl World {
         let tags = (first..first + count).map(|sector| write.tag(sector)).collect();
         self.deliver(n, Input::Payload { req, offset: first as u64 * 512, tags });
         if more {
-            let delay = if self.rng.work.coin() { 0 } else { self.rng.work.spread(50 * US) };
+            let delay = if self.rng.net.coin() { 0 } else { self.rng.net.spread(50 * US) };
             self.after(delay, Ev::Piece(n, process, req));
         }
     }
@@ -206,6 +224,10 @@ impl World {
             self.lines.all[line].observe(sector, tag, request.began, seq, held);
         }
     }
+}
+
+fn is_write(kind: RequestKind) -> bool {
+    !matches!(kind, RequestKind::Read | RequestKind::Flush)
 }
 
 /// The 4 KiB units inside a range of sectors; an empty range if there is none.

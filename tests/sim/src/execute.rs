@@ -1,12 +1,13 @@
 //! The shell's side of the border: executes the core's actions, and checks that each keeps the border's
 //! rules.
 
+use crate::decision::When;
 use crate::disk::ZERO;
 use crate::ghost::Force;
 use crate::host::{DiskOp, Input};
 use crate::net;
 use crate::world::{Ev, World, node_id};
-use lockstep_bitmap::{CopyRank, Origin};
+use lockstep_bitmap::{CopyRank, Generation, GenerationId, Origin};
 use lockstep_core::{
     Action, Command, ConnectionState, DiskState, Done, ExportState, Frame, Node, Notice, Refusal,
     ReplicationState, SlotId,
@@ -17,18 +18,14 @@ impl World {
     pub(crate) fn execute(&mut self, n: usize, node: &mut Node, action: Action) -> bool {
         self.log_action(n, &action);
         self.fold(action_code(&action) ^ (n as u64) << 32);
-        let aimed = self.aimed.filter(|(at, code, _)| *at == n && u64::from(*code) == action_code(&action));
-        if let Some((_, _, how)) = aimed {
-            self.aimed = None;
-            if self.rng.fault.coin() {
-                self.dying = Some(how);
-                if self.rng.fault.coin() {
-                    // It dies before the action instead of after it.
+        if let Some(aim) = self.aimed.take_if(|aim| aim.n == n && aim.code == action_code(&action)) {
+            match aim.when {
+                When::Before => {
+                    self.dying = Some(aim.how);
                     return false;
                 }
-            } else {
-                let delay = self.rng.fault.below(2 * self.setup.meta_ns);
-                self.after(delay, Ev::Stop(n, self.hosts[n].process, how));
+                When::AtOnce => self.dying = Some(aim.how),
+                When::After(ns) => self.after(ns, Ev::Stop(n, self.hosts[n].process, aim.how)),
             }
         }
         match action {
@@ -270,7 +267,7 @@ impl World {
         let own = self.learn_generation(n, node);
         // A target serves what its source holds.
         let becoming = self.recovered(n).ok().and_then(|(store, _)| store.superblock.inconsistent);
-        let of_source = becoming.and_then(|b| self.lines.of_generation.get(&b.generation).copied());
+        let of_source = becoming.and_then(|b| self.line_of_source(1 - n, b.generation));
         // So does a node without disk.
         let without = node.status().disk <= DiskState::Failed;
         let server =
@@ -288,9 +285,22 @@ impl World {
     /// The line of a node's generation. One that a promotion by a flag began gets a line of its own, without
     /// what the flag gave up; any other continues its parent's.
     fn learn_generation(&mut self, n: usize, node: &Node) -> Option<usize> {
-        let generation = node.status().generation?;
-        if let Some(&line) = self.lines.of_generation.get(&generation.id) {
+        node.status().generation.map(|generation| self.learn(n, &generation))
+    }
+
+    /// The line of a generation that a source has. A promotion that failed may have begun it, so that nobody was told.
+    fn line_of_source(&mut self, source: usize, id: GenerationId) -> Option<usize> {
+        if let Some(&line) = self.lines.of_generation.get(&id) {
             return Some(line);
+        }
+        let (store, _) = self.recovered(source).ok()?;
+        let generation = store.superblock.log.current().filter(|generation| generation.id == id)?;
+        Some(self.learn(source, generation))
+    }
+
+    fn learn(&mut self, n: usize, generation: &Generation) -> usize {
+        if let Some(&line) = self.lines.of_generation.get(&generation.id) {
+            return line;
         }
         let parent = generation.parent.and_then(|p| self.lines.of_generation.get(&p).copied());
         let mut line = parent.unwrap_or(self.lines.of[n]);
@@ -316,7 +326,7 @@ impl World {
         self.lines.of_generation.insert(generation.id, line);
         let seq = self.next_seq();
         self.lines.all[line].rotated(n, seq);
-        Some(line)
+        line
     }
 
     fn command_done(&mut self, n: usize, id: u32, result: Result<Done, Refusal>) -> bool {

@@ -16,16 +16,8 @@ pub(crate) struct Image {
 }
 
 impl World {
-    /// Takes an image of a machine, running or not, or puts back the one that there is.
-    pub(crate) fn image_fault(&mut self, n: usize) {
-        if self.hosts[n].image.is_none() || self.rng.fault.chance(300) {
-            self.take_image(n);
-        } else {
-            self.restore_image(n);
-        }
-    }
-
-    fn take_image(&mut self, n: usize) {
+    /// Takes an image of a machine, running or not.
+    pub(crate) fn take_image(&mut self, n: usize) {
         if self.hosts[n].restored {
             return;
         }
@@ -40,7 +32,8 @@ impl World {
         }
     }
 
-    fn restore_image(&mut self, n: usize) {
+    /// Puts back the image of a machine, if there is one and the guarantees speak of that.
+    pub(crate) fn restore_image(&mut self, n: usize) {
         self.power_off(n);
         let (Ok((mine, _)), Ok((theirs, _))) = (self.recovered(n), self.recovered(1 - n)) else { return };
         let Some(image) = self.hosts[n].image.take_if(|image| is_spare(image, &mine, &theirs)) else {

@@ -8,15 +8,18 @@
 //! ```text
 //! cargo run -r -p lockstep-sim -- seeds 1000           # violations with the command that reproduces each
 //! cargo run -r -p lockstep-sim -- run --seed 42 --log  # one run, line by line
+//! cargo run -r -p lockstep-sim -- replay FILE.scn       # a recorded run again
 //! ```
 
 #[cfg(feature = "canary")]
 mod canary;
 mod check;
 mod client;
+mod decision;
 mod disk;
 mod execute;
 mod fault;
+mod fields;
 mod ghost;
 mod host;
 mod image;
@@ -25,13 +28,16 @@ mod net;
 mod operator;
 mod prng;
 mod process;
+mod script;
 mod setup;
 mod trouble;
 mod wire;
+mod words;
 mod world;
 
 #[cfg(feature = "canary")]
 pub use canary::{canary, canary_seed};
+pub use script::Scenario;
 pub use world::Violation;
 
 use std::cell::RefCell;
@@ -43,6 +49,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 pub struct Outcome {
     /// The seed.
     pub seed: u64,
+    /// Everything that was decided, for a replay.
+    pub scenario: Scenario,
     /// The first broken promise.
     pub violation: Option<Violation>,
     /// Hash of everything that happened.
@@ -68,13 +76,25 @@ pub fn catch_panics() {
 
 /// Runs one seed to its end.
 pub fn run(seed: u64, log: bool) -> Outcome {
-    run_setup(seed, setup::Setup::of(seed), log)
+    run_setup(setup::Setup::of(seed), log)
 }
 
-/// Runs one seed with a setup of the caller's.
-fn run_setup(seed: u64, setup: setup::Setup, log: bool) -> Outcome {
-    let mut world = world::World::new(seed, setup, log);
-    if log {
+/// Runs with a setup of the caller's, drawing the decisions.
+fn run_setup(setup: setup::Setup, log: bool) -> Outcome {
+    run_world(world::World::drawn(setup, log))
+}
+
+/// Runs a scenario to its end, or until a moment.
+pub fn replay(scenario: &Scenario, log: bool, until_ns: u64) -> Outcome {
+    let mut world = world::World::replayed(scenario, log);
+    world.until_ns = until_ns;
+    let mut outcome = run_world(world);
+    outcome.scenario.comment.clone_from(&scenario.comment);
+    outcome
+}
+
+fn run_world(mut world: world::World) -> Outcome {
+    if world.log {
         println!("{:#?}", world.setup);
     }
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
@@ -83,8 +103,10 @@ fn run_setup(seed: u64, setup: setup::Setup, log: bool) -> Outcome {
         world.fail("panic", message.unwrap_or_else(|| "see above".into()));
         0
     });
+    let lines = std::mem::take(&mut world.script);
     Outcome {
-        seed,
+        seed: world.setup.seed,
+        scenario: Scenario { setup: world.setup.clone(), lines, comment: String::new() },
         violation: world.violation.take(),
         trace: world.trace,
         events,

@@ -1,50 +1,117 @@
 //! Command line of the simulator.
 
-use lockstep_sim::{Outcome, catch_panics, run, run_seeds};
+use lockstep_sim::{Outcome, Scenario, catch_panics, replay, run, run_seeds};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: lockstep-sim run --seed S [--log]
+const USAGE: &str = "\
+usage: lockstep-sim run --seed S [--log] [-o FILE.scn]
+       lockstep-sim replay FILE.scn [--log] [--until SECONDS]
        lockstep-sim seeds N [--start S]
        lockstep-sim swarm --minutes N [--start S]
-       lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)";
+       lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)
+A run that breaks a promise is written to target/sim/SEED.scn.";
+
+/// First seed of a swarm, away from those of the tests.
+const SWARM_START: u64 = 1_000_000;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     catch_panics();
-    let number = |name: &str| {
-        let at = args.iter().position(|arg| arg == name)?;
-        args.get(at + 1)?.parse::<u64>().ok()
-    };
-    let failed = match args.first().map(String::as_str) {
-        Some("run") => number("--seed").map(|seed| one(seed, args.iter().any(|arg| arg == "--log"))),
-        Some("seeds") => number("seeds").map(|count| {
-            let start = number("--start").unwrap_or(0);
-            run_seeds(start..start + count, report)
-        }),
-        Some("swarm") => {
-            number("--minutes").map(|minutes| swarm(minutes, number("--start").unwrap_or(1_000_000)))
-        }
-        Some("canary") => {
-            canary(args.get(1).filter(|arg| !arg.starts_with("--")), number("--seed"), number("--seeds"))
-        }
-        _ => None,
-    };
-    match failed {
-        None => {
-            eprintln!("{USAGE}");
+    match dispatch(&Args(args.iter().map(String::as_str).collect())) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("lockstep-sim: {why}");
             ExitCode::from(2)
         }
-        Some(0) => ExitCode::SUCCESS,
-        Some(_) => ExitCode::FAILURE,
     }
 }
 
-fn one(seed: u64, log: bool) -> u64 {
-    let outcome = run(seed, log);
-    report(&outcome);
+struct Args<'a>(Vec<&'a str>);
+
+impl<'a> Args<'a> {
+    /// What follows a name, if it is there.
+    fn value(&self, name: &str) -> Result<Option<&'a str>, String> {
+        let Some(at) = self.0.iter().position(|arg| *arg == name) else { return Ok(None) };
+        self.0.get(at + 1).map(|value| Some(*value)).ok_or(format!("{name} needs a value\n{USAGE}"))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u64>, String> {
+        let value = self.value(name)?;
+        value.map(|text| text.parse().map_err(|_| format!("{name}: `{text}` is no number"))).transpose()
+    }
+
+    fn needed(&self, name: &str) -> Result<u64, String> {
+        self.number(name)?.ok_or(format!("{name} and a number are needed\n{USAGE}"))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.contains(&name)
+    }
+}
+
+/// Returns how many runs failed.
+fn dispatch(args: &Args) -> Result<u64, String> {
+    let log = args.has("--log");
+    match args.0.first() {
+        Some(&"run") => {
+            let outcome = run(args.needed("--seed")?, log);
+            if let Some(file) = args.value("-o")? {
+                write(Path::new(file), &outcome.scenario)?;
+            }
+            Ok(one(&outcome))
+        }
+        Some(&"replay") => {
+            let scenario = read(args.value("replay")?.ok_or(USAGE)?)?;
+            let until_ns = match args.value("--until")? {
+                Some(text) => seconds(text).ok_or(format!("--until: `{text}` is no number of seconds"))?,
+                None => u64::MAX,
+            };
+            Ok(one(&replay(&scenario, log, until_ns)))
+        }
+        Some(&"seeds") => {
+            let (count, start) = (args.needed("seeds")?, args.number("--start")?.unwrap_or(0));
+            Ok(run_seeds(start..start + count, report))
+        }
+        Some(&"swarm") => {
+            Ok(swarm(args.needed("--minutes")?, args.number("--start")?.unwrap_or(SWARM_START)))
+        }
+        Some(&"canary") => {
+            let name = args.0.get(1).copied().filter(|arg| !arg.starts_with("--"));
+            canary(name, args.number("--seed")?, args.number("--seeds")?)
+        }
+        _ => Err(USAGE.into()),
+    }
+}
+
+fn read(file: &str) -> Result<Scenario, String> {
+    let text = std::fs::read_to_string(file).map_err(|why| format!("cannot read {file}: {why}"))?;
+    Scenario::parse(&text).map_err(|why| format!("{file}: {why}"))
+}
+
+fn write(file: &Path, scenario: &Scenario) -> Result<(), String> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .map_err(|why| format!("cannot create {parent:?}: {why}"))?;
+    std::fs::write(file, scenario.show()).map_err(|why| format!("cannot write {}: {why}", file.display()))
+}
+
+fn seconds(text: &str) -> Option<u64> {
+    let seconds: f64 = text.parse().ok()?;
+    (seconds >= 0.0).then_some((seconds * 1e9) as u64)
+}
+
+fn one(outcome: &Outcome) -> u64 {
+    if let Some(v) = &outcome.violation {
+        println!("violates {} at {:.6} s: {}", v.check, v.at_ns as f64 / 1e9, v.what);
+    }
     println!(
-        "seed {seed}: {} events, {} writes, {:.3} s of virtual time, trace {:016x}",
+        "seed {}: {} decisions, {} events, {} writes, {:.3} s of virtual time, trace {:016x}",
+        outcome.seed,
+        outcome.scenario.decisions(),
         outcome.events,
         outcome.writes,
         outcome.virtual_ns as f64 / 1e9,
@@ -53,10 +120,16 @@ fn one(seed: u64, log: bool) -> u64 {
     u64::from(outcome.violation.is_some())
 }
 
+/// Says what went wrong, and keeps it.
 fn report(outcome: &Outcome) {
-    if let Some(v) = &outcome.violation {
-        println!("seed {} violates {} at {:.6} s: {}", outcome.seed, v.check, v.at_ns as f64 / 1e9, v.what);
-        println!("    cargo run -r -p lockstep-sim -- run --seed {} --log", outcome.seed);
+    let Some(v) = &outcome.violation else { return };
+    let seed = outcome.seed;
+    println!("seed {seed} violates {} at {:.6} s: {}", v.check, v.at_ns as f64 / 1e9, v.what);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let file = target.join("sim").join(format!("{seed}.scn"));
+    match write(&file, &outcome.scenario) {
+        Ok(()) => println!("    cargo xtask sim replay {} --log", file.display()),
+        Err(why) => println!("    cargo xtask sim run --seed {seed} --log    # {why}"),
     }
 }
 
@@ -68,26 +141,24 @@ fn swarm(minutes: u64, start: u64) -> u64 {
         runs += 1;
         report(outcome);
     });
-    let per_minute = runs as f64 / (began.elapsed().as_secs_f64() / 60.0);
-    println!("{runs} runs, {failed} violations, {per_minute:.0} runs per minute");
+    let cores = std::thread::available_parallelism().map_or(1.0, |n| usize::from(n) as f64);
+    let per_core_minute = runs as f64 / (began.elapsed().as_secs_f64() / 60.0) / cores;
+    println!("{runs} runs, {failed} violations, {per_core_minute:.0} runs per core-minute");
     failed
 }
 
 #[cfg(feature = "canary")]
-fn canary(name: Option<&String>, seed: Option<u64>, seeds: Option<u64>) -> Option<u64> {
-    let name = name.map(String::as_str);
-    let done = match (name, seed) {
+fn canary(name: Option<&str>, seed: Option<u64>, seeds: Option<u64>) -> Result<u64, String> {
+    match (name, seed) {
         (Some(name), Some(seed)) => lockstep_sim::canary_seed(name, seed).map(|outcome| {
             report(&outcome);
             u64::from(outcome.violation.is_none())
         }),
         _ => lockstep_sim::canary(name, seeds),
-    };
-    done.inspect_err(|why| eprintln!("lockstep-sim: {why}")).ok()
+    }
 }
 
 #[cfg(not(feature = "canary"))]
-fn canary(_name: Option<&String>, _seed: Option<u64>, _seeds: Option<u64>) -> Option<u64> {
-    eprintln!("lockstep-sim: no bug can be planted in this build; use `cargo xtask sim canary`");
-    None
+fn canary(_name: Option<&str>, _seed: Option<u64>, _seeds: Option<u64>) -> Result<u64, String> {
+    Err("no bug can be planted in this build; use `cargo xtask sim canary`".into())
 }

@@ -14,7 +14,7 @@ pub(crate) struct Operator {
     /// Commands typed so far.
     pub(crate) commands: u32,
     /// Whose changes are given up in the present split brain.
-    loser: Option<usize>,
+    pub(crate) loser: Option<usize>,
 }
 
 const PROMOTE: Command = Command::Promote { peer_is_down: false, accept_data_loss: false };
@@ -24,6 +24,9 @@ impl World {
     pub(crate) fn operator_step(&mut self) {
         let gap = self.rng.operator.spread(40 * MS);
         self.after(gap, Ev::Operator);
+        if self.is_scripted() {
+            return;
+        }
         let seen = [0, 1].map(|n| self.look(n));
         let Some(free) = self.free_nodes() else { return };
         let tended = self.end_split_brain(&seen) || self.unblock(&seen) || self.let_sync_go_on(&seen);
@@ -50,11 +53,7 @@ impl World {
         if waiting && !(self.phase == Phase::Stormy && self.rng.operator.chance(50)) {
             return None;
         }
-        // One without a disk would serve what the other one holds, which may be an old image; and its disk may fail
-        // while the command waits.
-        let old_image =
-            |n: usize| self.hosts[n].restored || self.setup.faults.disk && self.hosts[1 - n].restored;
-        Some((0..2).filter(|&n| self.look(n).is_some() && !old_image(n)).collect())
+        Some((0..2).filter(|&n| self.look(n).is_some() && !self.may_serve_old_image(n)).collect())
     }
 
     fn replicates_as(seen: &[Option<Status>; 2], what: ReplicationState) -> bool {
@@ -73,10 +72,10 @@ impl World {
         let drawn = restored.unwrap_or(self.rng.operator.below(2) as usize);
         let loser = *self.operator.loser.get_or_insert(drawn);
         match &seen[loser] {
-            Some(s) if s.role == Role::Primary => self.command(loser, Command::Demote { force: true }),
+            Some(s) if s.role == Role::Primary => self.type_in(loser, Command::Demote { force: true }),
             _ => {
                 let at = self.rng.operator.below(2) as usize;
-                self.command(at, Command::Resolve { discard: node_id(loser) });
+                self.type_in(at, Command::Resolve { discard: node_id(loser) });
             }
         }
         true
@@ -93,7 +92,7 @@ impl World {
             return false;
         }
         let n = self.rng.operator.pick(&primaries);
-        self.command(n, Command::Demote { force: true });
+        self.type_in(n, Command::Demote { force: true });
         true
     }
 
@@ -104,7 +103,7 @@ impl World {
         }
         if self.phase == Phase::Stormy && self.rng.operator.chance(30) {
             // Two operators at once.
-            return free.iter().for_each(|&n| self.command(n, PROMOTE));
+            return free.iter().for_each(|&n| self.type_in(n, PROMOTE));
         }
         let n = self.rng.operator.pick(free);
         let other = &self.hosts[1 - n];
@@ -121,13 +120,17 @@ impl World {
             {
                 self.promote_by_flag(n, true)
             }
-            _ => self.command(n, PROMOTE),
+            _ => self.type_in(n, PROMOTE),
         }
         self.reconnect(&[0, 1].map(|n| self.look(n)));
     }
 
-    /// A promotion that may give up what the other node holds: if it does, split brain is no defect.
     fn promote_by_flag(&mut self, n: usize, accept_data_loss: bool) {
+        self.type_in(n, Command::Promote { peer_is_down: true, accept_data_loss });
+    }
+
+    /// A promotion that may give up what the other node holds: if it does, split brain is no defect.
+    pub(crate) fn learn_forced(&mut self, n: usize, accept_data_loss: bool) {
         let parted = match (self.recovered(n), self.recovered(1 - n)) {
             (Ok((mine, _)), Ok((theirs, _))) => {
                 let (mine, theirs) = (&mine.superblock.log, &theirs.superblock.log);
@@ -136,7 +139,6 @@ impl World {
             _ => true,
         };
         self.split_allowed |= parted || accept_data_loss || self.hosts[1 - n].node.is_some();
-        self.command(n, Command::Promote { peer_is_down: true, accept_data_loss });
     }
 
     fn meddle(&mut self, primary: usize, seen: &[Option<Status>; 2]) {
@@ -156,20 +158,20 @@ impl World {
         }
         let either = self.rng.operator.below(2) as usize;
         match self.rng.operator.below(13) {
-            0 | 1 => self.command(primary, Command::Demote { force: true }),
-            2 => self.command(primary, Command::Demote { force: false }),
-            3 => self.command(either, Command::Disconnect),
-            4 => self.command(either, Command::Leave),
-            5 if !self.hosts[other].restored => self.command(other, PROMOTE),
-            6 => self.command(other, Command::Leave),
-            7 => self.command(other, Command::Invalidate { peer: false }),
-            8 => self.command(primary, Command::Invalidate { peer: true }),
+            0 | 1 => self.type_in(primary, Command::Demote { force: true }),
+            2 => self.type_in(primary, Command::Demote { force: false }),
+            3 => self.type_in(either, Command::Disconnect),
+            4 => self.type_in(either, Command::Leave),
+            5 if !self.hosts[other].restored => self.type_in(other, PROMOTE),
+            6 => self.type_in(other, Command::Leave),
+            7 => self.type_in(other, Command::Invalidate { peer: false }),
+            8 => self.type_in(primary, Command::Invalidate { peer: true }),
             9..=11 => {
                 let rate = self.rng.operator.between(1, 64) << 16;
                 let orders =
                     [SyncOrder::Pause, SyncOrder::Pause, SyncOrder::Resume, SyncOrder::Rate(Some(rate))];
                 let order = self.rng.operator.pick(&orders);
-                self.command(either, Command::Sync(order));
+                self.type_in(either, Command::Sync(order));
             }
             _ => self.reconnect(seen),
         }
@@ -182,7 +184,7 @@ impl World {
         let Some(n) = (0..2).find(restrained).filter(|_| self.phase != Phase::Stormy) else { return false };
         let paused = seen[n].as_ref().is_some_and(|s| s.sync_paused);
         let order = if paused { SyncOrder::Resume } else { SyncOrder::Rate(None) };
-        self.command(n, Command::Sync(order));
+        self.type_in(n, Command::Sync(order));
         true
     }
 
@@ -191,7 +193,7 @@ impl World {
             let alone =
                 status.iter().any(|s| s.peers.iter().any(|p| p.connection == ConnectionState::StandAlone));
             if alone && self.rng.operator.chance(if self.phase == Phase::Stormy { 200 } else { 1000 }) {
-                self.command(n, Command::Connect);
+                self.type_in(n, Command::Connect);
             }
         }
     }

@@ -16,8 +16,8 @@ use std::collections::btree_map::Entry;
 const TICKS_PER_INSTANT_MAX: u32 = 200;
 
 impl World {
-    /// Starts the process of a machine.
-    pub(crate) fn boot(&mut self, n: usize) {
+    /// Starts the process of a machine, which finds its disk or not.
+    pub(crate) fn boot(&mut self, n: usize, disk: bool) {
         self.hosts[n].booting = false;
         if self.hosts[n].node.is_some() {
             return;
@@ -47,10 +47,9 @@ impl World {
             bits_frame_bytes: s.bits_frame_bytes,
             timing: s.timing,
         };
-        let missing = self.setup.faults.disk && self.rng.fault.chance(100);
-        let store = (!missing).then(|| self.as_attached(n, store));
-        self.hosts[n].diskless = missing;
-        self.say(format_args!("n{n} BOOT process {} disk {} {found:?}", self.hosts[n].process, !missing));
+        let store = disk.then(|| self.as_attached(n, store));
+        self.hosts[n].diskless = !disk;
+        self.say(format_args!("n{n} BOOT process {} disk {disk} {found:?}", self.hosts[n].process));
         self.hosts[n].node = Some(Node::new(cfg, store));
         self.deliver(n, Input::Start);
     }
@@ -303,8 +302,11 @@ impl World {
 
     /// The operator types a command.
     pub(crate) fn command(&mut self, n: usize, command: Command) {
-        if self.hosts[n].node.is_none() {
+        if self.hosts[n].node.is_none() || !self.may_type(n, command) {
             return;
+        }
+        if let Command::Promote { peer_is_down: true, accept_data_loss } = command {
+            self.learn_forced(n, accept_data_loss);
         }
         self.operator.commands += 1;
         let id = self.operator.commands;

@@ -1,4 +1,7 @@
 //! What a seed decides before the run: sizes, limits, latencies, and which families of faults are on.
+//!
+//! A scenario in a file states what differs from [`Setup::plain`]; `fields.rs` knows each by its name. Old files know
+//! nothing of a new field: its plain value must leave everything as it was before there was the field.
 
 use crate::prng::Prng;
 use lockstep_core::Timing;
@@ -10,7 +13,7 @@ pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const US: u64 = 1_000;
 
 /// Families of faults; each is on or off for a whole run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Faults {
     /// Processes are killed.
     pub(crate) crash: bool,
@@ -41,8 +44,12 @@ pub(crate) struct Faults {
 }
 
 /// Everything drawn before the run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
+    /// Of the streams that decide what the environment does: latencies, damage, identities.
+    pub(crate) seed: u64,
+    /// Each latency is the mean one.
+    pub(crate) calm_latency: bool,
     /// Sectors of the volume.
     pub(crate) sectors: usize,
     /// log2 of the bitmap's blocks.
@@ -100,13 +107,44 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// What this seed decides.
-    pub(crate) fn of(seed: u64) -> Self {
-        Setup::draw(&mut Prng::new(seed, "setup"))
+    /// A small volume, quick disks and wires, wide limits, one client.
+    pub(crate) fn plain() -> Self {
+        Setup {
+            seed: 0,
+            calm_latency: true,
+            sectors: 2048,
+            block_shift: 12,
+            region_shift: 17,
+            max_hot: 8,
+            source: 0,
+            granule_bytes: [512; 2],
+            survives: [false; 2],
+            writes_max: 32,
+            undurable_max: 64,
+            resync_window: 8,
+            bits_frame_bytes: 64,
+            timing: plain_timing(),
+            clock_ppm: [500; 2],
+            receive_slots: usize::MAX,
+            disk_ns: [100 * US; 2],
+            flush_ns: 500 * US,
+            meta_ns: 200 * US,
+            wire_ns: 50 * US,
+            wire_ns_per_kib: 1000,
+            clients: 1,
+            depth: 8,
+            think_ns: MS,
+            hot_sectors: 2048,
+            stormy_ns: 1000 * MS,
+            fault_gap_ns: 100 * MS,
+            faults: Faults::default(),
+            sync_of_fua: false,
+        }
     }
 
-    /// Draws everything.
-    fn draw(rng: &mut Prng) -> Self {
+    /// What this seed decides.
+    pub(crate) fn of(seed: u64) -> Self {
+        let rng = &mut Prng::new(seed, "setup");
         let granule_bytes = [rng.pick(&[512, 512, 4096]), rng.pick(&[512, 512, 4096])];
         let mut sectors = rng.between(2 * 1024, 16 * 1024) as usize;
         if granule_bytes.contains(&4096) || rng.coin() {
@@ -114,6 +152,8 @@ impl Setup {
         }
         let hot_sectors = (sectors as u64 / rng.pick(&[1, 4, 16, 64])) as usize;
         Setup {
+            seed,
+            calm_latency: false,
             sectors,
             block_shift: rng.pick(&[12, 12, 12, 13, 16]),
             region_shift: rng.pick(&[17, 17, 18]),
@@ -143,6 +183,21 @@ impl Setup {
             receive_slots: rng.pick(&[1, 4, usize::MAX, usize::MAX]),
             sync_of_fua: rng.below(4) == 0,
         }
+    }
+}
+
+fn plain_timing() -> Timing {
+    let ms = Duration::from_millis;
+    Timing {
+        timeout: ms(300),
+        heartbeat: ms(50),
+        redial_min: ms(5),
+        redial_max: ms(100),
+        epoch: ms(100),
+        io_timeout: ms(500),
+        disk_timeout: None,
+        lazy_write: ms(50),
+        resync_retry: ms(50),
     }
 }
 

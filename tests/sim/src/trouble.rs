@@ -3,6 +3,7 @@
 //! A write that fails may have landed in part; an fdatasync that fails loses what the cache held; a sector may be
 //! unreadable until it is written. All of it ends when the disk is healed; the core's opinion of it does not.
 
+use crate::decision::{Ailment, Decision};
 use crate::disk::DataDisk;
 use crate::host::{DiskOp, Input, Stop};
 use crate::setup::MS;
@@ -24,37 +25,31 @@ pub(crate) struct Trouble {
 }
 
 impl World {
-    /// The disks of some machine go wrong for a while.
-    pub(crate) fn afflict(&mut self) {
-        let n = self.rng.fault.below(2) as usize;
-        let some = self.rng.fault.pick(&[20, 200, 1000]);
-        let kind = self.rng.fault.below(8);
-        let sectors = self.setup.hot_sectors as u64;
-        let unreadable = (0..8).map(|_| self.rng.fault.below(sectors) as usize).collect();
+    /// The disks of a machine go wrong for a while.
+    pub(crate) fn afflict(&mut self, n: usize, what: Ailment, some: u64, length: u64) {
         let trouble = &mut self.hosts[n].trouble;
-        match kind {
-            0 => *trouble = Trouble { write: 1000, read: 1000, flush: 1000, meta: 1000, ..trouble.clone() },
-            1 => trouble.write = some,
-            2 => trouble.read = some,
-            3 => trouble.flush = some,
-            4 => trouble.meta = some,
-            5 => trouble.full = some,
-            6 => trouble.unreadable = unreadable,
-            _ => (trouble.write, trouble.flush) = (some, some),
+        match what {
+            Ailment::All => {
+                *trouble = Trouble { write: 1000, read: 1000, flush: 1000, meta: 1000, ..trouble.clone() };
+            }
+            Ailment::Write => trouble.write = some,
+            Ailment::Read => trouble.read = some,
+            Ailment::Flush => trouble.flush = some,
+            Ailment::Meta => trouble.meta = some,
+            Ailment::Full => trouble.full = some,
+            Ailment::Sectors(sectors) => trouble.unreadable = sectors.into_iter().collect(),
+            Ailment::WriteAndFlush => (trouble.write, trouble.flush) = (some, some),
         }
         self.say(format_args!("n{n} DISK TROUBLE {:?}", self.hosts[n].trouble));
-        let delay = self.rng.fault.spread(200 * MS);
-        self.after(delay, Ev::Heal(n));
+        self.after(length, Ev::Heal(n));
     }
 
-    /// The disks of some machine stop completing anything, for a while that may be longer than anybody waits.
-    pub(crate) fn hang(&mut self) {
-        let n = self.rng.fault.below(2) as usize;
+    /// The disks of a machine stop completing anything, for a while that may be longer than anybody waits.
+    pub(crate) fn hang(&mut self, n: usize, length: u64) {
         if self.hosts[n].node.is_none() || self.hosts[n].hung {
             return;
         }
         (self.hosts[n].hung, self.hosts[n].has_hung) = (true, true);
-        let length = self.rng.fault.spread(600 * MS);
         self.say(format_args!("n{n} DISK HANGS {} ms", length / MS));
         self.after(length, Ev::Unhang(n, self.hosts[n].process));
     }
@@ -222,15 +217,14 @@ impl World {
             return false;
         }
         let calm = self.phase != crate::world::Phase::Stormy;
-        for n in 0..2 {
-            let Some(status) = &seen[n] else { continue };
-            let other = seen[1 - n].as_ref();
+        for (n, status) in seen.iter().enumerate() {
+            let Some(status) = status else { continue };
             if self.hosts[n].diskless && (calm || self.rng.operator.chance(200)) {
-                // A restored machine does not know yet that it lacks what this disk has; the operator does.
-                let spare = !self.hosts[1 - n].restored
-                    && other.is_some_and(|other| other.disk == DiskState::UpToDate);
-                let replaced = spare && self.rng.operator.coin();
-                self.attach_disk(n, replaced);
+                let empty = self.may_replace(n) && self.rng.operator.coin();
+                match calm {
+                    true => self.attach_disk(n, empty),
+                    false => self.propose(0, Decision::Attach { n, empty }),
+                }
                 return true;
             }
             let hopeless = status.role == Role::Primary
@@ -238,23 +232,29 @@ impl World {
                 && (status.suspended || self.hosts[n].diskless);
             let served = status.peers.iter().all(|peer| peer.disk == Some(DiskState::UpToDate));
             if hopeless && !served && self.rng.operator.chance(100) {
-                self.command(n, Command::Demote { force: true });
+                self.type_in(n, Command::Demote { force: true });
                 return true;
             }
         }
         if !calm && self.rng.operator.chance(20) {
             let n = self.rng.operator.below(2) as usize;
-            self.command(n, Command::Detach);
+            self.type_in(n, Command::Detach);
             return true;
         }
         false
     }
 
+    /// The other copy has everything; a restored machine does not know yet that it lacks what this disk has.
+    fn may_replace(&self, n: usize) -> bool {
+        let other = self.look(1 - n);
+        !self.hosts[1 - n].restored && other.is_some_and(|other| other.disk == DiskState::UpToDate)
+    }
+
     /// Gives a running node a disk: the one it had, or an empty one.
-    fn attach_disk(&mut self, n: usize, replaced: bool) {
+    pub(crate) fn attach_disk(&mut self, n: usize, replaced: bool) {
         let idle = self.hosts[n].ops.is_empty() && self.hosts[n].meta_ops.is_empty();
-        let paused = self.hosts[n].is_paused(self.now);
-        if !idle || paused {
+        let unfit = self.hosts[n].is_paused(self.now) || !self.hosts[n].diskless;
+        if !idle || unfit || (replaced && !self.may_replace(n)) {
             return;
         }
         let Some(mut node) = self.hosts[n].node.take() else { return };

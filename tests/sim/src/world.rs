@@ -4,12 +4,14 @@
 //! seed. Each event and each frame is folded into a trace hash that two runs of one seed must share.
 
 use crate::client::Client;
+use crate::decision::{Aim, Decision, Line};
 use crate::disk::{DataDisk, MetaFile};
 use crate::ghost::{Failures, Ghost, Seq};
 use crate::host::{Host, Input, Stop};
 use crate::net::Conn;
 use crate::operator::Operator;
 use crate::prng::Prng;
+use crate::script::Scenario;
 use crate::setup::{MS, Setup};
 use lockstep_bitmap as meta;
 use lockstep_bitmap::{Base, GenerationId, NodeId, PeerCopy};
@@ -42,16 +44,18 @@ pub(crate) enum Ev {
     Up(usize, usize),
     /// A dial ends (machine, process).
     Dialled(usize, u32),
-    /// A client acts.
+    /// A client draws what it does next.
     Client(usize),
-    /// The operator acts.
+    /// The operator looks what there is to do.
     Operator,
-    /// A fault strikes.
+    /// A fault is drawn.
     Fault,
+    /// Something that was decided takes effect.
+    Decision(Decision),
     /// A machine's process ends.
     Stop(usize, u32, Stop),
-    /// A machine starts its process.
-    Boot(usize),
+    /// A machine starts its process, and finds its disk or not.
+    Boot(usize, bool),
     /// A disk that is being closed may have come to rest (machine, process, operation).
     DiskClosed(usize, u32, u32),
     /// A machine's disks are well again.
@@ -68,6 +72,13 @@ pub(crate) enum Ev {
     Rest,
 }
 
+/// Whose turn it is within a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    Usual,
+    Last,
+}
+
 /// A broken promise.
 #[derive(Clone, Debug)]
 pub struct Violation {
@@ -81,9 +92,9 @@ pub struct Violation {
 
 /// Random streams.
 pub(crate) struct Streams {
-    /// Clients.
+    /// What clients ask.
     pub(crate) work: Prng,
-    /// Network.
+    /// Network, between the nodes and to clients.
     pub(crate) net: Prng,
     /// Each machine's disks.
     pub(crate) disk: [Prng; 2],
@@ -93,6 +104,28 @@ pub(crate) struct Streams {
     pub(crate) operator: Prng,
     /// Clocks and identities.
     pub(crate) clock: Prng,
+}
+
+impl Streams {
+    fn new(seed: u64, calm_latency: bool) -> Self {
+        let stream = |name| Prng::new(seed, name);
+        let calm = |name| Prng::new(seed, name).calm(calm_latency);
+        Streams {
+            work: stream("workload"),
+            net: calm("net"),
+            disk: [calm("disk-0"), calm("disk-1")],
+            fault: stream("fault"),
+            operator: stream("operator"),
+            clock: stream("clock"),
+        }
+    }
+
+    fn moment(&mut self, now_ns: u64) {
+        let Streams { work, net, disk: [a, b], fault, operator, clock } = self;
+        for stream in [work, net, a, b, fault, operator, clock] {
+            stream.moment(now_ns);
+        }
+    }
 }
 
 /// Where in its life the run is.
@@ -125,7 +158,14 @@ pub(crate) struct World {
     /// Logical time of the ghosts.
     pub(crate) seq: Seq,
     events: u64,
-    heap: BTreeMap<(u64, u64), Ev>,
+    /// By time; decisions after everything else of their moment; in the order in which they were scheduled.
+    heap: BTreeMap<(u64, Turn, u64), Ev>,
+    /// Decisions so far.
+    pub(crate) script: Vec<Line>,
+    /// Decisions come from a file.
+    is_replay: bool,
+    /// The run ends here at the latest.
+    pub(crate) until_ns: u64,
     /// What the seed decided.
     pub(crate) setup: Setup,
     /// Random numbers.
@@ -150,8 +190,8 @@ pub(crate) struct World {
     pub(crate) split_allowed: bool,
     /// The operator.
     pub(crate) operator: Operator,
-    /// A fault that waits for an action of the core: (machine, which action, how).
-    pub(crate) aimed: Option<(usize, u8, Stop)>,
+    /// A fault that waits for an action of the core.
+    pub(crate) aimed: Option<Aim>,
     /// The process that executes actions dies after this one.
     pub(crate) dying: Option<Stop>,
     /// Phase.
@@ -166,11 +206,10 @@ pub(crate) struct World {
 
 impl World {
     /// A fresh pair: one copy with data and a generation, one with garbage.
-    pub(crate) fn new(seed: u64, setup: Setup, log: bool) -> Self {
-        let stream = |name| Prng::new(seed, name);
-        let mut clock = stream("clock");
-        let file_ids = [clock.word(), clock.word()];
-        let first = GenerationId(clock.wide() | 1);
+    fn new(setup: Setup, is_replay: bool, log: bool) -> Self {
+        let mut rng = Streams::new(setup.seed, setup.calm_latency);
+        let file_ids = [rng.clock.word(), rng.clock.word()];
+        let first = GenerationId(rng.clock.wide() | 1);
         let content = |node: usize| -> Vec<u64> {
             let garbage = |s: usize| (1 << 63) | ((node as u64 + 1) << 40) | s as u64;
             (0..setup.sectors).map(|s| if s % 3 == node { 0 } else { garbage(s) }).collect()
@@ -181,11 +220,14 @@ impl World {
         });
         let line = Ghost::new(&content(setup.source), setup.source);
         let clients = (0..setup.clients).map(|_| Client::default()).collect();
-        let mut world = World {
+        World {
             now: 0,
             seq: 1,
             events: 0,
             heap: BTreeMap::new(),
+            script: Vec::new(),
+            is_replay,
+            until_ns: u64::MAX,
             hosts,
             conns: Vec::new(),
             silent_until: [0; 2],
@@ -202,39 +244,62 @@ impl World {
             violation: None,
             trace: 0xcbf2_9ce4_8422_2325,
             log,
-            rng: Streams {
-                work: stream("workload"),
-                net: stream("net"),
-                disk: [stream("disk-0"), stream("disk-1")],
-                fault: stream("fault"),
-                operator: stream("operator"),
-                clock,
-            },
+            rng,
             setup,
-        };
+        }
+    }
+
+    /// A run whose decisions are drawn from a seed.
+    pub(crate) fn drawn(setup: Setup, log: bool) -> Self {
+        let mut world = Self::new(setup, false, log);
+        for n in 0..2 {
+            let at = world.rng.fault.below(100 * MS);
+            world.hosts[n].booting = true;
+            let disk = !(world.setup.faults.disk && world.rng.fault.chance(100));
+            world.propose(at, Decision::Boot { n, disk });
+        }
+        for client in 0..world.clients.len() {
+            world.after(world.setup.think_ns, Ev::Client(client));
+        }
+        world.after(world.setup.fault_gap_ns, Ev::Fault);
+        world.schedule_first();
+        world
+    }
+
+    /// A run whose decisions are given.
+    pub(crate) fn replayed(scenario: &Scenario, log: bool) -> Self {
+        let mut world = Self::new(scenario.setup.clone(), true, log);
+        for line in &scenario.lines {
+            world.propose(line.at_ns, line.what.clone());
+        }
         world.schedule_first();
         world
     }
 
     fn schedule_first(&mut self) {
-        for n in 0..2 {
-            let at = self.rng.clock.below(100 * MS);
-            self.hosts[n].booting = true;
-            self.after(at, Ev::Boot(n));
-        }
-        for client in 0..self.clients.len() {
-            self.after(self.setup.think_ns, Ev::Client(client));
-        }
         self.after(10 * MS, Ev::Operator);
-        self.after(self.setup.fault_gap_ns, Ev::Fault);
         self.after(50 * MS, Ev::Idle);
         self.after(self.setup.stormy_ns, Ev::Calm);
     }
 
     /// Something will happen `delay_ns` from now.
     pub(crate) fn after(&mut self, delay_ns: u64, ev: Ev) {
+        self.schedule(delay_ns, Turn::Usual, ev);
+    }
+
+    /// Something will happen `delay_ns` from now, after everything else of its moment.
+    pub(crate) fn last(&mut self, delay_ns: u64, ev: Ev) {
+        self.schedule(delay_ns, Turn::Last, ev);
+    }
+
+    fn schedule(&mut self, delay_ns: u64, turn: Turn, ev: Ev) {
         self.events += 1;
-        self.heap.insert((self.now + delay_ns, self.events), ev);
+        self.heap.insert((self.now + delay_ns, turn, self.events), ev);
+    }
+
+    /// Decisions come from a file, and nobody draws any before the storm is over.
+    pub(crate) fn is_scripted(&self) -> bool {
+        self.is_replay && self.phase == Phase::Stormy
     }
 
     /// Next moment of logical time.
@@ -267,13 +332,21 @@ impl World {
     pub(crate) fn run(&mut self) -> u64 {
         let mut steps = 0;
         while self.violation.is_none() && self.phase != Phase::Done {
-            let Some(((at, _), ev)) = self.heap.pop_first() else { break };
+            let Some(((at, _, _), ev)) = self.heap.pop_first() else { break };
+            if at > self.until_ns {
+                break;
+            }
             if at > self.now {
+                self.now = at;
+                self.rng.moment(at);
                 self.hosts.iter_mut().for_each(|host| host.ticks_here = 0);
             }
-            self.now = at;
-            self.fold(at);
-            steps += 1;
+            // Whoever draws decisions is no part of what happens: in a replay nobody does. A decision is, if it comes
+            // in time.
+            if !matches!(ev, Ev::Client(_) | Ev::Operator | Ev::Fault | Ev::Decision(_)) {
+                self.fold(at);
+                steps += 1;
+            }
             self.dispatch(ev);
         }
         steps
@@ -305,7 +378,8 @@ impl World {
                     self.stop(n, how);
                 }
             }
-            Ev::Boot(n) => self.boot(n),
+            Ev::Decision(what) => self.decide(what),
+            Ev::Boot(n, disk) => self.boot(n, disk),
             Ev::Resume(n, process) => self.resume(n, process),
             Ev::DiskClosed(n, process, op) => self.disk_closed(n, process, op),
             Ev::Heal(n) => self.heal(n),
