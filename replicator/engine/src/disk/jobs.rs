@@ -3,6 +3,10 @@
 //! A job is one action; it may need several operations. Operations of files in memory and buffered ones run
 //! in the shard's thread, when the caller says so (`run_inline`: after what goes to the peer was submitted);
 //! everything that can wait for a device goes through the ring. A job keeps a reference to each slot it uses.
+//!
+//! Through the page cache an error of writing back is told once: of two syncs at a time one hears of it, and the other
+//! one, which covers the same bytes, ends well. It must not be heard first, so that there is one at a time, and it
+//! lasts until its job is reported.
 
 mod inline;
 
@@ -41,6 +45,10 @@ pub(crate) struct Storage {
     spare: Vec<Vec<u8>>,
     /// The core is done with the disk: it is closed when nothing is in flight.
     closing: Option<OpId>,
+    /// In buffered mode: the job that syncs.
+    syncing: Option<u32>,
+    /// Operations that wait until it has ended.
+    syncs: VecDeque<(u32, Op)>,
 }
 
 struct Job {
@@ -133,6 +141,8 @@ impl Storage {
             inspected: VecDeque::new(),
             spare: Vec::new(),
             closing: None,
+            syncing: None,
+            syncs: VecDeque::new(),
         }
     }
 
@@ -383,9 +393,13 @@ impl Storage {
             (Mode::Direct, Work::Read { range, .. } | Work::Inspect { range, .. }) => {
                 push(Op::Read { fd: fd(), span: range.span, offset: range.offset });
             }
-            (Mode::Direct, Work::Write { range, fua })
-            | (Mode::Buffered, Work::Write { range, fua: fua @ true }) => {
+            (Mode::Direct, Work::Write { range, fua }) => {
                 push(Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync: *fua });
+            }
+            (Mode::Buffered, Work::Write { range, fua: true }) => {
+                *left = 1;
+                let write = Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync: true };
+                self.push_sync(io, job, write);
             }
             (Mode::Direct, Work::Fill { slot: _, offset, len, granule_bytes, scratch }) => {
                 for (span, offset) in edges(disk, *offset, *len, *granule_bytes, *scratch) {
@@ -408,7 +422,11 @@ impl Storage {
                     self.zero_by_writing(io, job);
                 }
             }
-            (Mode::Direct | Mode::Buffered, Work::Flush) => push(Op::Datasync { fd: fd() }),
+            (Mode::Direct | Mode::Buffered, Work::Flush) => {
+                *left = 1;
+                let sync = Op::Datasync { fd: fd() };
+                self.push_sync(io, job, sync);
+            }
             (
                 Mode::Buffered,
                 Work::Read { .. } | Work::Inspect { .. } | Work::Write { .. } | Work::Fill { .. },
@@ -418,6 +436,15 @@ impl Storage {
             (Mode::Buffered, Work::ZeroEdges { .. }) => unreachable!("buffered ranges have no alignment"),
             (_, Work::Meta { .. }) => unreachable!("handled above"),
         }
+    }
+
+    /// An operation that tells whether earlier writes failed; in buffered mode it waits for its turn (ordering 6).
+    fn push_sync(&mut self, io: &mut Io, job: u32, op: Op) {
+        let is_shared = self.disk.as_ref().is_some_and(|disk| disk.mode == Mode::Buffered);
+        if is_shared && *self.syncing.get_or_insert(job) != job {
+            return self.syncs.push_back((job, op));
+        }
+        push_to(io, may_block(&self.disk), Token::Storage { resource: self.resource, job }, op);
     }
 
     /// The device or file system has no operation for this: write zeroes.
@@ -437,8 +464,11 @@ impl Storage {
         entry.left = 1;
         let write = Op::Write { fd: Rc::clone(&disk.fd), span, offset: *offset, dsync: *fua };
         // The write is durable by itself if it must be.
-        *fua = false;
-        push_to(io, disk.may_block, Token::Storage { resource: self.resource, job }, write);
+        if std::mem::take(fua) {
+            self.push_sync(io, job, write);
+        } else {
+            push_to(io, disk.may_block, Token::Storage { resource: self.resource, job }, write);
+        }
     }
 
     /// All operations of a job have completed: starts what comes next, if anything does.
@@ -461,7 +491,8 @@ impl Storage {
             Work::Zero { fua: fua @ true, .. } => {
                 *fua = false;
                 entry.left = 1;
-                io.push(token, Op::Datasync { fd: Rc::clone(&disk.fd) });
+                let sync = Op::Datasync { fd: Rc::clone(&disk.fd) };
+                self.push_sync(io, job, sync);
                 true
             }
             Work::Fill { slot, offset, len, granule_bytes, scratch } => {
@@ -524,6 +555,12 @@ impl Storage {
         let Some(Job { op, work, error, is_unsynced, .. }) = self.jobs.remove(job) else {
             unreachable!("job {job} finished twice")
         };
+        if self.syncing == Some(job) {
+            self.syncing = None;
+            if let Some((next, op)) = self.syncs.pop_front() {
+                self.push_sync(io, next, op);
+            }
+        }
         let error = error.or(is_unsynced.then_some(DiskError::Sync));
         let result = error.map_or(Ok(()), Err);
         let mut handed = None;

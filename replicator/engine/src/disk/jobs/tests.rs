@@ -208,6 +208,24 @@ fn a_write_with_fua_tells_which_half_of_it_failed() {
     }
 }
 
+/// The error of a lost write is told once. Who hears of it is reported before anybody else's sync ends well.
+#[test]
+fn syncs_through_the_page_cache_are_reported_one_after_the_other() {
+    let mut b = bench(Mode::Buffered);
+    b.spoil = |op| matches!(op, Op::Write { dsync: true, .. }).then(io_error)?;
+    let slot = b.io.arena().take(POOL, 8192, 8192).unwrap();
+    let [write, zero, flush] = [(); 3].map(|()| b.op());
+    b.storage.write(&mut b.io, write, 8192, 8192, slot, true);
+    b.storage.flush(&mut b.io, flush);
+    b.storage.zero(&mut b.io, zero, 65_536, 8192, true, true);
+    b.io.arena().release(slot);
+    assert_eq!(b.io.in_flight(), 2, "the write, and the hole that is not synced yet");
+    assert_eq!(b.finish(), (write, Err(DiskError::Sync), None));
+    assert_eq!(b.finish(), (flush, Ok(()), None));
+    assert_eq!(b.finish(), (zero, Ok(()), None));
+    assert!(b.storage.is_idle());
+}
+
 #[test]
 fn zeroes_with_fua_that_were_not_made_durable_say_so() {
     for mode in [Mode::Direct, Mode::Buffered] {
