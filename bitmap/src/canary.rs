@@ -41,6 +41,7 @@ bugs! {
     AckBeforePeer, "6", "A write is acknowledged when it is on the local disk, whatever the peer says.";
     SkipActivityMark, "1", "A write goes on before the mark of its region is on disk.";
     ForgetWhatPeerLacks, "7", "What a lost peer has not confirmed as durable does not become dirty bits.";
+    HalfAWriteIsDone, "D1", "A write whose client stops in the middle of it is answered as if it were done.";
 }
 
 /// Is this bug planted?

@@ -731,6 +731,20 @@ fn without_a_disk_at_the_peer_an_invalidation_is_refused_at_once() {
     assert_eq!(w.command(0, invalidate), Err(Refusal::LastCopy(NodeId(0))));
 }
 
+/// The export closes in the middle of a payload: the client is there to read the answer.
+#[test]
+fn half_a_write_is_not_acknowledged() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    let req = w.request(0, RequestKind::Write, (0, 2 * 131_072), false);
+    let slot = w.hosts[0].slot((0, vec![1; 131_072]));
+    w.hosts[0].handle(w.now, Event::Payload { req, offset: 0, len: 131_072, slot });
+    w.hosts[0].handle(w.now, Event::Abandoned { req });
+    assert_eq!(w.reply(0, req), Err(IoError::Shutdown));
+    w.settled();
+}
+
 #[test]
 fn trims_in_flight_are_bounded_and_all_end() {
     let mut w = World::new();

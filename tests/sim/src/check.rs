@@ -137,7 +137,7 @@ impl World {
         self.restart_later();
         if self.phase == Phase::Calm {
             self.phase = Phase::Quiet;
-            (0..self.clients.len()).for_each(|client| self.leave_host(client));
+            (0..self.clients.len()).for_each(|client| self.client_ends(client));
         }
         let seen = [0, 1].map(|n| self.look(n));
         match self.unrest(&seen) {
@@ -174,6 +174,9 @@ impl World {
             }
             if !host.ops.is_empty() || !host.meta_ops.is_empty() {
                 return Some(format!("node {n} has operations in flight"));
+            }
+            if let Some(session) = host.sessions.values().next() {
+                return Some(format!("node {n} still has a session: {}", session.describe()));
             }
             if !host.slots.is_empty() {
                 return Some(format!("node {n} holds slots {:?}", host.slots.keys()));

@@ -40,10 +40,23 @@ pub(crate) enum Decision {
 /// What a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientAct {
-    /// Attaches to a node.
-    Join(usize),
+    /// Connects to a node.
+    Join {
+        /// Which.
+        n: usize,
+        /// It asks for structured replies.
+        structured: bool,
+    },
     /// Goes away, whatever is in flight.
     Leave,
+    /// Takes its leave by the protocol: what it asked is answered first.
+    Goodbye,
+    /// Sends nothing for so long, in the middle of a request or not.
+    Mute(u64),
+    /// Reads nothing for so long.
+    Deaf(u64),
+    /// Sends a request that has to be refused.
+    Wrong(Wrong),
     /// Sends a request for sectors: first, number.
     Request {
         /// What it asks.
@@ -53,6 +66,19 @@ pub(crate) enum ClientAct {
         /// Durable before it is answered.
         fua: bool,
     },
+}
+
+/// What is wrong with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wrong {
+    /// A write that reaches past the end.
+    PastTheEnd,
+    /// A write of half a sector.
+    Misaligned,
+    /// A read of nothing.
+    Empty,
+    /// A read with a flag that was not offered for it.
+    Flag,
 }
 
 /// What goes wrong.
@@ -191,11 +217,7 @@ impl World {
         self.script.push(Line { at_ns: self.now, what: what.clone() });
         match what {
             Decision::Boot { n, disk } => self.boot(n, disk),
-            Decision::Client(client, ClientAct::Join(n)) => self.join(client, n),
-            Decision::Client(client, ClientAct::Leave) => self.leave_host(client),
-            Decision::Client(client, ClientAct::Request { kind, range, fua }) => {
-                self.request(client, kind, range, fua);
-            }
+            Decision::Client(client, act) => self.client_act(client, act),
             Decision::Command(n, command) => self.command(n, command),
             Decision::Attach { n, empty } => self.attach_disk(n, empty),
             Decision::Fault(fault) => self.befall(fault),

@@ -4,7 +4,7 @@
 use crate::decision::When;
 use crate::disk::ZERO;
 use crate::ghost::Force;
-use crate::host::{DiskOp, Input};
+use crate::host::DiskOp;
 use crate::net;
 use crate::world::{Ev, World, node_id};
 use lockstep_bitmap::{CopyRank, Generation, GenerationId, Origin};
@@ -253,13 +253,8 @@ impl World {
         let was = std::mem::replace(&mut self.hosts[n].export, state);
         if state == ExportState::Open {
             self.opened(n, node);
-        } else if was == ExportState::Open {
-            for client in 0..self.clients.len() {
-                if self.clients[client].host == Some(n) {
-                    self.leave_host(client);
-                }
-            }
         }
+        self.export_changed(n, was == ExportState::Open && state != ExportState::Open);
     }
 
     /// Clients of this node may read from now on: choose the line of history, and what it may have lost.
@@ -385,26 +380,6 @@ impl World {
         self.hosts[n].declared_wrong = true;
         // What it held unflushed is no help to the other one any more.
         self.failures.unclean[n] = self.next_seq();
-    }
-
-    /// A client has gone (or the shell closed it): incomplete writes are abandoned.
-    pub(crate) fn leave_host(&mut self, client: usize) {
-        let Some(n) = self.clients[client].host else { return };
-        self.clients[client].detach();
-        let host = &mut self.hosts[n];
-        host.clients -= 1;
-        let (open, process) = (host.clients, host.process);
-        let mut incomplete = Vec::new();
-        for (&req, request) in host.requests.iter_mut().filter(|(_, r)| r.client == Some(client)) {
-            request.client = None;
-            if !request.payload.is_empty() {
-                incomplete.push(req);
-            }
-        }
-        self.after(0, Ev::Input(n, process, Input::Clients { open }));
-        for req in incomplete {
-            self.after(0, Ev::Input(n, process, Input::Abandoned { req }));
-        }
     }
 }
 

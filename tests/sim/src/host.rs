@@ -4,6 +4,7 @@ use crate::disk::{DataDisk, MetaFile, UNDEFINED};
 use crate::ghost::{Seq, WriteId};
 use crate::image::Image;
 use crate::net::Arrived;
+use crate::session::Session;
 use crate::trouble::Trouble;
 use lockstep_core::{
     Command, DiskError, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind,
@@ -91,6 +92,12 @@ pub(crate) enum DiskOp {
 pub(crate) struct Request {
     /// `None`: the client is gone, the reply goes nowhere.
     pub(crate) client: Option<usize>,
+    /// Its connection.
+    pub(crate) session: u32,
+    /// As it came.
+    pub(crate) asked: lockstep_nbd::Request,
+    /// Reads are answered in chunks.
+    pub(crate) structured: bool,
     /// What it asks.
     pub(crate) kind: RequestKind,
     /// First sector and number.
@@ -175,8 +182,14 @@ pub(crate) struct Host {
     pub(crate) commands: BTreeMap<u32, Pending>,
     /// State of the export as told by the core.
     pub(crate) export: ExportState,
-    /// Clients attached.
+    /// Clients served, as the core was told.
     pub(crate) clients: u32,
+    /// Connections of clients.
+    pub(crate) sessions: BTreeMap<u32, Session>,
+    /// Buffers in use for what clients write.
+    pub(crate) written: BTreeSet<u32>,
+    /// Connections that wait for such a buffer.
+    pub(crate) slot_turns: VecDeque<u32>,
     /// The connection that the core knows.
     pub(crate) conn: Option<usize>,
     /// Connections so far, for their numbers.
@@ -236,6 +249,9 @@ impl Host {
             commands: BTreeMap::new(),
             export: ExportState::Closed,
             clients: 0,
+            sessions: BTreeMap::new(),
+            written: BTreeSet::new(),
+            slot_turns: VecDeque::new(),
             conn: None,
             links: 0,
             dialing: false,
@@ -265,6 +281,7 @@ impl Host {
     pub(crate) fn free(&mut self, slot: u32) -> bool {
         self.slots_free.push(slot);
         self.received.remove(&slot);
+        self.written.remove(&slot);
         self.slots.remove(&slot).is_some()
     }
 
@@ -292,6 +309,9 @@ impl Host {
         self.commands.clear();
         self.export = ExportState::Closed;
         self.clients = 0;
+        self.sessions.clear();
+        self.written.clear();
+        self.slot_turns.clear();
         self.conn = None;
         self.dialing = false;
         self.refused = None;

@@ -1,9 +1,10 @@
 //! The life of a process: boot, inputs to its core, ticks, pauses, and its end by kill, power loss or leave.
 
 use crate::disk::MetaFile;
-use crate::ghost::Force;
+use crate::ghost::{Force, WriteId};
 use crate::host::{DiskOp, Input, SlotBuf, Stop};
 use crate::inspect;
+use crate::session::Session;
 use crate::world::{Ev, World, node_id};
 use lockstep_bitmap::{Findings, Origin, Store, recover};
 use lockstep_core::{
@@ -99,6 +100,7 @@ impl World {
             }
             Input::Payload { req, offset, tags } => {
                 let slot = SlotId(host.alloc(SlotBuf::holding(offset, &tags)));
+                host.written.insert(slot.0);
                 Event::Payload { req: ReqId(req), offset, len: tags.len() as u32 * 512, slot }
             }
             Input::Abandoned { req } => Event::Abandoned { req: ReqId(req) },
@@ -150,6 +152,7 @@ impl World {
         self.rearm(n, &node);
         self.hosts[n].node = Some(node);
         self.wake_reader(n);
+        self.wake_writers(n);
         if let Some(how) = self.dying.take() {
             self.stop(n, how);
         } else if left {
@@ -224,6 +227,7 @@ impl World {
             self.feed(n, input);
         }
         self.deliver(n, Input::Tick);
+        self.serve_all(n);
     }
 
     /// The process of a machine ends; its requests are never answered.
@@ -241,10 +245,11 @@ impl World {
         }
         let seq = self.next_seq();
         let requests = std::mem::take(&mut self.hosts[n].requests);
-        for write in requests.values().filter_map(|r| r.write) {
+        let in_sockets: Vec<WriteId> = self.hosts[n].sessions.values().flat_map(Session::unheard).collect();
+        for write in requests.values().filter_map(|r| r.write).chain(in_sockets) {
             self.lines.all[self.lines.of[n]].give_up(write, seq);
         }
-        self.clients.iter_mut().filter(|c| c.host == Some(n)).for_each(|c| c.detach());
+        self.clients.iter_mut().filter(|c| c.host() == Some(n)).for_each(|c| c.detach());
         self.cut(n, how == Stop::Power);
         let rng = &mut self.rng.disk[n];
         let host = &mut self.hosts[n];

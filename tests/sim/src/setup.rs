@@ -92,6 +92,12 @@ pub(crate) struct Setup {
     pub(crate) clients: usize,
     /// Requests in flight per client.
     pub(crate) depth: u64,
+    /// What the kernels hold between a client and its node, each way.
+    pub(crate) client_buffer_bytes: usize,
+    /// Answers that a client may leave unread before it is not read any more.
+    pub(crate) unsent_max: usize,
+    /// Buffers for what clients write, per machine.
+    pub(crate) write_slots: usize,
     /// Mean time between the requests of a client, ns.
     pub(crate) think_ns: u64,
     /// Sectors that most requests go to.
@@ -133,6 +139,9 @@ impl Setup {
             wire_ns_per_kib: 1000,
             clients: 1,
             depth: 8,
+            client_buffer_bytes: 1 << 16,
+            unsent_max: 128,
+            write_slots: usize::MAX,
             think_ns: MS,
             hot_sectors: 2048,
             stormy_ns: 1000 * MS,
@@ -172,8 +181,11 @@ impl Setup {
             meta_ns: rng.pick(&[50, 200, 1000]) * US,
             wire_ns: rng.pick(&[10, 50, 200, 1000]) * US,
             wire_ns_per_kib: rng.pick(&[100, 1000, 10_000]),
-            clients: rng.between(1, 3) as usize,
-            depth: rng.between(1, 8),
+            clients: rng.between(1, 4) as usize,
+            depth: rng.pick(&[1, 2, 4, 8, 32]),
+            client_buffer_bytes: rng.pick(&[64, 512, 4096, 1 << 16]),
+            unsent_max: rng.pick(&[1, 4, 128]),
+            write_slots: rng.pick(&[1, 4, usize::MAX, usize::MAX]),
             think_ns: rng.pick(&[500, 1000, 2000, 5000, 10_000]) * US,
             hot_sectors: hot_sectors.max(64),
             stormy_ns: rng.between(500, 3000) * MS,

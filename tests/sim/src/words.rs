@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! boot N [no-disk]
-//! client C join N | leave | flush | (read | write | trim | zero | zero-allocate) FIRST +COUNT [fua]
+//! client C join N [structured] | leave | goodbye | mute for NS | deaf for NS
+//!        | wrong (past-the-end | misaligned | empty | flag) | flush | (read | write | trim | zero | zero-allocate) FIRST +COUNT [fua]
 //! operator N promote [peer-is-down | accept-data-loss] | demote [force] | connect | disconnect | resolve NODE
 //!            | invalidate | invalidate-remote | sync pause | sync resume | sync RATE | detach | leave
 //!            | attach [empty]
@@ -13,7 +14,7 @@
 //!       | aim N CODE (kill | power) (before | at-once | after NS)
 //! ```
 
-use crate::decision::{Ailment, Aim, ClientAct, Decision, Fault, When};
+use crate::decision::{Ailment, Aim, ClientAct, Decision, Fault, When, Wrong};
 use crate::host::Stop;
 use crate::setup::Setup;
 use crate::world::node_id;
@@ -33,8 +34,16 @@ pub(crate) fn show(decision: &Decision) -> String {
 
 fn show_act(act: ClientAct) -> String {
     match act {
-        ClientAct::Join(n) => format!("join {n}"),
+        ClientAct::Join { n, structured } => {
+            format!("join {n}{}", if structured { " structured" } else { "" })
+        }
         ClientAct::Leave => "leave".into(),
+        ClientAct::Goodbye => "goodbye".into(),
+        ClientAct::Mute(ns) => format!("mute for {ns}"),
+        ClientAct::Deaf(ns) => format!("deaf for {ns}"),
+        ClientAct::Wrong(wrong) => {
+            format!("wrong {}", WRONGS.iter().find(|(_, known)| *known == wrong).map_or("", |(name, _)| name))
+        }
         ClientAct::Request { kind: RequestKind::Flush, .. } => "flush".into(),
         ClientAct::Request { kind, range: (first, count), fua } => {
             let kind = match kind {
@@ -105,6 +114,13 @@ fn show_fault(fault: &Fault) -> String {
         }
     }
 }
+
+const WRONGS: [(&str, Wrong); 4] = [
+    ("past-the-end", Wrong::PastTheEnd),
+    ("misaligned", Wrong::Misaligned),
+    ("empty", Wrong::Empty),
+    ("flag", Wrong::Flag),
+];
 
 const AILMENTS: [(&str, Ailment); 7] = [
     ("all", Ailment::All),
@@ -197,8 +213,15 @@ impl<'a> Words<'a> {
 
     fn act(&mut self) -> Result<ClientAct, String> {
         let kind = match self.next() {
-            "join" => return self.node().map(ClientAct::Join),
+            "join" => {
+                let n = self.node()?;
+                return Ok(ClientAct::Join { n, structured: self.has("structured") });
+            }
             "leave" => return Ok(ClientAct::Leave),
+            "goodbye" => return Ok(ClientAct::Goodbye),
+            "mute" => return self.length().map(ClientAct::Mute),
+            "deaf" => return self.length().map(ClientAct::Deaf),
+            "wrong" => return self.wrong(),
             "flush" => {
                 return Ok(ClientAct::Request { kind: RequestKind::Flush, range: (0, 0), fua: false });
             }
@@ -209,12 +232,20 @@ impl<'a> Words<'a> {
             "zero-allocate" => RequestKind::Zero { no_hole: true },
             _ => {
                 return Err(
-                    "expected one of join, leave, read, write, trim, zero, zero-allocate, flush".into()
+                    "expected one of join, leave, goodbye, mute, deaf, wrong, read, write, trim, zero, zero-allocate, flush".into()
                 );
             }
         };
         let range = self.range()?;
         Ok(ClientAct::Request { kind, range, fua: kind != RequestKind::Read && self.has("fua") })
+    }
+
+    fn wrong(&mut self) -> Result<ClientAct, String> {
+        let word = self.next();
+        let Some((_, wrong)) = WRONGS.into_iter().find(|(name, _)| *name == word) else {
+            return Err(format!("expected one of {}", WRONGS.map(|(name, _)| name).join(", ")));
+        };
+        Ok(ClientAct::Wrong(wrong))
     }
 
     fn command(&mut self, n: usize) -> Result<Decision, String> {

@@ -28,8 +28,10 @@ pub(crate) enum Ev {
     MetaDone(usize, u32, u32),
     /// A core's deadline.
     Tick(usize, u32),
-    /// Next piece of a write's payload (machine, process, request).
-    Piece(usize, u32, u32),
+    /// Bytes arrive from a client, or something changed for it (machine, process, connection, bytes).
+    Serve(usize, u32, u32, usize),
+    /// The same at a client (client, connection, bytes).
+    AtClient(usize, u32, usize),
     /// A frame has left (connection, sender).
     Sent(usize, usize),
     /// A piece arrives (connection, sender).
@@ -362,7 +364,8 @@ impl World {
             Ev::DiskDone(n, process, op) => self.disk_done(n, process, op),
             Ev::MetaDone(n, process, op) => self.meta_done(n, process, op),
             Ev::Tick(n, process) => self.tick(n, process),
-            Ev::Piece(n, process, req) => self.payload_piece(n, process, req),
+            Ev::Serve(n, process, number, bytes) => self.serve(n, process, number, bytes),
+            Ev::AtClient(client, number, bytes) => self.at_client(client, number, bytes),
             Ev::Sent(conn, from) => self.sent(conn, from),
             Ev::Arrive(conn, from) => self.arrive(conn, from),
             Ev::Read(n) => self.read(n),
