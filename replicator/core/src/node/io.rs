@@ -155,21 +155,28 @@ impl Node {
         if !self.rotating && self.suspended_since.is_none() {
             let retired = self.undurable.retired();
             let failed = self.io_is_lost();
-            let done: Vec<ReqId> = self.take_flushes(|upto| upto <= retired || failed);
-            moved |= !done.is_empty();
-            for req in done {
-                // A copy whose fdatasync failed promises nothing any more.
-                self.end_request(req, failed.then_some(IoError::Io));
-            }
+            // A copy whose fdatasync failed promises nothing any more.
+            moved |= self.end_flushes(failed.then_some(IoError::Io), |upto| upto <= retired || failed);
         }
         moved
     }
 
-    fn take_flushes(&mut self, mut wanted: impl FnMut(Position) -> bool) -> Vec<ReqId> {
-        let (done, rest): (Vec<_>, Vec<_>) =
-            self.requests.flushes.drain(..).partition(|(_, upto)| wanted(*upto));
-        self.requests.flushes = rest;
-        done.into_iter().map(|(req, _)| req).collect()
+    /// Answers the flushes whose position is wanted; whether there were any.
+    fn end_flushes(&mut self, failed: Option<IoError>, wanted: impl Fn(Position) -> bool) -> bool {
+        // The list is put back with the room that it has: no flush takes memory.
+        let mut flushes = core::mem::take(&mut self.requests.flushes);
+        let before = flushes.len();
+        flushes.retain(|(req, upto)| {
+            let ends = wanted(*upto);
+            if ends {
+                self.end_request(*req, failed);
+            }
+            !ends
+        });
+        let ended = flushes.len() < before;
+        debug_assert!(self.requests.flushes.is_empty(), "a flush came while others were answered");
+        self.requests.flushes = flushes;
+        ended
     }
 
     fn pump_cutting(&mut self) -> bool {
@@ -429,9 +436,7 @@ impl Node {
         for id in self.tasks_where(|task| task.stage == Stage::Suspended) {
             self.fail_task(id);
         }
-        for req in self.take_flushes(|_| true) {
-            self.end_request(req, Some(IoError::Io));
-        }
+        self.end_flushes(Some(IoError::Io), |_| true);
     }
 
     /// Answers every piece that was not admitted yet with EIO.

@@ -104,7 +104,8 @@ impl Node {
 
     /// Regions were cooled: pieces that found the bound reached try again.
     pub(super) fn retry_crowded(&mut self) {
-        for id in core::mem::take(&mut self.stream.crowded) {
+        for _ in 0..self.stream.crowded.len() {
+            let Some(id) = self.stream.crowded.pop_front() else { break };
             self.take_region(id);
         }
     }
