@@ -119,8 +119,16 @@ impl Snapshot {
         self.log.encode(out);
     }
 
-    /// Reads an encoding that must fill `bytes`.
+    /// Reads an encoding that must fill `bytes`. What does not encode to the very same bytes has a field set that its
+    /// kind does not use: a later version may give it a meaning.
     pub fn decode(bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
+        let snapshot = Self::read(bytes)?;
+        let mut again = Vec::with_capacity(bytes.len());
+        snapshot.encode(&mut again);
+        if again == bytes { Ok(snapshot) } else { Err(SnapshotError) }
+    }
+
+    fn read(bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
         let mut r = Reader(bytes);
         let [node, block_shift, role, disk] = r.take::<4>()?;
         let granule_bytes = u32::from_le_bytes(r.take()?);
