@@ -61,6 +61,8 @@ pub struct Handshake {
     out: Vec<u8>,
     offered: Connected,
     export_seen: bool,
+    /// Why this connection is over: nothing is taken any more.
+    failed: Option<ClientError>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -88,11 +90,21 @@ impl Handshake {
             out: Vec::new(),
             offered,
             export_seen: false,
+            failed: None,
         }
     }
 
-    /// Takes bytes of the handshake, never any behind it; returns how many.
+    /// Takes bytes of the handshake, never any behind it; returns how many. An error is the end of it.
     pub fn receive(&mut self, input: &[u8]) -> Result<usize, ClientError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let taken = self.take(input);
+        self.failed = taken.as_ref().err().cloned();
+        taken
+    }
+
+    fn take(&mut self, input: &[u8]) -> Result<usize, ClientError> {
         let mut rest = input;
         while let Some(wanted) = self.wanted_bytes() {
             let missing = wanted.saturating_sub(self.pending.len());

@@ -31,6 +31,7 @@ pub use config::{EngineConfig, Limits, Listener, PeerAddress, ResourceConfig};
 pub use disk::{DeviceFacts, device_facts};
 pub use error::{AttachError, StartError};
 pub use handle::{CommandReply, Engine, EngineHandle, StatusReply, UnknownResource, UpReply};
+pub use link::hello;
 pub use memory::MemoryBudget;
 pub use meta::{create_metadata, read_metadata};
 pub use report::{ClientInfo, MemoryReport, ResourceReport};

@@ -35,7 +35,7 @@ const REJECT: u8 = 3;
 
 /// Who dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
     /// This end connected.
     Dialler,
     /// This end accepted.
@@ -44,26 +44,35 @@ pub(crate) enum Side {
 
 /// What this node says of itself, on every connection.
 #[derive(Clone, Debug)]
-pub(crate) struct Local {
-    pub(crate) cluster: String,
-    pub(crate) secret: [u8; 32],
-    pub(crate) node: NodeId,
-    pub(crate) node_name: String,
-    pub(crate) run_id: u128,
-    pub(crate) boot_id: u128,
+pub struct Local {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// What all nodes of the cluster know, and nobody else.
+    pub secret: [u8; 32],
+    /// This node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// Random number of this process.
+    pub run_id: u128,
+    /// Boot id of this kernel.
+    pub boot_id: u128,
 }
 
 /// A resource and the peer that is expected for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Expected {
-    pub(crate) resource: String,
-    pub(crate) peer: NodeId,
-    pub(crate) peer_name: String,
+pub struct Expected {
+    /// Name of the resource.
+    pub resource: String,
+    /// The peer.
+    pub peer: NodeId,
+    /// Its name.
+    pub peer_name: String,
 }
 
 /// Why the exchange failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum HelloError {
+pub enum HelloError {
     /// Not this protocol, or damaged.
     #[error("what arrived is no hello of Lockstep")]
     Malformed,
@@ -80,15 +89,22 @@ pub(crate) enum HelloError {
 
 /// Outcome of `receive`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
+pub enum Step {
     /// Go on.
     NeedMore,
     /// The peer is proved to be who it says, for this resource. What follows in the input is frames.
-    Done { resource: String, peer: PeerHello, digest_key: [u8; 32] },
+    Done {
+        /// Name of the resource.
+        resource: String,
+        /// Who it is.
+        peer: PeerHello,
+        /// Key of the digests that are compared over this connection.
+        digest_key: [u8; 32],
+    },
 }
 
 /// One exchange.
-pub(crate) struct Hello {
+pub struct Hello {
     side: Side,
     key: [u8; 32],
     local: Local,
@@ -100,6 +116,8 @@ pub(crate) struct Hello {
     theirs: Vec<u8>,
     peer: Option<PeerHello>,
     pending: Vec<u8>,
+    /// Why it is over: nothing is taken any more.
+    failed: Option<HelloError>,
 }
 
 impl fmt::Debug for Hello {
@@ -113,7 +131,7 @@ impl fmt::Debug for Hello {
 
 impl Hello {
     /// The dialling side; appends its first message to `out`. `nonce` is random and never used again.
-    pub(crate) fn dial(local: Local, expected: Expected, nonce: [u8; 32], out: &mut Vec<u8>) -> Self {
+    pub fn dial(local: Local, expected: Expected, nonce: [u8; 32], out: &mut Vec<u8>) -> Self {
         let mut hello = Self::new(Side::Dialler, local, nonce);
         hello.mine = hello.encode(&expected);
         put(out, HELLO, &hello.mine);
@@ -122,19 +140,34 @@ impl Hello {
     }
 
     /// The accepting side, which waits for the other's first message.
-    pub(crate) fn accept(local: Local, nonce: [u8; 32]) -> Self {
+    pub fn accept(local: Local, nonce: [u8; 32]) -> Self {
         Self::new(Side::Acceptor, local, nonce)
     }
 
     fn new(side: Side, local: Local, nonce: [u8; 32]) -> Self {
         let key = blake3::derive_key("lockstep 2026 hello proof v1", &local.secret);
         let (mine, theirs, pending) = (Vec::new(), Vec::new(), Vec::new());
-        Self { side, key, local, expected: None, nonce, mine, theirs, peer: None, pending }
+        let (expected, peer, failed) = (None, None, None);
+        Self { side, key, local, expected, nonce, mine, theirs, peer, pending, failed }
     }
 
     /// Takes bytes; returns how many, and what is next. `find` names the resource's peer, or says why not. On
-    /// an error send what is in `out`, then close.
-    pub(crate) fn receive(
+    /// an error send what is in `out`, then close: the exchange is over, and nobody gets a second try in it.
+    pub fn receive(
+        &mut self,
+        input: &[u8],
+        find: &dyn Fn(&str) -> Result<Expected, String>,
+        out: &mut Vec<u8>,
+    ) -> (usize, Result<Step, HelloError>) {
+        if let Some(error) = &self.failed {
+            return (0, Err(error.clone()));
+        }
+        let (taken, step) = self.take(input, find, out);
+        self.failed = step.as_ref().err().cloned();
+        (taken, step)
+    }
+
+    fn take(
         &mut self,
         input: &[u8],
         find: &dyn Fn(&str) -> Result<Expected, String>,

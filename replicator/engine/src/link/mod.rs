@@ -4,7 +4,7 @@
 //! part. Payload of data frames goes straight into slots; header and payload are always checked against their
 //! checksums.
 
-mod hello;
+pub mod hello;
 
 use lockstep_core::{FRAME_BYTES, Frame, Instant, LinkId, SlotId};
 
