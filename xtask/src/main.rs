@@ -6,6 +6,7 @@
 mod bans;
 mod cited;
 mod e2e;
+mod fuzz;
 mod setup;
 mod shell;
 mod suite;
@@ -28,6 +29,7 @@ usage: cargo xtask COMMAND
   bans                dependencies of the pure crates
   e2e                 the end-to-end tests, in as many rounds as in CI
   sim ARGS            the simulator: run --seed S | replay FILE | swarm --minutes N | seeds N | canary
+  fuzz [TARGETS]      the fuzz targets, each for LOCKSTEP_FUZZ_SECONDS (60); all when none is named
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL and _MOVE, and by LOCKSTEP_SIM_SEEDS.";
@@ -54,6 +56,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["bans"] => bans::bans(),
         ["e2e"] => suite::end_to_end(Extent::Test),
         ["sim", rest @ ..] => suite::sim(rest),
+        ["fuzz", rest @ ..] => fuzz::fuzz(rest),
         ["vm"] => vm::vm(vm::KERNELS),
         ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel]),
         ["bench", rest @ ..] => suite::bench(rest),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::shell::{self, PROFILE, Run, cargo};
-use crate::{bans, e2e, setup, tidy, vm};
+use crate::{bans, e2e, fuzz, setup, tidy, vm};
 
 /// How much of the suite to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,9 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
         for kernel in vm::KERNELS {
             stages.run(&format!("kernel {kernel}"), || vm::vm(&[kernel]));
         }
+    }
+    if extent == Extent::Nightly {
+        stages.run("fuzz", || fuzz::fuzz(&[]));
     }
     stages.finish()
 }

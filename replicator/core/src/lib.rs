@@ -44,6 +44,7 @@ pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind, Syn
 pub use frame::{FRAME_BYTES, Frame, FrameError};
 pub use ids::{CommandId, Instant, LinkId, OpId, Position, ReqId, SlotId};
 pub use node::{Deadline, NewDisk, Node, PEER_TASKS_MAX, TableBounds, declare_wrong};
+pub use overlap::{Mode, Overlap};
 pub use refusal::{Done, IoError, Refusal};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{

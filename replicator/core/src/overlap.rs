@@ -11,9 +11,12 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use lockstep_bitmap::ByteRange;
 
+/// How a range is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub enum Mode {
+    /// Together with others that share it.
     Shared,
+    /// Alone.
     Exclusive,
 }
 
@@ -30,8 +33,9 @@ impl Claim {
     }
 }
 
+/// The lock. It is the core's own; the fuzzer holds it against a model.
 #[derive(Debug, Default)]
-pub(crate) struct Overlap {
+pub struct Overlap {
     holders: Vec<Claim>,
     waiters: VecDeque<Claim>,
 }
@@ -44,7 +48,7 @@ impl Overlap {
     pub(crate) const CLAIM_BYTES: usize = size_of::<Claim>();
 
     /// True if the lock is held now; else `owner` comes out of a later [`Self::release`].
-    pub(crate) fn request(&mut self, owner: u32, range: ByteRange, mode: Mode) -> bool {
+    pub fn request(&mut self, owner: u32, range: ByteRange, mode: Mode) -> bool {
         let start = range.start - range.start % LOCK_BYTES;
         let end = range.end.next_multiple_of(LOCK_BYTES);
         let claim = Claim { range: ByteRange { start, end }, mode, owner };
@@ -58,7 +62,7 @@ impl Overlap {
     }
 
     /// Gives up what `owner` holds or waits for; appends the owners that hold their range from now on.
-    pub(crate) fn release(&mut self, owner: u32, granted: &mut VecDeque<u32>) {
+    pub fn release(&mut self, owner: u32, granted: &mut VecDeque<u32>) {
         let released = if let Some(index) = self.holders.iter().position(|claim| claim.owner == owner) {
             Some(self.holders.swap_remove(index))
         } else if let Some(index) = self.waiters.iter().position(|claim| claim.owner == owner) {

@@ -1,0 +1,371 @@
+//! NBD, both sides of the wire: negotiation, requests, and what a client is told.
+//!
+//! Asserted: no machine takes more than it was given; how the stream is cut does not matter, to the byte at which it is
+//! over; memory grows only with bytes that arrived; a session that refused something takes nothing more; a request
+//! that is let through is inside of what was offered, and is refused exactly when the specification says so.
+
+use lockstep_counting::measure;
+use lockstep_nbd::client::{ClientError, Connected, Handshake, Reply, next_reply};
+use lockstep_nbd::{
+    BlockSizes, Command, ExportDirectory, ExportInfo, HandshakeError, Limits, Lookup, NbdError, Negotiation,
+    PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser, Step, Transmission,
+};
+
+use crate::input::{Cuts, Input};
+
+const OPTION_MAGIC: &[u8] = b"IHAVEOPT";
+const REQUEST_MAGIC: [u8; 4] = 0x2560_9513_u32.to_be_bytes();
+/// Memory that a machine may hold before anything arrived.
+const FIXED_BYTES: u64 = 2048;
+
+/// Three exports: one to serve, one refused, one that is ready when asked for the second time.
+struct Directory {
+    asked: std::cell::Cell<u32>,
+}
+
+fn export() -> ExportInfo {
+    ExportInfo {
+        name: "v0".into(),
+        description: "a volume".into(),
+        size_bytes: 1 << 20,
+        read_only: false,
+        block: BlockSizes { min: 512, preferred: 4096, max: 1 << 20 },
+        rotational: false,
+        multi_conn: true,
+    }
+}
+
+impl ExportDirectory for Directory {
+    fn list(&self) -> Vec<String> {
+        vec!["v0".into(), "standby".into()]
+    }
+
+    fn find(&self, name: &str) -> Lookup {
+        self.asked.set(self.asked.get() + 1);
+        match name {
+            "v0" | "" => Lookup::Found(export()),
+            "standby" => Lookup::Refused { reason: "this node is Secondary".into() },
+            "later" if self.asked.get() % 2 == 1 => Lookup::NotReady,
+            "later" => Lookup::Found(export()),
+            _ => Lookup::Unknown,
+        }
+    }
+}
+
+/// How a handshake came to its end.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Hungry,
+    Closed,
+    Refused(HandshakeError),
+    /// What was agreed, and at which byte the requests begin.
+    Agreed(Transmission, usize),
+}
+
+/// Runs a handshake over a stream that arrives in chunks.
+fn shake(stream: &[u8], mut cuts: Cuts) -> (Vec<u8>, End) {
+    let mut machine = Negotiation::new(Limits::default());
+    let directory = Directory { asked: 0.into() };
+    let (mut output, mut taken, mut arrived) = (Vec::new(), 0, 0_usize);
+    loop {
+        let offered = &stream[taken..arrived];
+        let consumed = match machine.receive(offered) {
+            Ok(consumed) => consumed,
+            Err(error) => {
+                assert_eq!(machine.receive(&stream[taken..]), Err(error), "goes on after a refusal");
+                return (output, End::Refused(error));
+            }
+        };
+        assert!(consumed <= offered.len(), "takes more than it was given");
+        taken += consumed;
+        let said = output.len();
+        match machine.poll(&directory, &mut output) {
+            Step::NeedMore if consumed > 0 || output.len() > said => {}
+            Step::NeedMore if arrived == stream.len() => return (output, End::Hungry),
+            Step::NeedMore => arrived = arrived.saturating_add(cuts.next()).min(stream.len()),
+            Step::Hold { name } => assert_eq!(name, "later"),
+            Step::Close => {
+                assert_eq!(machine.receive(&stream[taken..]), Ok(0), "takes input after its end");
+                return (output, End::Closed);
+            }
+            Step::Transmission(agreed) => {
+                assert_eq!(machine.receive(&stream[taken..]), Ok(0), "takes bytes of requests");
+                return (output, End::Agreed(agreed, taken));
+            }
+        }
+    }
+}
+
+/// A stream of mostly good options, from choices.
+fn options(input: &mut Input<'_>) -> Vec<u8> {
+    let mut stream = vec![0, 0, 0, input.one_of(&[3, 3, 3, 1, 2, 0, 7])];
+    while !input.is_empty() && stream.len() < 16 << 10 {
+        let number = input.one_of(&[7, 7, 6, 3, 8, 1, 2, 5, 9, 10, 200]);
+        let name = input.one_of(&["v0", "standby", "later", "", "none", "v\0"]);
+        let data = match input.below(5) {
+            0 => Vec::new(),
+            1 => name.as_bytes().to_vec(),
+            2 => input.bytes(20).to_vec(),
+            _ => {
+                let length = (name.len() as u32).wrapping_add(input.one_of(&[0, 0, 0, 0, 1, 255]));
+                let mut data = length.to_be_bytes().to_vec();
+                data.extend(name.as_bytes());
+                let infos = input.below(4) as u16;
+                data.extend(infos.to_be_bytes());
+                (0..infos).for_each(|_| data.extend([0, input.one_of(&[0, 1, 2, 3, 9])]));
+                data
+            }
+        };
+        let length = match input.below(16) {
+            0 => input.u32(),
+            1 => 16 << 10,
+            _ => data.len() as u32,
+        };
+        stream.extend(OPTION_MAGIC);
+        stream.extend(u32::from(number as u8).to_be_bytes());
+        stream.extend(length.to_be_bytes());
+        stream.extend(data);
+    }
+    stream
+}
+
+/// The server's handshake over any stream.
+pub(crate) fn negotiation(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (made, falling) = (input.flag(), input.u8());
+    let stream = if made { options(&mut input) } else { input.rest().to_vec() };
+    let (whole, usage) = measure(|| shake(&stream, Cuts::Whole));
+    let bound = FIXED_BYTES + 4 * (stream.len() + whole.0.len()) as u64;
+    assert!(usage.peak_bytes <= bound, "{usage:?} for {} bytes", stream.len());
+    for cuts in [Cuts::Bytewise, Cuts::Falling(falling)] {
+        assert_eq!(shake(&stream, cuts), whole, "{cuts:?}");
+    }
+}
+
+/// An export, and whether reads are answered in chunks.
+fn any_export(input: &mut Input<'_>) -> (ExportInfo, bool) {
+    let min = 1_u32 << input.below(13);
+    let preferred = (512 << input.below(6)).max(min);
+    let max = preferred.saturating_mul(1 + u32::from(input.u8())).min(PAYLOAD_BYTES_MAX / min * min);
+    let block = BlockSizes { min, preferred, max: max.max(preferred) };
+    let size_bytes = u64::from(input.u32()) * u64::from(min) * if input.flag() { 1 << 20 } else { 1 };
+    (ExportInfo { size_bytes, block, read_only: input.below(4) == 0, ..export() }, input.flag())
+}
+
+/// Headers that are mostly good, each followed by nothing: payloads are the caller's part.
+fn headers(input: &mut Input<'_>, export: &ExportInfo) -> Vec<u8> {
+    let mut stream = Vec::new();
+    while !input.is_empty() && stream.len() < 8 << 10 {
+        let magic = if input.below(32) == 31 { input.array() } else { REQUEST_MAGIC };
+        stream.extend(magic);
+        let flags = input.one_of(&[0, 0, 0, 1, 2, 4, 3, 5, 8, 16]);
+        stream.extend([0, flags, 0, input.one_of(&[0, 1, 1, 2, 3, 4, 5, 6, 7, 9])]);
+        stream.extend(input.array::<8>());
+        let offset = match input.below(4) {
+            0 => input.u64(),
+            1 => export.size_bytes.wrapping_sub(u64::from(input.u16()) * u64::from(export.block.min)),
+            _ => u64::from(input.u32()) * u64::from(export.block.min) % (export.size_bytes + 1),
+        };
+        let length = match input.below(4) {
+            0 => input.u32(),
+            1 => export.block.max.wrapping_add(u32::from(input.u8())),
+            _ => u32::from(input.u8()) * export.block.min,
+        };
+        stream.extend(offset.to_be_bytes());
+        stream.extend(length.to_be_bytes());
+    }
+    stream
+}
+
+/// Requests to any export.
+pub(crate) fn transmission(data: &[u8]) {
+    let mut input = Input::new(data);
+    let made = input.flag();
+    let (export, structured) = any_export(&mut input);
+    let stream = if made { headers(&mut input, &export) } else { input.rest().to_vec() };
+    let parser = RequestParser::new(&export, structured);
+    let mut rest = stream.as_slice();
+    loop {
+        let header = &rest[..rest.len().min(REQUEST_HEADER_BYTES)];
+        let (parsed, usage) = measure(|| parser.next(rest));
+        assert_eq!(usage.allocations, 0, "a request takes memory");
+        assert_eq!(parser.next(header), parsed, "looks behind its header");
+        for cut in 0..header.len().min(REQUEST_HEADER_BYTES - 1) {
+            assert_eq!(parser.next(&header[..cut]), Parsed::NeedMore);
+        }
+        let (consumed, payload) = match parsed {
+            Parsed::NeedMore => return assert!(header.len() < REQUEST_HEADER_BYTES),
+            Parsed::Fatal(_) => {
+                let too_long = header[..4] == REQUEST_MAGIC && header[6..8] == [0, 1];
+                return assert!(header[..4] != REQUEST_MAGIC || too_long);
+            }
+            Parsed::Request { consumed, request } => {
+                assert_eq!(refused(header, &export, structured), None, "{request:?} is let through");
+                check_request(&request, header, &parser);
+                (consumed, u64::from(request.payload_bytes()))
+            }
+            Parsed::Invalid { consumed, cookie, error, payload_to_skip, reply } => {
+                assert_eq!(refused(header, &export, structured), Some(error), "{header:?}");
+                assert_eq!(header[8..16], cookie.to_be_bytes());
+                check_refusal(reply.as_bytes(), (cookie, error));
+                (consumed, payload_to_skip)
+            }
+        };
+        assert_eq!(consumed, REQUEST_HEADER_BYTES);
+        assert!(payload <= u64::from(PAYLOAD_BYTES_MAX), "more payload than may be thrown away");
+        // In a made stream there is no payload to be skipped.
+        let skipped = if made { 0 } else { payload };
+        let Some(after) = rest.get(consumed + skipped as usize..) else { return };
+        rest = after;
+    }
+}
+
+/// What is let through comes out the same when it is encoded again.
+fn check_request(request: &Request, header: &[u8], parser: &RequestParser) {
+    let again = parser.next(&request.encode());
+    assert_eq!(again, Parsed::Request { consumed: REQUEST_HEADER_BYTES, request: *request });
+    if request.command != Command::Disconnect {
+        assert_eq!(request.encode(), header);
+    }
+}
+
+/// The client's parser understands the server's refusal, whole or in any part.
+fn check_refusal(reply: &[u8], expected: (u64, NbdError)) {
+    for cut in 0..reply.len() {
+        assert_eq!(next_reply(&reply[..cut]), Reply::NeedMore);
+    }
+    match next_reply(reply) {
+        Reply::Simple { consumed, cookie, error } => {
+            assert_eq!((consumed, cookie, error), (reply.len(), expected.0, Some(expected.1)));
+        }
+        Reply::Failed { consumed, cookie, error, done, .. } => {
+            assert_eq!((consumed, cookie, error, done), (reply.len(), expected.0, expected.1, true));
+        }
+        other => panic!("{other:?} is no refusal"),
+    }
+}
+
+/// The specification's answer, written down once more from the bytes.
+fn refused(header: &[u8], export: &ExportInfo, structured: bool) -> Option<NbdError> {
+    let field = |from: usize, to: usize| header[from..to].iter().fold(0_u64, |n, b| n << 8 | u64::from(*b));
+    let (flags, command, offset, length) = (field(4, 6), field(6, 8), field(16, 24), field(24, 28));
+    const FUA: u64 = 1;
+    const NO_HOLE: u64 = 2;
+    const DF: u64 = 4;
+    let (read, write, disconnect, flush, trim, zeroes) = (0, 1, 2, 3, 4, 6);
+    if command == disconnect {
+        return None;
+    }
+    let mut allowed = FUA;
+    allowed |= if command == read && structured { DF } else { 0 };
+    allowed |= if command == zeroes { NO_HOLE } else { 0 };
+    if command > zeroes || flags & !allowed != 0 {
+        return Some(NbdError::Invalid);
+    }
+    if export.read_only && [write, trim, zeroes].contains(&command) {
+        return Some(NbdError::NotPermitted);
+    }
+    if command == flush {
+        return (offset != 0 || length != 0).then_some(NbdError::Invalid);
+    }
+    let min = u64::from(export.block.min);
+    if length == 0 || offset % min != 0 || length % min != 0 {
+        return Some(NbdError::Invalid);
+    }
+    if u128::from(offset) + u128::from(length) > u128::from(export.size_bytes) {
+        return Some(if [write, zeroes].contains(&command) { NbdError::NoSpace } else { NbdError::Invalid });
+    }
+    let too_long = length > u64::from(export.block.max);
+    match command {
+        _ if !too_long => None,
+        0 => Some(NbdError::Overflow),
+        1 => Some(NbdError::Invalid),
+        _ => None,
+    }
+}
+
+/// What a client's handshake came to: what it said, and the offer and its end, or the error.
+type Heard = (Vec<u8>, Result<Option<(Connected, usize)>, ClientError>);
+
+/// Runs the client's handshake over what a server says, which arrives in chunks.
+fn hear(stream: &[u8], structured: bool, mut cuts: Cuts) -> Heard {
+    let mut client = Handshake::new("v0", structured);
+    let (mut said, mut taken, mut arrived) = (Vec::new(), 0, 0_usize);
+    while arrived < stream.len() {
+        arrived = arrived.saturating_add(cuts.next()).min(stream.len());
+        match client.receive(&stream[taken..arrived]) {
+            Ok(consumed) => taken += consumed,
+            Err(error) => {
+                said.extend(client.take_output());
+                assert_eq!(client.receive(&stream[taken..]), Err(error.clone()), "goes on after a refusal");
+                assert!(client.connected().is_none());
+                return (said, Err(error));
+            }
+        }
+        assert!(taken <= arrived, "takes more than it was given");
+        said.extend(client.take_output());
+    }
+    (said, Ok(client.connected().map(|offer| (offer.clone(), taken))))
+}
+
+/// What a server says in a handshake, mostly good.
+fn server_words(input: &mut Input<'_>) -> Vec<u8> {
+    let mut stream = b"NBDMAGICIHAVEOPT\0".to_vec();
+    stream.push(input.one_of(&[3, 3, 3, 1, 0]));
+    while !input.is_empty() && stream.len() < 16 << 10 {
+        let (mut option, mut kind) = (input.one_of(&[7_u32, 7, 8, 6]), input.one_of(&[1_u32, 3, 3, 2]));
+        if input.below(8) == 0 {
+            (option, kind) = (input.u32(), input.u32() | 1 << 31);
+        }
+        let data = match input.below(4) {
+            0 => Vec::new(),
+            1 => [&[0, 0][..], &input.array::<10>()].concat(),
+            2 => [&[0, 3][..], &input.array::<12>()].concat(),
+            _ => input.bytes(24).to_vec(),
+        };
+        stream.extend(0x0003_e889_0455_65a9_u64.to_be_bytes());
+        stream.extend(option.to_be_bytes());
+        stream.extend(kind.to_be_bytes());
+        stream.extend((data.len() as u32).to_be_bytes());
+        stream.extend(data);
+    }
+    stream
+}
+
+/// The client's side: handshake and replies of any server.
+pub(crate) fn client(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (made, structured, falling) = (input.flag(), input.flag(), input.u8());
+    let stream = if made { server_words(&mut input) } else { input.rest().to_vec() };
+    let (whole, usage) = measure(|| hear(&stream, structured, Cuts::Whole));
+    let bound = FIXED_BYTES + 8 * (stream.len() + whole.0.len()) as u64;
+    assert!(usage.peak_bytes <= bound, "{usage:?} for {} bytes", stream.len());
+    for cuts in [Cuts::Bytewise, Cuts::Falling(falling)] {
+        assert_eq!(hear(&stream, structured, cuts), whole, "{cuts:?}");
+    }
+    replies(&stream);
+    for magic in [0x6744_6698_u32, 0x668e_33ef] {
+        replies(&[&magic.to_be_bytes()[..], &stream].concat());
+    }
+}
+
+/// Reads replies until the stream cannot be followed or ends; data is skipped.
+fn replies(mut stream: &[u8]) {
+    loop {
+        let (reply, usage) = measure(|| next_reply(stream));
+        assert!(usage.peak_bytes <= FIXED_BYTES + 4 * stream.len() as u64, "{usage:?}");
+        let (consumed, data) = match reply {
+            Reply::NeedMore | Reply::Bad(_) => return,
+            Reply::Data { consumed, length, .. } => (consumed, length as usize),
+            Reply::Simple { consumed, .. }
+            | Reply::Hole { consumed, .. }
+            | Reply::Failed { consumed, .. }
+            | Reply::Done { consumed, .. } => (consumed, 0),
+        };
+        assert_eq!(next_reply(&stream[..consumed]), reply, "looks behind its end");
+        let first = &stream[..consumed - 1];
+        assert!(matches!(next_reply(first), Reply::NeedMore), "needs less than it takes");
+        let Some(rest) = stream.get(consumed + data..) else { return };
+        stream = rest;
+    }
+}
