@@ -94,8 +94,11 @@ pub(crate) fn end_to_end(extent: Extent) -> Result<()> {
 
 /// The simulator with these arguments.
 pub(crate) fn sim(arguments: &[&str]) -> Result<()> {
-    let features: &[&str] =
-        if arguments.first() == Some(&"canary") { &["--features", "canary"] } else { &[] };
+    let features: &[&str] = if arguments.first() == Some(&"canary") || arguments.contains(&"--planted") {
+        &["--features", "canary"]
+    } else {
+        &[]
+    };
     let run = cargo().args(["run", "--profile", PROFILE, "--package", "lockstep-sim"]).args(features);
     run.args(["--"]).args(arguments).status()
 }

@@ -32,22 +32,31 @@ pub fn canary(name: Option<&str>, seeds: Option<u64>) -> Result<u64, String> {
     let missed = found.iter().filter(|found| found.outcome.is_none()).count() as u64;
     let runs: u64 = found.iter().map(|found| found.runs).sum();
     let false_alarms = false_alarms(&found);
+    let missed_by_kept = if name.is_none() { crate::kept::missed()? } else { 0 };
     println!(
         "{} of {} found, {runs} runs, {false_alarms} false alarms, {:.0} s",
         found.len() as u64 - missed,
         found.len(),
         began.elapsed().as_secs_f64()
     );
-    Ok(missed + false_alarms)
+    Ok(missed + false_alarms + missed_by_kept)
 }
 
 /// Runs one seed with a bug planted, with its log.
 pub fn canary_seed(name: &str, seed: u64) -> Result<Outcome, String> {
     let [bug] = named(Some(name))?[..] else { return Err(format!("{name} is not one bug")) };
     plant(Some(bug));
-    let outcome = run_setup(aimed(bug, seed), true);
+    let mut outcome = run_setup(aimed(bug, seed), true);
     plant(None);
+    outcome.scenario.canary = Some(name.to_string());
     Ok(outcome)
+}
+
+/// Plants the bug of this name for the whole process.
+pub fn plant_named(name: &str) -> Result<(), String> {
+    let [bug] = named(Some(name))?[..] else { return Err(format!("{name} is not one bug")) };
+    plant(Some(bug));
+    Ok(())
 }
 
 fn named(name: Option<&str>) -> Result<Vec<Bug>, String> {

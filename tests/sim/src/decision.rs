@@ -180,6 +180,19 @@ pub(crate) enum When {
     After(u64),
 }
 
+impl Decision {
+    /// It takes a node's disk away, or makes it fail.
+    pub(crate) fn is_of_disks(&self) -> bool {
+        matches!(
+            self,
+            Decision::Boot { disk: false, .. }
+                | Decision::Command(_, Command::Detach)
+                | Decision::Attach { .. }
+                | Decision::Fault(Fault::Trouble { .. } | Fault::Hang { .. })
+        )
+    }
+}
+
 /// A decision and when it takes effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {

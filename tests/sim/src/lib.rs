@@ -24,6 +24,7 @@ mod ghost;
 mod host;
 mod image;
 mod inspect;
+mod kept;
 mod net;
 mod operator;
 mod prng;
@@ -32,6 +33,7 @@ mod script;
 mod serving;
 mod session;
 mod setup;
+mod shrink;
 mod socket;
 mod trouble;
 mod wire;
@@ -39,8 +41,10 @@ mod words;
 mod world;
 
 #[cfg(feature = "canary")]
-pub use canary::{canary, canary_seed};
+pub use canary::{canary, canary_seed, plant_named};
+pub use kept::kept;
 pub use script::Scenario;
+pub use shrink::shrink;
 pub use world::Violation;
 
 use std::cell::RefCell;
@@ -93,6 +97,7 @@ pub fn replay(scenario: &Scenario, log: bool, until_ns: u64) -> Outcome {
     world.until_ns = until_ns;
     let mut outcome = run_world(world);
     outcome.scenario.comment.clone_from(&scenario.comment);
+    outcome.scenario.canary.clone_from(&scenario.canary);
     outcome
 }
 
@@ -109,7 +114,7 @@ fn run_world(mut world: world::World) -> Outcome {
     let lines = std::mem::take(&mut world.script);
     Outcome {
         seed: world.setup.seed,
-        scenario: Scenario { setup: world.setup.clone(), lines, comment: String::new() },
+        scenario: Scenario { setup: world.setup.clone(), lines, canary: None, comment: String::new() },
         violation: world.violation.take(),
         trace: world.trace,
         events,

@@ -1,16 +1,18 @@
 //! Command line of the simulator.
 
-use lockstep_sim::{Outcome, Scenario, catch_panics, replay, run, run_seeds};
+use lockstep_sim::{Outcome, Scenario, catch_panics, replay, run, run_seeds, shrink};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
 usage: lockstep-sim run --seed S [--log] [-o FILE.scn]
-       lockstep-sim replay FILE.scn [--log] [--until SECONDS]
+       lockstep-sim replay FILE.scn [--log] [--until SECONDS] [--planted]
+       lockstep-sim shrink FILE.scn|--seed S -o FILE.scn [--planted]
        lockstep-sim seeds N [--start S]
        lockstep-sim swarm --minutes N [--start S]
        lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)
+--planted plants the bug that the file names, in a build with the feature `canary`.
 A run that breaks a promise is written to target/sim/SEED.scn.";
 
 /// First seed of a swarm, away from those of the tests.
@@ -64,12 +66,24 @@ fn dispatch(args: &Args) -> Result<u64, String> {
             Ok(one(&outcome))
         }
         Some(&"replay") => {
-            let scenario = read(args.value("replay")?.ok_or(USAGE)?)?;
+            let scenario = read(args.value("replay")?.ok_or(USAGE)?, args.has("--planted"))?;
             let until_ns = match args.value("--until")? {
                 Some(text) => seconds(text).ok_or(format!("--until: `{text}` is no number of seconds"))?,
                 None => u64::MAX,
             };
             Ok(one(&replay(&scenario, log, until_ns)))
+        }
+        Some(&"shrink") => {
+            let outcome = match args.number("--seed")? {
+                Some(seed) => run(seed, false),
+                None => {
+                    let file = args.value("shrink")?.ok_or(USAGE)?;
+                    replay(&read(file, args.has("--planted"))?, false, u64::MAX)
+                }
+            };
+            let file = args.value("-o")?.ok_or("-o FILE.scn is needed")?;
+            write(Path::new(file), &shrink(&outcome, |step| eprintln!("{step}"))?)?;
+            Ok(0)
         }
         Some(&"seeds") => {
             let (count, start) = (args.needed("seeds")?, args.number("--start")?.unwrap_or(0));
@@ -86,9 +100,23 @@ fn dispatch(args: &Args) -> Result<u64, String> {
     }
 }
 
-fn read(file: &str) -> Result<Scenario, String> {
+fn read(file: &str, planted: bool) -> Result<Scenario, String> {
     let text = std::fs::read_to_string(file).map_err(|why| format!("cannot read {file}: {why}"))?;
-    Scenario::parse(&text).map_err(|why| format!("{file}: {why}"))
+    let scenario = Scenario::parse(&text).map_err(|why| format!("{file}: {why}"))?;
+    if planted {
+        plant(scenario.canary().ok_or(format!("{file} has no line `canary = NAME`"))?)?;
+    }
+    Ok(scenario)
+}
+
+#[cfg(feature = "canary")]
+fn plant(name: &str) -> Result<(), String> {
+    lockstep_sim::plant_named(name)
+}
+
+#[cfg(not(feature = "canary"))]
+fn plant(name: &str) -> Result<(), String> {
+    Err(format!("{name} cannot be planted in this build; use `cargo xtask sim`, which builds what it needs"))
 }
 
 fn write(file: &Path, scenario: &Scenario) -> Result<(), String> {
@@ -126,9 +154,13 @@ fn report(outcome: &Outcome) {
     let seed = outcome.seed;
     println!("seed {seed} violates {} at {:.6} s: {}", v.check, v.at_ns as f64 / 1e9, v.what);
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    let file = target.join("sim").join(format!("{seed}.scn"));
+    let (name, planted) = match outcome.scenario.canary() {
+        Some(bug) => (format!("{bug}-{seed}.scn"), " --planted"),
+        None => (format!("{seed}.scn"), ""),
+    };
+    let file = target.join("sim").join(name);
     match write(&file, &outcome.scenario) {
-        Ok(()) => println!("    cargo xtask sim replay {} --log", file.display()),
+        Ok(()) => println!("    cargo xtask sim replay {} --log{planted}", file.display()),
         Err(why) => println!("    cargo xtask sim run --seed {seed} --log    # {why}"),
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! # Comments. First the setup, as far as it is not plain; then decisions, each with its moment in seconds.
 //! seed = 42
+//! canary = ack-before-peer
 //! sectors = 4096
 //! 0.000000000 boot 0
 //! 0.001000000 boot 1 no-disk
@@ -11,6 +12,8 @@
 //! 0.070000000 client 0 write 128 +8 fua
 //! 0.080000000 fault power 1
 //! ```
+//!
+//! `canary` names the planted bug that it must find, see `bitmap/src/canary.rs`.
 //!
 //! The words of each kind of decision are in `words.rs`.
 
@@ -26,6 +29,8 @@ pub struct Scenario {
     pub(crate) setup: Setup,
     /// Decisions, by time.
     pub(crate) lines: Vec<Line>,
+    /// The planted bug that it must find.
+    pub(crate) canary: Option<String>,
     /// The comment at the top, for people; kept as it is.
     pub(crate) comment: String,
 }
@@ -33,7 +38,8 @@ pub struct Scenario {
 impl Scenario {
     /// Reads a file; says which line is wrong and what was expected.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut scenario = Scenario { setup: Setup::plain(), lines: Vec::new(), comment: String::new() };
+        let mut scenario =
+            Scenario { setup: Setup::plain(), lines: Vec::new(), canary: None, comment: String::new() };
         for (number, line) in (1..).zip(text.lines()) {
             scenario.take(line).map_err(|why| format!("line {number}: {why}: `{line}`"))?;
         }
@@ -67,6 +73,10 @@ impl Scenario {
         if !self.lines.is_empty() {
             return Err("the setup comes before the decisions".into());
         }
+        if name == "canary" {
+            self.canary = Some(value.to_string());
+            return Ok(());
+        }
         let mut fields = self.setup.fields();
         let Some((_, field)) = fields.iter_mut().find(|(known, _)| *known == name) else {
             let known: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
@@ -78,6 +88,9 @@ impl Scenario {
     /// As text that [`Self::parse`] reads.
     pub fn show(&self) -> String {
         let mut out = self.comment.clone();
+        if let Some(bug) = &self.canary {
+            out += &format!("canary = {bug}\n");
+        }
         let (mut plain, mut setup) = (Setup::plain(), self.setup.clone());
         for ((name, plain), (_, value)) in plain.fields().into_iter().zip(setup.fields()) {
             if plain.show() != value.show() {
@@ -89,6 +102,20 @@ impl Scenario {
             out += &format!("{seconds}.{ns:09} {}\n", words::show(&line.what));
         }
         out
+    }
+
+    /// The planted bug that it must find, if there is one.
+    pub fn canary(&self) -> Option<&str> {
+        self.canary.as_deref()
+    }
+
+    /// The same decisions with other draws of latencies and damage: eight, of which the first is this one.
+    pub fn environments(&self) -> impl Iterator<Item = Scenario> {
+        (0..8).map(|salt| {
+            let mut other = self.clone();
+            other.setup.seed = other.setup.seed.wrapping_add(salt);
+            other
+        })
     }
 
     /// How many decisions it has.

@@ -270,7 +270,10 @@ impl World {
 
     /// A run whose decisions are given.
     pub(crate) fn replayed(scenario: &Scenario, log: bool) -> Self {
-        let mut world = Self::new(scenario.setup.clone(), true, log);
+        let mut setup = scenario.setup.clone();
+        // Where disks fail somebody looks after them.
+        setup.faults.disk |= scenario.lines.iter().any(|line| line.what.is_of_disks());
+        let mut world = Self::new(setup, true, log);
         for line in &scenario.lines {
             world.propose(line.at_ns, line.what.clone());
         }
