@@ -394,10 +394,11 @@ impl Storage {
                 push(Op::Read { fd: fd(), span: range.span, offset: range.offset });
             }
             (Mode::Direct, Work::Write { range, fua }) => {
-                push(Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync: *fua });
+                let dsync = disk.take_dsync(fua);
+                push(Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync });
             }
-            (Mode::Buffered, Work::Write { range, fua: true }) => {
-                *left = 1;
+            (Mode::Buffered, Work::Write { range, fua: fua @ true }) => {
+                (*fua, *left) = (false, 1);
                 let write = Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync: true };
                 self.push_sync(io, job, write);
             }
@@ -462,9 +463,9 @@ impl Storage {
         }
         let span = io.arena().zeroes(*len);
         entry.left = 1;
-        let write = Op::Write { fd: Rc::clone(&disk.fd), span, offset: *offset, dsync: *fua };
-        // The write is durable by itself if it must be.
-        if std::mem::take(fua) {
+        let dsync = disk.take_dsync(fua);
+        let write = Op::Write { fd: Rc::clone(&disk.fd), span, offset: *offset, dsync };
+        if dsync {
             self.push_sync(io, job, write);
         } else {
             push_to(io, disk.may_block, Token::Storage { resource: self.resource, job }, write);
@@ -485,10 +486,13 @@ impl Storage {
                 let zeroes = Span::of_volume(range.span.slot, *offset, *len);
                 io.arena().bytes_mut(zeroes).fill(0);
                 let (fd, span, offset) = (Rc::clone(&disk.fd), range.span, range.offset);
-                push_to(io, disk.may_block, token, Op::Write { fd, span, offset, dsync: *fua });
+                let dsync = disk.take_dsync(fua);
+                push_to(io, disk.may_block, token, Op::Write { fd, span, offset, dsync });
                 true
             }
-            Work::Zero { fua: fua @ true, .. } => {
+            Work::Write { fua: fua @ true, .. }
+            | Work::Zero { fua: fua @ true, .. }
+            | Work::ZeroEdges { fua: fua @ true, .. } => {
                 *fua = false;
                 entry.left = 1;
                 let sync = Op::Datasync { fd: Rc::clone(&disk.fd) };

@@ -50,6 +50,8 @@ pub(crate) struct OpenDisk {
     pub(crate) granule_bytes: u32,
     /// Submitting an operation may wait for the device: that is for the kernel's threads.
     pub(crate) may_block: bool,
+    /// RWF_DSYNC makes a write durable; otherwise an fdatasync behind it does.
+    pub(crate) keeps_dsync: bool,
 }
 
 /// A disk in use by a shard.
@@ -61,6 +63,7 @@ pub(crate) struct Disk {
     pub(crate) size_bytes: u64,
     pub(crate) granule_bytes: u32,
     pub(crate) may_block: bool,
+    pub(crate) keeps_dsync: bool,
     /// Not yet refused.
     pub(crate) can_punch: bool,
     pub(crate) can_zero_range: bool,
@@ -75,6 +78,7 @@ impl From<OpenDisk> for Disk {
             size_bytes: open.size_bytes,
             granule_bytes: open.granule_bytes,
             may_block: open.may_block,
+            keeps_dsync: open.keeps_dsync,
             can_punch: true,
             can_zero_range: true,
         }
@@ -86,6 +90,12 @@ impl Disk {
     /// boot.
     pub(crate) fn survives_process_death(&self) -> bool {
         self.mode != Mode::Buffered
+    }
+
+    /// For a write that must be durable (`fua`): whether to say so in the write itself. Where that does nothing, `fua`
+    /// stays set: what makes it durable is still to be done.
+    pub(crate) fn take_dsync(&self, fua: &mut bool) -> bool {
+        self.keeps_dsync && std::mem::take(fua)
     }
 
     /// In words, for reports.
@@ -106,7 +116,8 @@ const GRANULE_BYTES_MAX: u32 = 4096;
 const MEMORY_MAGICS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// From linux/magic.h. With a dozen requests under way FUSE makes whoever submits the next one wait, although
-/// it was asked not to: one slow disk would hold up every resource, and the heartbeats.
+/// it was asked not to: one slow disk would hold up every resource, and the heartbeats. And it forgets RWF_DSYNC of a
+/// write with O_DIRECT that it completes later, as those of the ring are.
 const FUSE_MAGIC: i64 = 0x6573_5546;
 
 /// Opens and locks a disk. Waits up to `lock_wait` for a predecessor whose last request is still ending.
@@ -137,8 +148,15 @@ fn open_block(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenD
         let error = io::Error::other(format!("logical blocks of {granule_bytes} bytes are not supported"));
         return Err(AttachError::io(path, error));
     }
-    let (fd, mode, is_block, may_block) = (file.into(), Mode::Direct, true, false);
-    Ok(OpenDisk { fd, mode, is_block, size_bytes, granule_bytes, may_block })
+    Ok(OpenDisk {
+        fd: file.into(),
+        mode: Mode::Direct,
+        is_block: true,
+        size_bytes,
+        granule_bytes,
+        may_block: false,
+        keeps_dsync: true,
+    })
 }
 
 fn open_file(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
@@ -156,13 +174,15 @@ fn open_file(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDi
     };
     retry(path, lock_wait, || lock(&file))?;
     let size_bytes = size_of(&mut file).map_err(failed)?;
+    let is_fuse = rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == FUSE_MAGIC);
     let mut disk = OpenDisk {
         fd: file.into(),
         mode: if in_memory { Mode::Memory } else { Mode::Buffered },
         is_block: false,
         size_bytes,
         granule_bytes: GRANULE_BYTES_MIN,
-        may_block: rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == FUSE_MAGIC),
+        may_block: is_fuse,
+        keeps_dsync: !(is_fuse && direct_granule.is_some()),
     };
     match direct_granule {
         Some(granule_bytes) if size_bytes.is_multiple_of(u64::from(granule_bytes)) => {

@@ -51,6 +51,7 @@ fn buffered(path: &Path) -> disk::OpenDisk {
         size_bytes,
         granule_bytes: 512,
         may_block: false,
+        keeps_dsync: true,
     }
 }
 
@@ -224,6 +225,29 @@ fn syncs_through_the_page_cache_are_reported_one_after_the_other() {
     assert_eq!(b.finish(), (flush, Ok(()), None));
     assert_eq!(b.finish(), (zero, Ok(()), None));
     assert!(b.storage.is_idle());
+}
+
+/// D2, where the kernel does nothing for RWF_DSYNC: an fdatasync that begins behind the write makes it durable.
+#[test]
+fn on_a_disk_that_forgets_dsync_a_write_with_fua_ends_with_its_fdatasync() {
+    for is_write in [true, false] {
+        let mut b = bench(Mode::Direct);
+        b.storage.disk.as_mut().unwrap().keeps_dsync = false;
+        b.spoil = |op| {
+            assert!(!matches!(op, Op::Write { dsync: true, .. }), "it asked for what it does not get");
+            matches!(op, Op::Datasync { .. }).then(io_error)?
+        };
+        let op = b.op();
+        if is_write {
+            let slot = b.io.arena().take(POOL, 8192, 8192).unwrap();
+            b.io.arena().bytes_mut(Span::of_volume(slot, 8192, 8192)).fill(7);
+            b.storage.write(&mut b.io, op, 8192, 8192, slot, true);
+        } else {
+            b.storage.zero(&mut b.io, op, 5000, 7, false, true);
+        }
+        assert_eq!(b.finish(), (op, Err(DiskError::Sync), None), "it did not wait for an fdatasync");
+        assert_eq!((b.content()[5000] == 0, b.content()[8192] == 7), (!is_write, is_write));
+    }
 }
 
 #[test]
