@@ -32,7 +32,7 @@ usage: cargo xtask COMMAND
   fuzz [TARGETS]      the fuzz targets, each for LOCKSTEP_FUZZ_SECONDS (60); all when none is named
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
-Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL and _MOVE, and by LOCKSTEP_SIM_SEEDS.";
+Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, and by LOCKSTEP_SIM_SEEDS.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -23,11 +23,11 @@ pub(crate) enum Extent {
 
 impl Extent {
     /// Rounds by the variable that the tests read; what the caller has set wins.
-    fn rounds(self) -> [(&'static str, &'static str); 6] {
-        let [cut, database, freeze, kill, relocate, seeds] = match self {
-            Extent::Quick => ["1", "1", "1", "1", "1", "50"],
-            Extent::Test => ["1", "2", "2", "3", "2", "1000"],
-            Extent::Nightly => ["50", "30", "20", "100", "50", "20000"],
+    fn rounds(self) -> [(&'static str, &'static str); 7] {
+        let [cut, database, freeze, kill, relocate, power, seeds] = match self {
+            Extent::Quick => ["1", "1", "1", "1", "1", "1", "50"],
+            Extent::Test => ["1", "2", "2", "3", "2", "1", "1000"],
+            Extent::Nightly => ["50", "30", "20", "100", "50", "60", "20000"],
         };
         [
             ("LOCKSTEP_ROUNDS_CUT", cut),
@@ -35,6 +35,7 @@ impl Extent {
             ("LOCKSTEP_ROUNDS_FREEZE", freeze),
             ("LOCKSTEP_ROUNDS_KILL", kill),
             ("LOCKSTEP_ROUNDS_MOVE", relocate),
+            ("LOCKSTEP_ROUNDS_POWER", power),
             (SIM_SEEDS, seeds),
         ]
     }

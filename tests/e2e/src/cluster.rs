@@ -170,6 +170,13 @@ impl Cluster {
     /// Waits until the pair is in sync and has nothing in flight, then compares the data files byte by byte.
     #[track_caller]
     pub fn assert_replicas_equal(&self) {
+        self.wait_quiet();
+        assert_equal(self.alpha.disk(), self.beta.disk());
+    }
+
+    /// Waits until the pair is in sync and has nothing in flight.
+    #[track_caller]
+    pub fn wait_quiet(&self) {
         self.wait_synced();
         for node in [&self.alpha, &self.beta] {
             wait_for(&format!("quiet {}", node.name()), Duration::from_secs(20), || {
@@ -178,7 +185,6 @@ impl Cluster {
                 quiet.then_some(()).ok_or_else(|| status.to_string())
             });
         }
-        assert_equal(self.alpha.disk(), self.beta.disk());
     }
 
     /// Bytes copied by resync, as both daemons count them; the larger of the two counts.

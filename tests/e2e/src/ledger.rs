@@ -22,7 +22,7 @@ const SHOWN_MAX: usize = 5;
 /// All promises made to a set of writers.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    writers: Vec<Writer>,
+    pub(crate) writers: Vec<Writer>,
     size_bytes: u64,
 }
 
@@ -72,6 +72,14 @@ impl Ledger {
         let size_blocks = size_bytes / BLOCK_BYTES as u64;
         let writers = (0..writers).map(|index| Writer::new(index, writers, size_blocks, seed)).collect();
         Ledger { writers, size_bytes }
+    }
+
+    /// With a diary from now on, so that it can be asked what it knew [`at`](Ledger::at) some moment.
+    pub fn with_diary(mut self) -> Ledger {
+        for writer in &mut self.writers {
+            writer.diary = Some(Vec::new());
+        }
+        self
     }
 
     /// Sets the writers to work on the export at `socket`, each with so many requests in flight.

@@ -152,6 +152,17 @@ impl Node {
         self.power_losses += 1;
     }
 
+    /// What the next daemon sees of the time since a past moment: another boot, or the same.
+    pub fn returns(&mut self, after_power_loss: bool) {
+        assert!(self.daemon.is_none(), "{} runs", self.name);
+        self.power_losses = if after_power_loss { self.power_losses + 1 } else { 0 };
+    }
+
+    /// Its metadata file.
+    pub fn metadata(&self) -> PathBuf {
+        self.dir.join(format!("{RESOURCE}.0.meta"))
+    }
+
     /// Stops the daemon's threads (SIGSTOP) until [`Self::resume`].
     pub fn pause(&self) {
         self.running().pause();

@@ -5,6 +5,7 @@
 //! acknowledged.
 
 use crate::client::Connection;
+use crate::diary::{Note, What};
 use crate::ledger::Shared;
 use crate::rng::Rng;
 use lockstep_nbd::Command;
@@ -14,6 +15,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 pub(crate) const BLOCK_BYTES: usize = 4096;
+const SECTOR_BYTES: usize = 512;
 /// Blocks next to each other that belong to one writer.
 const STRIPE_BLOCKS: u64 = 64;
 /// A writer works in so many stripes for a while, then moves on: like a file system, not like noise.
@@ -46,6 +48,10 @@ pub(crate) struct Writer {
     sequence: u64,
     window: u64,
     pub(crate) promises: HashMap<u64, Promise>,
+    /// When each request was sent and answered, if that is kept.
+    pub(crate) diary: Option<Vec<Note>>,
+    /// Where several values of a block are possible, each of its sectors may have another of them.
+    pub(crate) may_be_torn: bool,
 }
 
 /// A write on its way.
@@ -55,12 +61,24 @@ struct InFlight {
     blocks: u64,
     sequence: u64,
     flush: bool,
+    sent_at: Instant,
 }
 
 impl Writer {
     pub(crate) fn new(index: u64, writers: u64, size_blocks: u64, seed: u64) -> Writer {
         let rng = Rng::new(seed ^ (index + 1).wrapping_mul(0x517c_c1b7_2722_0a95));
-        Writer { index, writers, size_blocks, seed, rng, sequence: 0, window: 0, promises: HashMap::new() }
+        Writer {
+            index,
+            writers,
+            size_blocks,
+            seed,
+            rng,
+            sequence: 0,
+            window: 0,
+            promises: HashMap::new(),
+            diary: None,
+            may_be_torn: false,
+        }
     }
 
     /// Writes until told to stop; connects again whenever the connection is lost.
@@ -98,7 +116,9 @@ impl Writer {
             if let Some(error) = answer.error {
                 return Err(io::Error::other(format!("write of block {}: {error}", write.first_block)));
             }
-            if !write.flush {
+            if write.flush {
+                self.note(What::Flushed { sent_at: write.sent_at });
+            } else {
                 self.acknowledged(&write, shared);
             }
         }
@@ -115,8 +135,9 @@ impl Writer {
         let sequence = self.sequence;
         payload.clear();
         if sequence.is_multiple_of(FLUSH_EVERY) {
+            let sent_at = Instant::now();
             let cookie = connection.send(Command::Flush, false, 0, 0, &[])?;
-            in_flight.insert(cookie, InFlight { first_block: 0, blocks: 0, sequence, flush: true });
+            in_flight.insert(cookie, InFlight { first_block: 0, blocks: 0, sequence, flush: true, sent_at });
             return Ok(());
         }
         let (first_block, blocks) = loop {
@@ -138,10 +159,12 @@ impl Writer {
         }
         let command = if zero { Command::WriteZeroes } else { Command::Write };
         shared.count_sent(u64::from(length));
-        let fua = sequence.is_multiple_of(FUA_EVERY);
+        let fua = is_fua(sequence);
+        self.note(What::Sent { first_block, blocks, sequence });
+        let sent_at = Instant::now();
         let offset = first_block * BLOCK_BYTES as u64;
         let cookie = connection.send(command, fua, offset, length, payload)?;
-        in_flight.insert(cookie, InFlight { first_block, blocks, sequence, flush: false });
+        in_flight.insert(cookie, InFlight { first_block, blocks, sequence, flush: false, sent_at });
         Ok(())
     }
 
@@ -158,7 +181,15 @@ impl Writer {
         (stripe * STRIPE_BLOCKS + within, blocks)
     }
 
+    fn note(&mut self, what: What) {
+        if let Some(diary) = &mut self.diary {
+            diary.push(Note { at: Instant::now(), what });
+        }
+    }
+
     fn acknowledged(&mut self, write: &InFlight, shared: &Shared) {
+        let InFlight { first_block, blocks, sequence, .. } = *write;
+        self.note(What::Answered { first_block, blocks, sequence, fua: is_fua(sequence) });
         let now = Instant::now();
         for block in write.first_block..write.first_block + write.blocks {
             let promise = self.promises.get_mut(&block).expect("it was sent");
@@ -185,6 +216,9 @@ impl Writer {
         if let Some(sequence) = possible.find(|sequence| is_content(seed, block, *sequence, found)) {
             promise.acked = sequence;
             promise.maybe.clear();
+            return Ok(());
+        }
+        if self.may_be_torn && is_mixture(seed, block, promise, found) {
             return Ok(());
         }
         let age = promise.acked_at.map_or("never".to_string(), |at| format!("{:?} ago", at.elapsed()));
@@ -217,6 +251,10 @@ fn is_zero(sequence: u64) -> bool {
     sequence.is_multiple_of(ZERO_EVERY)
 }
 
+fn is_fua(sequence: u64) -> bool {
+    sequence.is_multiple_of(FUA_EVERY)
+}
+
 fn is_content(seed: u64, block: u64, sequence: u64, found: &[u8]) -> bool {
     if is_zero(sequence) {
         return found.iter().all(|byte| *byte == 0);
@@ -224,6 +262,23 @@ fn is_content(seed: u64, block: u64, sequence: u64, found: &[u8]) -> bool {
     let mut expected = Vec::with_capacity(BLOCK_BYTES);
     content(seed, block, sequence, &mut expected);
     found == expected
+}
+
+/// Whether each sector is of some possible value.
+fn is_mixture(seed: u64, block: u64, promise: &Promise, found: &[u8]) -> bool {
+    let whole = |sequence: u64| match is_zero(sequence) {
+        true => vec![0; BLOCK_BYTES],
+        false => {
+            let mut bytes = Vec::with_capacity(BLOCK_BYTES);
+            content(seed, block, sequence, &mut bytes);
+            bytes
+        }
+    };
+    let possible: Vec<Vec<u8>> = promise.maybe.iter().copied().chain([promise.acked]).map(whole).collect();
+    let sectors = (0..BLOCK_BYTES).step_by(SECTOR_BYTES).map(|at| at..at + SECTOR_BYTES);
+    sectors
+        .into_iter()
+        .all(|sector| possible.iter().any(|whole| whole[sector.clone()] == found[sector.clone()]))
 }
 
 fn describe(found: &[u8]) -> String {
@@ -266,6 +321,13 @@ mod tests {
         torn[2048..].copy_from_slice(&filled(&writer, 5, 4)[2048..]);
         assert!(writer.judge(5, &torn).is_err());
         assert!(writer.judge(6, &torn).is_err());
+        writer.may_be_torn = true;
+        assert!(
+            writer.judge(5, &torn).is_ok(),
+            "after a power cut each sector is one of the possible values"
+        );
+        torn[1024..1536].copy_from_slice(&filled(&writer, 5, 2)[1024..1536]);
+        assert!(writer.judge(5, &torn).is_err(), "a sector is older than what was promised");
         assert!(writer.judge(6, &[0; BLOCK_BYTES]).is_ok());
     }
 }
