@@ -28,8 +28,12 @@ usage: cargo xtask COMMAND
   tidy                sizes, headers, leftovers, links, cited tests
   bans                dependencies of the pure crates
   e2e                 the end-to-end tests, in as many rounds as in CI
+<<<<<<< HEAD
   sim ARGS            the simulator: run --seed S | replay FILE | swarm --minutes N | seeds N | canary
   fuzz [TARGETS]      the fuzz targets, each for LOCKSTEP_FUZZ_SECONDS (60); all when none is named
+=======
+  sim ARGS            the simulator: run --seed S | replay FILE | swarm --minutes N | seeds N | small | canary
+>>>>>>> ecee88c (Crash three writes at every step, with every outcome)
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, and by LOCKSTEP_SIM_SEEDS.";

@@ -62,6 +62,7 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     stages.run("clippy", clippy);
     stages.run("unit", unit);
     stages.run("simulator", || sim(&["seeds", &extent.seeds()]));
+    stages.run("small scope", || sim(&["small"]));
     stages.run("canaries", || sim(&["canary"]));
     stages.run("end to end", || end_to_end(extent));
     if extent != Extent::Quick {

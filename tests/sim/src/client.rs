@@ -64,6 +64,11 @@ impl Client {
     pub(crate) fn host(&self) -> Option<usize> {
         self.link.as_ref().map(|link| link.host)
     }
+
+    /// It waits for nothing.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| link.handshake.is_none() && link.waiting.is_empty())
+    }
 }
 
 impl World {

@@ -7,6 +7,8 @@
 //! sectors; a power loss also lets each sector that is not durable fall back to any version since the
 //! durable one.
 
+mod listed;
+
 use crate::prng::Prng;
 use std::collections::BTreeMap;
 

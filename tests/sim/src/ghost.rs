@@ -50,7 +50,7 @@ pub(crate) enum Force {
 }
 
 /// One line of history; a promotion by a flag begins another one.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ghost {
     sectors: Vec<Vec<Version>>,
     marks: Marks,

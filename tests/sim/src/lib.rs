@@ -34,6 +34,7 @@ mod serving;
 mod session;
 mod setup;
 mod shrink;
+pub mod small;
 mod socket;
 mod trouble;
 mod wire;
@@ -105,12 +106,7 @@ fn run_world(mut world: world::World) -> Outcome {
     if world.log {
         println!("{:#?}", world.setup);
     }
-    let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
-    let events = ended.unwrap_or_else(|_| {
-        let message = PANIC.with(|cell| cell.borrow_mut().take());
-        world.fail("panic", message.unwrap_or_else(|| "see above".into()));
-        0
-    });
+    let events = guarded(&mut world, |world| world, |world| world.run()).unwrap_or(0);
     let lines = std::mem::take(&mut world.script);
     Outcome {
         seed: world.setup.seed,
@@ -121,6 +117,20 @@ fn run_world(mut world: world::World) -> Outcome {
         virtual_ns: world.now,
         writes: world.writes,
     }
+}
+
+/// Does something with a run; a panic in it becomes a violation of its world.
+fn guarded<T, R>(
+    of: &mut T,
+    world: impl Fn(&mut T) -> &mut world::World,
+    act: impl FnOnce(&mut T) -> R,
+) -> Option<R> {
+    let ended = catch_unwind(AssertUnwindSafe(|| act(of)));
+    if ended.is_err() {
+        let message = PANIC.with(|cell| cell.borrow_mut().take());
+        world(of).fail("panic", message.unwrap_or_else(|| "see above".into()));
+    }
+    ended.ok()
 }
 
 /// Runs a range of seeds on all processors, every hundredth twice; gives each outcome to `seen`, as they come.

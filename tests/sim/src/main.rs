@@ -1,6 +1,6 @@
 //! Command line of the simulator.
 
-use lockstep_sim::{Outcome, Scenario, catch_panics, replay, run, run_seeds, shrink};
+use lockstep_sim::{Outcome, Scenario, catch_panics, replay, run, run_seeds, shrink, small};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ usage: lockstep-sim run --seed S [--log] [-o FILE.scn]
        lockstep-sim shrink FILE.scn|--seed S -o FILE.scn [--planted]
        lockstep-sim seeds N [--start S]
        lockstep-sim swarm --minutes N [--start S]
+       lockstep-sim small [BEGIN | STATE]                   every crash in three writes, or those whose names begin so
        lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)
 --planted plants the bug that the file names, in a build with the feature `canary`.
 A run that breaks a promise is written to target/sim/SEED.scn.";
@@ -92,12 +93,39 @@ fn dispatch(args: &Args) -> Result<u64, String> {
         Some(&"swarm") => {
             Ok(swarm(args.needed("--minutes")?, args.number("--start")?.unwrap_or(SWARM_START)))
         }
+        Some(&"small") => every_crash(args.0.get(1).copied().unwrap_or("")),
         Some(&"canary") => {
             let name = args.0.get(1).copied().filter(|arg| !arg.starts_with("--"));
             canary(name, args.number("--seed")?, args.number("--seeds")?)
         }
         _ => Err(USAGE.into()),
     }
+}
+
+/// One state, if it is named in full; else all whose names begin so.
+fn every_crash(name: &str) -> Result<u64, String> {
+    if let Some(violation) = small::play_again(name) {
+        println!("{name}: {}", violation.as_deref().unwrap_or("no violation"));
+        return Ok(u64::from(violation.is_some()));
+    }
+    let began = Instant::now();
+    let report = small::run(name);
+    if report.states == 0 {
+        return Err(format!("no case of the small scope begins with {name}"));
+    }
+    for violation in &report.violations {
+        println!("{violation}");
+    }
+    println!(
+        "{} steps, {} states, {} of them equal to another, {} steps cut short, {} violations, {:.0} s",
+        report.steps,
+        report.states,
+        report.equal,
+        report.cut_short,
+        report.violations.len(),
+        began.elapsed().as_secs_f64()
+    );
+    Ok(report.violations.len() as u64 + report.cut_short)
 }
 
 fn read(file: &str, planted: bool) -> Result<Scenario, String> {

@@ -5,6 +5,7 @@ use crate::ghost::{Force, WriteId};
 use crate::host::{DiskOp, Input, SlotBuf, Stop};
 use crate::inspect;
 use crate::session::Session;
+use crate::small::Watch;
 use crate::world::{Ev, World, node_id};
 use lockstep_bitmap::{Findings, Origin, Store, recover};
 use lockstep_core::{
@@ -144,11 +145,15 @@ impl World {
     pub(crate) fn run_actions(&mut self, n: usize, mut node: Node) {
         let mut left = false;
         while let Some(action) = node.poll_action() {
-            left |= self.execute(n, &mut node, action);
+            self.crash_point(n, Some(&action));
+            if self.dying.is_none() {
+                left |= self.execute(n, &mut node, action);
+            }
             if self.dying.is_some() || self.violation.is_some() {
                 break;
             }
         }
+        self.crash_point(n, None);
         self.rearm(n, &node);
         self.hosts[n].node = Some(node);
         self.wake_reader(n);
@@ -251,10 +256,7 @@ impl World {
         }
         self.clients.iter_mut().filter(|c| c.host() == Some(n)).for_each(|c| c.detach());
         self.cut(n, how == Stop::Power);
-        let rng = &mut self.rng.disk[n];
-        let host = &mut self.hosts[n];
-        host.meta.crash(rng);
-        host.disk.process_crash(rng);
+        self.lose_operations(n, how);
         self.learn_landed_rotation(n);
         let how = self.ends_as(n, how);
         let host = &mut self.hosts[n];
@@ -265,6 +267,22 @@ impl World {
             self.lose_power(n);
         } else if how == Stop::Kill && !self.setup.survives[n] {
             self.failures.unclean[n] = seq;
+        }
+    }
+
+    /// What was in flight on the disks of a machine may have landed.
+    fn lose_operations(&mut self, n: usize, how: Stop) {
+        let host = &mut self.hosts[n];
+        match self.watch.as_mut().and_then(Watch::listing) {
+            Some(listed) => {
+                host.meta.crash_listed(&mut |outcomes| listed.choose(outcomes));
+                host.disk.crash_listed(how == Stop::Power, &mut |outcomes| listed.choose(outcomes));
+            }
+            None => {
+                let rng = &mut self.rng.disk[n];
+                host.meta.crash(rng);
+                host.disk.process_crash(rng);
+            }
         }
     }
 
@@ -330,6 +348,7 @@ impl World {
         }
         let Some(what) = self.hosts[n].ops.remove(&op) else { return };
         self.free_kept(n);
+        self.disk_changed();
         let result = self.fate(n, op, &what);
         if result.is_err() {
             return self.deliver(n, Input::DiskDone { op, result, read: None });
@@ -374,6 +393,7 @@ impl World {
         let hung = self.hosts[n].hung;
         if self.hosts[n].process == process && !hung && self.hosts[n].meta_ops.remove(&op).is_some() {
             let result = self.meta_fate(n, op);
+            self.disk_changed();
             self.deliver(n, Input::MetaDone { op, result });
         }
     }

@@ -267,8 +267,11 @@ impl World {
     }
 
     fn truncate(&mut self, conn: usize) {
-        for pipe in &mut self.conns[conn].pipes {
-            let keep = self.rng.net.below(pipe.in_flight_bytes() as u64 + 1) as usize;
+        for (from, pipe) in self.conns[conn].pipes.iter_mut().enumerate() {
+            let keep = match &mut self.watch {
+                Some(watch) => watch.keep(from, pipe),
+                None => self.rng.net.below(pipe.in_flight_bytes() as u64 + 1) as usize,
+            };
             pipe.truncate(keep);
         }
     }

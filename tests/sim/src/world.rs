@@ -13,6 +13,7 @@ use crate::operator::Operator;
 use crate::prng::Prng;
 use crate::script::Scenario;
 use crate::setup::{MS, Setup};
+use crate::small::Watch;
 use lockstep_bitmap as meta;
 use lockstep_bitmap::{Base, GenerationId, NodeId, PeerCopy};
 use std::collections::BTreeMap;
@@ -204,6 +205,8 @@ pub(crate) struct World {
     pub(crate) trace: u64,
     /// Print what happens.
     pub(crate) log: bool,
+    /// A crash that is aimed at one step, with outcomes that are listed instead of drawn.
+    pub(crate) watch: Option<Watch>,
 }
 
 impl World {
@@ -246,9 +249,15 @@ impl World {
             violation: None,
             trace: 0xcbf2_9ce4_8422_2325,
             log,
+            watch: None,
             rng,
             setup,
         }
+    }
+
+    /// A pair to which nothing happens but what the caller does, with this crash ahead of it.
+    pub(crate) fn still(setup: Setup, watch: Watch, log: bool) -> Self {
+        World { watch: Some(watch), ..Self::new(setup, false, log) }
     }
 
     /// A run whose decisions are drawn from a seed.
@@ -337,24 +346,38 @@ impl World {
     pub(crate) fn run(&mut self) -> u64 {
         let mut steps = 0;
         while self.violation.is_none() && self.phase != Phase::Done {
-            let Some(((at, _, _), ev)) = self.heap.pop_first() else { break };
-            if at > self.until_ns {
-                break;
-            }
-            if at > self.now {
-                self.now = at;
-                self.rng.moment(at);
-                self.hosts.iter_mut().for_each(|host| host.ticks_here = 0);
-            }
-            // Whoever draws decisions is no part of what happens: in a replay nobody does. A decision is, if it comes
-            // in time.
-            if !matches!(ev, Ev::Client(_) | Ev::Operator | Ev::Fault | Ev::Decision(_)) {
-                self.fold(at);
-                steps += 1;
-            }
-            self.dispatch(ev);
+            let Some(counts) = self.step(self.until_ns) else { break };
+            steps += u64::from(counts);
         }
         steps
+    }
+
+    /// Runs until a moment, a broken promise, or the crash that is watched for.
+    pub(crate) fn run_until(&mut self, at: u64) {
+        let crashes = |world: &Self| world.watch.as_ref().is_some_and(Watch::is_crash);
+        while self.violation.is_none() && !crashes(self) && self.step(at).is_some() {}
+        if !crashes(self) {
+            self.now = self.now.max(at);
+        }
+    }
+
+    /// The next event, if it is not after `until`. Says if it is part of what happens.
+    fn step(&mut self, until: u64) -> Option<bool> {
+        let next = self.heap.first_entry().filter(|next| next.key().0 <= until)?;
+        let ((at, ..), ev) = next.remove_entry();
+        if at > self.now {
+            self.now = at;
+            self.rng.moment(at);
+            self.hosts.iter_mut().for_each(|host| host.ticks_here = 0);
+        }
+        // Whoever draws decisions is no part of what happens: in a replay nobody does. A decision is, if it comes
+        // in time.
+        let counts = !matches!(ev, Ev::Client(_) | Ev::Operator | Ev::Fault | Ev::Decision(_));
+        if counts {
+            self.fold(at);
+        }
+        self.dispatch(ev);
+        Some(counts)
     }
 
     fn dispatch(&mut self, ev: Ev) {
