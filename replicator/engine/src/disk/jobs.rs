@@ -398,9 +398,10 @@ impl Storage {
                 push(Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync });
             }
             (Mode::Buffered, Work::Write { range, fua: fua @ true }) => {
-                (*fua, *left) = (false, 1);
-                let write = Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync: true };
-                self.push_sync(io, job, write);
+                *left = 1;
+                let dsync = disk.take_dsync(fua);
+                let write = Op::Write { fd: fd(), span: range.span, offset: range.offset, dsync };
+                self.push_write(io, job, write);
             }
             (Mode::Direct, Work::Fill { slot: _, offset, len, granule_bytes, scratch }) => {
                 for (span, offset) in edges(disk, *offset, *len, *granule_bytes, *scratch) {
@@ -439,6 +440,14 @@ impl Storage {
         }
     }
 
+    /// A write, which tells that if it syncs.
+    fn push_write(&mut self, io: &mut Io, job: u32, write: Op) {
+        match write {
+            Op::Write { dsync: true, .. } => self.push_sync(io, job, write),
+            _ => push_to(io, may_block(&self.disk), Token::Storage { resource: self.resource, job }, write),
+        }
+    }
+
     /// An operation that tells whether earlier writes failed; in buffered mode it waits for its turn (ordering 6).
     fn push_sync(&mut self, io: &mut Io, job: u32, op: Op) {
         let is_shared = self.disk.as_ref().is_some_and(|disk| disk.mode == Mode::Buffered);
@@ -465,11 +474,7 @@ impl Storage {
         entry.left = 1;
         let dsync = disk.take_dsync(fua);
         let write = Op::Write { fd: Rc::clone(&disk.fd), span, offset: *offset, dsync };
-        if dsync {
-            self.push_sync(io, job, write);
-        } else {
-            push_to(io, disk.may_block, Token::Storage { resource: self.resource, job }, write);
-        }
+        self.push_write(io, job, write);
     }
 
     /// All operations of a job have completed: starts what comes next, if anything does.

@@ -116,9 +116,12 @@ const GRANULE_BYTES_MAX: u32 = 4096;
 const MEMORY_MAGICS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// From linux/magic.h. With a dozen requests under way FUSE makes whoever submits the next one wait, although
-/// it was asked not to: one slow disk would hold up every resource, and the heartbeats. And it forgets RWF_DSYNC of a
-/// write with O_DIRECT that it completes later, as those of the ring are.
+/// it was asked not to: one slow disk would hold up every resource, and the heartbeats.
 const FUSE_MAGIC: i64 = 0x6573_5546;
+
+/// ext4, XFS and btrfs: what they do with RWF_DSYNC is known to be what it says. FUSE forgets it, of a write with
+/// O_DIRECT that it completes later, as those of the ring are.
+const DSYNC_MAGICS: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
 
 /// Opens and locks a disk. Waits up to `lock_wait` for a predecessor whose last request is still ending.
 pub(crate) fn open(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
@@ -174,15 +177,15 @@ fn open_file(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDi
     };
     retry(path, lock_wait, || lock(&file))?;
     let size_bytes = size_of(&mut file).map_err(failed)?;
-    let is_fuse = rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == FUSE_MAGIC);
+    let kind = rustix::fs::statfs(path).map_or(0, |stat| stat.f_type);
     let mut disk = OpenDisk {
         fd: file.into(),
         mode: if in_memory { Mode::Memory } else { Mode::Buffered },
         is_block: false,
         size_bytes,
         granule_bytes: GRANULE_BYTES_MIN,
-        may_block: is_fuse,
-        keeps_dsync: !(is_fuse && direct_granule.is_some()),
+        may_block: kind == FUSE_MAGIC,
+        keeps_dsync: DSYNC_MAGICS.contains(&kind),
     };
     match direct_granule {
         Some(granule_bytes) if size_bytes.is_multiple_of(u64::from(granule_bytes)) => {

@@ -197,6 +197,7 @@ fn a_write_with_fua_tells_which_half_of_it_failed() {
         ];
         for (spoil, expected) in fails {
             let mut b = bench(mode);
+            b.storage.disk.as_mut().unwrap().keeps_dsync = true;
             b.spoil = spoil;
             let slot = b.io.arena().take(POOL, 8192, 8192).unwrap();
             b.io.arena().bytes_mut(Span::of_volume(slot, 8192, 8192)).fill(7);
@@ -230,8 +231,8 @@ fn syncs_through_the_page_cache_are_reported_one_after_the_other() {
 /// D2, where the kernel does nothing for RWF_DSYNC: an fdatasync that begins behind the write makes it durable.
 #[test]
 fn on_a_disk_that_forgets_dsync_a_write_with_fua_ends_with_its_fdatasync() {
-    for is_write in [true, false] {
-        let mut b = bench(Mode::Direct);
+    for (mode, is_write) in [(Mode::Direct, true), (Mode::Direct, false), (Mode::Buffered, true)] {
+        let mut b = bench(mode);
         b.storage.disk.as_mut().unwrap().keeps_dsync = false;
         b.spoil = |op| {
             assert!(!matches!(op, Op::Write { dsync: true, .. }), "it asked for what it does not get");
