@@ -3,7 +3,8 @@
 //! ```text
 //! boot N [no-disk]
 //! client C join N [structured] | leave | goodbye | mute for NS | deaf for NS
-//!        | wrong (past-the-end | misaligned | empty | flag) | flush | (read | write | trim | zero | zero-allocate) FIRST +COUNT [fua]
+//!        | wrong (past-the-end | misaligned | empty | flag) | flush
+//!        | (read | write | trim | zero | zero-allocate) FIRST +COUNT [fua]
 //! operator N promote [peer-is-down | accept-data-loss] | demote [force] | connect | disconnect | resolve NODE
 //!            | invalidate | invalidate-remote | sync pause | sync resume | sync RATE | detach | leave
 //!            | attach [empty]
@@ -232,7 +233,9 @@ impl<'a> Words<'a> {
             "zero-allocate" => RequestKind::Zero { no_hole: true },
             _ => {
                 return Err(
-                    "expected one of join, leave, goodbye, mute, deaf, wrong, read, write, trim, zero, zero-allocate, flush".into()
+                    "expected one of join, leave, goodbye, mute, deaf, wrong, read, write, trim, zero, \
+                     zero-allocate, flush"
+                        .into(),
                 );
             }
         };
