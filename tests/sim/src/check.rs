@@ -118,7 +118,7 @@ impl World {
         self.operator.loser = None;
         self.hosts.iter_mut().for_each(|host| host.booting = false);
         self.silent_until = [self.now; 2];
-        self.refuse_until = 0;
+        (self.refuse_until, self.stranger_until) = (0, 0);
         (0..2).for_each(|n| self.heal(n));
         for n in 0..2 {
             self.hosts[n].unreadable.clear();
@@ -127,6 +127,7 @@ impl World {
                 self.resume(n, self.hosts[n].process);
             }
         }
+        self.break_for_good();
         self.restart_later();
         self.after(500 * MS, Ev::Rest);
     }
@@ -135,6 +136,17 @@ impl World {
     pub(crate) fn rest(&mut self) {
         // A command to leave may have been under way when the faults ended.
         self.restart_later();
+        if let Some(n) = self.survivor() {
+            match self.rest_alone(n) {
+                None => {}
+                Some(why) if self.is_late_alone() => {
+                    let state = self.look(n).map_or("down".into(), |status| short(&status));
+                    self.fail("D7 alone", format!("{why}; node {n} {state}"));
+                }
+                Some(_) => self.after(50 * MS, Ev::Rest),
+            }
+            return;
+        }
         if self.phase == Phase::Calm {
             self.phase = Phase::Quiet;
             (0..self.clients.len()).for_each(|client| self.client_ends(client));

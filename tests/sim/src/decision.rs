@@ -133,6 +133,30 @@ pub(crate) enum Fault {
         /// For so long.
         ns: u64,
     },
+    /// A bit on the wire turns over.
+    Flip,
+    /// Somebody else answers where the peer is dialled.
+    Stranger {
+        /// For so long.
+        ns: u64,
+    },
+    /// A machine's wall clock jumps.
+    WallClock {
+        /// Machine.
+        n: usize,
+        /// Or back.
+        forward: bool,
+        /// By so much.
+        ms: u64,
+    },
+    /// A bit of a stopped machine's metadata turns over, once in a run: one page has one copy left, or none if it has
+    /// only one.
+    Rot {
+        /// Machine.
+        n: usize,
+        /// Which bit of the file, modulo its size.
+        bit: u64,
+    },
 }
 
 /// Which operations fail.

@@ -126,6 +126,11 @@ impl DataDisk {
         self.flying.get(&op).map_or(0..0, |f| f.first..f.first + f.tags.len())
     }
 
+    /// The sectors that writes in flight touch.
+    pub(crate) fn all_flying_sectors(&self) -> Vec<usize> {
+        self.flying.values().flat_map(|f| f.first..f.first + f.tags.len()).collect()
+    }
+
     /// What a flush submitted now covers; give it to [`Self::complete_flush`].
     pub(crate) fn submit_flush(&self) -> u64 {
         self.completions
@@ -188,14 +193,20 @@ impl DataDisk {
     /// The machine loses power.
     pub(crate) fn power_loss(&mut self, rng: &mut Prng) {
         self.process_crash(rng);
-        // 0: everything volatile is lost, 1: nothing is, else: each sector on its own.
-        let mode = rng.below(6);
+        let sectors = self.visible.len() as u64;
+        let keeps = match rng.below(10) {
+            0 => Keeps::Nothing,
+            1 => Keeps::All,
+            2 | 3 => {
+                let first = rng.below(sectors) as usize;
+                Keeps::AllBut(first..first + rng.between(1, sectors) as usize)
+            }
+            4 => Keeps::Parts { split: rng.between(1, 7) as usize, front: rng.coin() },
+            5 => Keeps::Until(rng.below(self.completions + 1)),
+            _ => Keeps::Some,
+        };
         for (sector, versions) in std::mem::take(&mut self.volatile) {
-            let kept = match mode {
-                0 => 0,
-                1 => versions.len(),
-                _ => rng.below(versions.len() as u64 + 1) as usize,
-            };
+            let kept = keeps.of(sector, &versions, rng);
             if kept > 0 {
                 self.durable[sector] = versions[kept - 1].1;
             }
@@ -244,6 +255,38 @@ impl DataDisk {
     }
 }
 
+/// What a cache keeps of what it had not written when the power went.
+enum Keeps {
+    Nothing,
+    All,
+    /// A run of sectors falls back together.
+    AllBut(std::ops::Range<usize>),
+    /// Of each 4 KiB the sectors before the split, or those behind it.
+    Parts {
+        split: usize,
+        front: bool,
+    },
+    /// It wrote in order, up to this completion.
+    Until(u64),
+    /// Each sector on its own.
+    Some,
+}
+
+impl Keeps {
+    /// So many versions of a sector.
+    fn of(&self, sector: usize, versions: &[(u64, u64)], rng: &mut Prng) -> usize {
+        let all_if = |keeps: bool| if keeps { versions.len() } else { 0 };
+        match self {
+            Keeps::Nothing => 0,
+            Keeps::All => versions.len(),
+            Keeps::AllBut(lost) => all_if(!lost.contains(&sector)),
+            Keeps::Parts { split, front } => all_if((sector % 8 < *split) == *front),
+            Keeps::Until(completion) => versions.iter().take_while(|(done, _)| done <= completion).count(),
+            Keeps::Some => rng.below(versions.len() as u64 + 1) as usize,
+        }
+    }
+}
+
 /// A metadata file: real bytes; writes are durable at completion, every copy of a page on its own at a crash.
 pub(crate) struct MetaFile {
     bytes: Vec<u8>,
@@ -264,6 +307,12 @@ impl MetaFile {
     /// Writes at once (creation).
     pub(crate) fn put(&mut self, offset: u64, bytes: &[u8]) {
         self.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// A bit turns over.
+    pub(crate) fn flip(&mut self, bit: u64) {
+        let bit = bit % (self.bytes.len() as u64 * 8);
+        self.bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
     }
 
     /// Takes a page write to all these offsets.

@@ -204,6 +204,7 @@ impl World {
         if let Err(why) = self.hosts[n].meta.submit(op, offsets, bytes) {
             return self.fail("meta", format!("node {n}: {why}"));
         }
+        self.draw_haste(n);
         let delay = self.rng.disk[n].spread(self.setup.meta_ns);
         self.after(delay, Ev::MetaDone(n, self.hosts[n].process, op));
     }
@@ -329,6 +330,9 @@ impl World {
             self.fail("commands", format!("node {n}: command {id} answered that was not asked: {result:?}"));
             return false;
         };
+        if matches!(pending.command, Command::Promote { .. }) {
+            self.answered_alone(n, result);
+        }
         let host = &mut self.hosts[n];
         match (pending.command, result) {
             (Command::Promote { .. }, Err(refusal)) => {

@@ -4,9 +4,28 @@
 
 use crate::decision::{Ailment, Aim, Decision, Fault, When};
 use crate::host::Stop;
+use crate::prng::Prng;
 use crate::setup::MS;
 use crate::world::{Ev, Phase, World};
 use lockstep_core::ExportState;
+
+/// What may go wrong next.
+#[derive(Clone, Copy)]
+enum Kind {
+    Kill,
+    Power,
+    PowerOfBoth,
+    Pause,
+    Reset,
+    Silence,
+    Refuse,
+    Image,
+    Flip,
+    Stranger,
+    WallClock,
+    Rot,
+    Type,
+}
 
 impl World {
     /// Draws what goes wrong next, if this run has any faults.
@@ -47,34 +66,93 @@ impl World {
     }
 
     fn draw_fault(&mut self, n: usize) {
-        let f = self.setup.faults;
-        match self.rng.fault.below(10) {
-            0 if f.crash => self.draw_strike(n, Stop::Kill),
-            1 if f.power => self.draw_strike(n, Stop::Power),
-            2 if f.power && self.rng.fault.coin() => {
+        let Some(kind) = self.draw_kind_of_fault() else { return };
+        let rng = &mut self.rng.fault;
+        match kind {
+            Kind::Kill => self.draw_strike(n, Stop::Kill),
+            Kind::Power => self.draw_strike(n, Stop::Power),
+            Kind::PowerOfBoth => {
                 self.strikes(0, Fault::Strike(0, Stop::Power));
                 self.strikes(0, Fault::Strike(1, Stop::Power));
             }
-            3 if f.pause => {
-                let ns = self.rng.fault.spread(200 * MS);
+            Kind::Pause => {
+                let ns = rng.spread(200 * MS);
                 self.strikes(0, Fault::Pause { n, ns });
             }
-            4 if f.reset => self.strikes(0, Fault::Reset),
-            5 if f.stall => {
-                let ns = self.rng.fault.spread(300 * MS);
-                let from = self.rng.fault.pick(&[[false, true], [true, false], [true; 2], [true; 2]]);
+            Kind::Reset => self.strikes(0, Fault::Reset),
+            Kind::Silence => {
+                let ns = rng.spread(300 * MS);
+                let from = rng.pick(&[[false, true], [true, false], [true; 2], [true; 2]]);
                 self.strikes(0, Fault::Silence { from, ns });
             }
-            6 if f.refuse => {
-                let ns = self.rng.fault.spread(100 * MS);
+            Kind::Refuse => {
+                let ns = rng.spread(100 * MS);
                 self.strikes(0, Fault::Refuse { ns });
             }
-            7 if f.crash => self.draw_strike(1 - n, Stop::Kill),
-            8 | 9 if f.image => {
-                let takes = self.hosts[n].image.is_none() || self.rng.fault.chance(300);
+            Kind::Image => {
+                let takes = self.hosts[n].image.is_none() || rng.chance(300);
                 self.strikes(0, if takes { Fault::TakeImage(n) } else { Fault::RestoreImage(n) });
             }
-            _ => {}
+            Kind::Flip => self.strikes(0, Fault::Flip),
+            Kind::Stranger => {
+                let ns = rng.spread(100 * MS);
+                self.strikes(0, Fault::Stranger { ns });
+                self.strikes(0, Fault::Reset);
+            }
+            Kind::WallClock => {
+                let (forward, ms) = (rng.coin(), rng.pick(&[1, 1000, 3_600_000, u64::from(u32::MAX)]));
+                self.strikes(0, Fault::WallClock { n, forward, ms });
+            }
+            Kind::Rot => {
+                let bit = rng.word() >> 16;
+                self.strikes(0, Fault::Rot { n, bit });
+            }
+            Kind::Type => self.draw_commands(),
+        }
+    }
+
+    /// Which family is next; `None` if that one is off. How often each comes is the seed's matter.
+    fn draw_kind_of_fault(&mut self) -> Option<Kind> {
+        let f = self.setup.faults;
+        let kinds = [
+            (f.crash, Kind::Kill),
+            (f.crash, Kind::Kill),
+            (f.power, Kind::Power),
+            (f.power, Kind::PowerOfBoth),
+            (f.pause, Kind::Pause),
+            (f.reset, Kind::Reset),
+            (f.stall, Kind::Silence),
+            (f.refuse, Kind::Refuse),
+            (f.image, Kind::Image),
+            (f.image, Kind::Image),
+            (f.flip, Kind::Flip),
+            (f.stranger, Kind::Stranger),
+            (f.wall_clock, Kind::WallClock),
+            (f.rot, Kind::Rot),
+            (f.typist, Kind::Type),
+        ];
+        let mut weights = Prng::new(self.setup.seed, "weights");
+        let weights = kinds.map(|_| weights.pick(&[1, 1, 2, 4]));
+        // Those that are off count less: a run with few families has many faults of these.
+        let weight = |((is_on, _), weight): (&(bool, Kind), &u64)| if *is_on { 2 * weight } else { *weight };
+        let total = kinds.iter().zip(&weights).map(weight).sum();
+        let mut drawn = self.rng.fault.below(total);
+        for (kind, weight) in kinds.iter().zip(kinds.iter().zip(&weights).map(weight)) {
+            if drawn < weight {
+                return kind.0.then_some(kind.1);
+            }
+            drawn -= weight;
+        }
+        None
+    }
+
+    /// A process may die while it writes its metadata.
+    pub(crate) fn draw_haste(&mut self, n: usize) {
+        let f = self.setup.faults;
+        if f.hasty && self.phase == Phase::Stormy && !self.is_scripted() && self.rng.fault.chance(10) {
+            let how = if f.power && (!f.crash || self.rng.fault.coin()) { Stop::Power } else { Stop::Kill };
+            let delay = self.rng.fault.below(2 * self.setup.meta_ns);
+            self.strikes(delay, Fault::Strike(n, how));
         }
     }
 
@@ -139,7 +217,24 @@ impl World {
             Fault::Unreadable(n, (first, count)) => self.hosts[n].unreadable.extend(first..first + count),
             Fault::Trouble { n, what, per_mille, ns } => self.afflict(n, what, per_mille, ns),
             Fault::Hang { n, ns } => self.hang(n, ns),
+            Fault::Flip => self.flip(),
+            Fault::Stranger { ns } => self.stranger_until = self.now + ns,
+            Fault::WallClock { n, forward, ms } => {
+                let ms = ms.min(1 << 40).cast_signed();
+                self.hosts[n].wall_clock_ms += if forward { ms } else { -ms };
+            }
+            Fault::Rot { n, bit } => self.rot(n, bit),
         }
+    }
+
+    /// Guarantee D8 speaks of one damaged copy of a page.
+    fn rot(&mut self, n: usize, bit: u64) {
+        let host = &mut self.hosts[n];
+        if host.node.is_some() || std::mem::replace(&mut host.is_rotten, true) {
+            return;
+        }
+        host.meta.flip(bit);
+        self.say(format_args!("n{n} ROT at bit {bit}"));
     }
 
     pub(crate) fn power_off(&mut self, n: usize) {
@@ -169,10 +264,11 @@ impl World {
     /// Every machine whose process has ended is started again after a while.
     pub(crate) fn restart_later(&mut self) {
         for n in 0..2 {
-            if self.hosts[n].node.is_none() && !self.hosts[n].booting {
+            if self.hosts[n].node.is_none() && !self.hosts[n].booting && !self.hosts[n].is_gone {
                 self.hosts[n].booting = true;
-                let mean = if self.rng.fault.chance(200) { 1500 } else { 100 };
-                let delay = self.rng.fault.spread(mean * MS);
+                // A day later, soon, or at once.
+                let mean = self.rng.fault.pick(&[1500 * MS, 100 * MS, 100 * MS, 100 * MS, 100 * MS, MS / 4]);
+                let delay = self.rng.fault.spread(mean);
                 let disk = !(self.setup.faults.disk && self.rng.fault.chance(100));
                 match self.phase {
                     Phase::Stormy => self.propose(delay, Decision::Boot { n, disk }),

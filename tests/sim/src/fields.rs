@@ -48,6 +48,8 @@ impl Setup {
             fault_gap_ns,
             faults,
             sync_of_fua,
+            one_device,
+            survivors,
         } = self;
         let mut all: Vec<(&'static str, &mut dyn Value)> = vec![
             ("seed", seed),
@@ -80,6 +82,8 @@ impl Setup {
             ("stormy-ns", stormy_ns),
             ("fault-gap-ns", fault_gap_ns),
             ("sync-of-fua", sync_of_fua),
+            ("one-device", one_device),
+            ("survivors", survivors),
         ];
         all.extend(fields_of_timing(timing));
         all.extend(fields_of_faults(faults));
@@ -112,7 +116,7 @@ fn fields_of_timing(timing: &mut Timing) -> [(&'static str, &mut dyn Value); 9] 
     ]
 }
 
-fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 13] {
+fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 20] {
     let Faults {
         crash,
         power,
@@ -127,6 +131,13 @@ fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 13]
         unreadable,
         disk,
         dishonest,
+        flip,
+        stranger,
+        wall_clock,
+        rot,
+        hasty,
+        retimed,
+        typist,
     } = faults;
     [
         ("crash", crash),
@@ -142,6 +153,13 @@ fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 13]
         ("unreadable", unreadable),
         ("disk", disk),
         ("dishonest", dishonest),
+        ("flip", flip),
+        ("stranger", stranger),
+        ("wall-clock", wall_clock),
+        ("rot", rot),
+        ("hasty", hasty),
+        ("retimed", retimed),
+        ("typist", typist),
     ]
 }
 

@@ -150,10 +150,16 @@ pub(crate) struct Host {
     pub(crate) run_id: u128,
     /// Added to the clock of this boot, ns.
     pub(crate) clock_base: u64,
+    /// By how much its wall clock is wrong.
+    pub(crate) wall_clock_ms: i64,
+    /// A bit of its metadata has turned over.
+    pub(crate) is_rotten: bool,
     /// Why the last process ended.
     pub(crate) stopped: Stop,
     /// When it ended.
     pub(crate) stopped_at_ns: u64,
+    /// It never comes back.
+    pub(crate) is_gone: bool,
     /// A start is scheduled.
     pub(crate) booting: bool,
     /// Stands still until then.
@@ -232,8 +238,11 @@ impl Host {
             boot_id: 0,
             run_id: 0,
             clock_base: 0,
+            wall_clock_ms: 0,
+            is_rotten: false,
             stopped: Stop::Power,
             stopped_at_ns: 0,
+            is_gone: false,
             booting: false,
             paused_until_ns: 0,
             backlog: VecDeque::new(),

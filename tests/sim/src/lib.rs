@@ -36,6 +36,7 @@ mod setup;
 mod shrink;
 pub mod small;
 mod socket;
+mod survivors;
 mod trouble;
 mod wire;
 mod words;

@@ -43,6 +43,8 @@ pub(crate) struct Pipe {
     pub(crate) last_arrival: u64,
     /// Arrived and not parsed.
     pub(crate) arrived: Vec<u8>,
+    /// A bit of it turned over: it has to be found.
+    pub(crate) is_damaged: bool,
 }
 
 impl Pipe {
@@ -61,6 +63,21 @@ impl Pipe {
             piece.truncate(keep);
             left -= keep;
         }
+    }
+
+    /// A bit of what is on the way turns over; which one, the caller draws. False if there is nothing.
+    pub(crate) fn flip(&mut self, drawn: u64) -> bool {
+        let bits = self.in_flight_bytes() as u64 * 8;
+        let Some(mut bit) = drawn.checked_rem(bits) else { return false };
+        for piece in self.flight.iter_mut().flatten() {
+            if bit < piece.len() as u64 * 8 {
+                piece[(bit / 8) as usize] ^= 1 << (bit % 8);
+                self.is_damaged = true;
+                return true;
+            }
+            bit -= piece.len() as u64 * 8;
+        }
+        false
     }
 
     /// Bytes on the way.

@@ -4,6 +4,7 @@
 //! refusal named. A dishonest one says that a running node is down: then split brain is expected, and has to
 //! be reported.
 
+use crate::decision::Decision;
 use crate::setup::MS;
 use crate::world::{Ev, Phase, World, node_id};
 use lockstep_core::{Command, ConnectionState, Refusal, ReplicationState, Role, Status, SyncOrder};
@@ -26,6 +27,9 @@ impl World {
         self.after(gap, Ev::Operator);
         if self.is_scripted() {
             return;
+        }
+        if let Some(n) = self.survivor() {
+            return self.promote_alone(n);
         }
         let seen = [0, 1].map(|n| self.look(n));
         let Some(free) = self.free_nodes() else { return };
@@ -174,6 +178,39 @@ impl World {
                 self.type_in(either, Command::Sync(order));
             }
             _ => self.reconnect(seen),
+        }
+    }
+
+    /// Somebody types whatever comes to mind, at any node, several commands at once.
+    pub(crate) fn draw_commands(&mut self) {
+        for _ in 0..self.rng.operator.between(1, 4) {
+            let rng = &mut self.rng.operator;
+            let (n, delay) = (rng.below(2) as usize, rng.below(8 * self.setup.meta_ns));
+            let rate = rng.between(1, 64) << 16;
+            let command = match rng.below(16) {
+                0 => PROMOTE,
+                1 => Command::Promote { peer_is_down: true, accept_data_loss: false },
+                2 => Command::Promote { peer_is_down: true, accept_data_loss: true },
+                3 => Command::Demote { force: false },
+                4 => Command::Demote { force: true },
+                5 => Command::Connect,
+                6 => Command::Disconnect,
+                7 => Command::Resolve { discard: node_id(rng.below(2) as usize) },
+                8 => Command::Invalidate { peer: false },
+                9 => Command::Invalidate { peer: true },
+                10 => Command::Sync(SyncOrder::Pause),
+                11 => Command::Sync(SyncOrder::Resume),
+                12 => Command::Sync(SyncOrder::Rate(Some(rate))),
+                13 => Command::Leave,
+                // Whoever gives up a disk has to see to it.
+                14 if self.setup.faults.disk => Command::Detach,
+                _ if self.setup.faults.disk => {
+                    self.propose(delay, Decision::Attach { n, empty: false });
+                    continue;
+                }
+                _ => Command::Sync(SyncOrder::Rate(None)),
+            };
+            self.propose(delay, Decision::Command(n, command));
         }
     }
 

@@ -5,8 +5,9 @@ use crate::ghost::{Force, WriteId};
 use crate::host::{DiskOp, Input, SlotBuf, Stop};
 use crate::inspect;
 use crate::session::Session;
+use crate::setup::retimed;
 use crate::small::Watch;
-use crate::world::{Ev, World, node_id};
+use crate::world::{Ev, Phase, World, node_id};
 use lockstep_bitmap::{Findings, Origin, Store, recover};
 use lockstep_core::{
     Command, CommandId, DiskError, DiskState, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig,
@@ -33,6 +34,9 @@ impl World {
             self.hosts[n].clock_base = self.rng.clock.below(1 << 40);
         }
         self.hosts[n].run_id = self.rng.clock.wide();
+        let is_retimed = self.setup.faults.retimed && self.phase == Phase::Stormy;
+        let timing =
+            if is_retimed { retimed(self.setup.timing, &mut self.rng.clock) } else { self.setup.timing };
         let s = &self.setup;
         let cfg = NodeConfig {
             node: node_id(n),
@@ -47,7 +51,7 @@ impl World {
             undurable_max: s.undurable_max,
             resync_window: s.resync_window,
             bits_frame_bytes: s.bits_frame_bytes,
-            timing: s.timing,
+            timing,
         };
         let store = disk.then(|| self.as_attached(n, store));
         self.hosts[n].diskless = !disk;
@@ -90,7 +94,8 @@ impl World {
         let Some(mut node) = self.hosts[n].node.take() else { return };
         self.log_input(n, &input);
         let now = self.local(n, self.now);
-        let unix_ms = self.now / 1_000_000 + 1_700_000_000_000;
+        let unix_ms =
+            (self.now / 1_000_000 + 1_700_000_000_000).saturating_add_signed(self.hosts[n].wall_clock_ms);
         let host = &mut self.hosts[n];
         let (mut body, mut found) = (Vec::new(), Vec::new());
         let event = match input {
@@ -256,6 +261,9 @@ impl World {
         }
         self.clients.iter_mut().filter(|c| c.host() == Some(n)).for_each(|c| c.detach());
         self.cut(n, how == Stop::Power);
+        if how == Stop::Power {
+            self.leave_latent_errors(n);
+        }
         self.lose_operations(n, how);
         self.learn_landed_rotation(n);
         let how = self.ends_as(n, how);
@@ -390,7 +398,7 @@ impl World {
 
     /// A metadata write completes.
     pub(crate) fn meta_done(&mut self, n: usize, process: u32, op: u32) {
-        let hung = self.hosts[n].hung;
+        let hung = self.hosts[n].hung && self.setup.one_device[n];
         if self.hosts[n].process == process && !hung && self.hosts[n].meta_ops.remove(&op).is_some() {
             let result = self.meta_fate(n, op);
             self.disk_changed();

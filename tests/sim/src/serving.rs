@@ -305,6 +305,7 @@ impl World {
         if result.is_err() && request.client.is_some() && self.phase != Phase::Stormy {
             let age_ms = (self.now - request.began_ns) / MS;
             self.say(format_args!("n{n} request {req} failed {result:?} after {age_ms} ms"));
+            self.failed_alone(n, request.began_ns, &format!("{request:?} with {result:?}"));
         }
         if self.violation.is_none() {
             self.answer(n, req, &request, result);

@@ -41,6 +41,20 @@ pub(crate) struct Faults {
     pub(crate) disk: bool,
     /// The operator says that a node is down which is not: split brain is expected.
     pub(crate) dishonest: bool,
+    /// Bits turn over on the wire.
+    pub(crate) flip: bool,
+    /// Somebody else answers where the peer is dialled.
+    pub(crate) stranger: bool,
+    /// Wall clocks jump.
+    pub(crate) wall_clock: bool,
+    /// Bits turn over in metadata.
+    pub(crate) rot: bool,
+    /// Processes are killed while their metadata is being written.
+    pub(crate) hasty: bool,
+    /// A process starts with other durations than the one before.
+    pub(crate) retimed: bool,
+    /// Any command at any moment, several at once.
+    pub(crate) typist: bool,
 }
 
 /// Everything drawn before the run.
@@ -110,6 +124,10 @@ pub(crate) struct Setup {
     pub(crate) faults: Faults,
     /// Where flushes fail, so does the one in a write with FUA.
     pub(crate) sync_of_fua: bool,
+    /// Per node: data and metadata are on one device, and share its fate.
+    pub(crate) one_device: [bool; 2],
+    /// Who is there when the faults have ended; whoever is not is gone for good.
+    pub(crate) survivors: [bool; 2],
 }
 
 impl Setup {
@@ -148,6 +166,8 @@ impl Setup {
             fault_gap_ns: 100 * MS,
             faults: Faults::default(),
             sync_of_fua: false,
+            one_device: [true; 2],
+            survivors: [true; 2],
         }
     }
 
@@ -160,7 +180,7 @@ impl Setup {
             sectors = sectors.next_multiple_of(8);
         }
         let hot_sectors = (sectors as u64 / rng.pick(&[1, 4, 16, 64])) as usize;
-        Setup {
+        let setup = Setup {
             seed,
             calm_latency: false,
             sectors,
@@ -194,8 +214,95 @@ impl Setup {
             // Last, so that what older seeds drew stays.
             receive_slots: rng.pick(&[1, 4, usize::MAX, usize::MAX]),
             sync_of_fua: rng.below(4) == 0,
-        }
+            one_device: [true; 2],
+            survivors: [true; 2],
+        };
+        setup.with_more(&mut Prng::new(seed, "more"))
     }
+
+    /// What is drawn from a stream of its own, so that what older seeds drew stays.
+    fn with_more(mut self, rng: &mut Prng) -> Self {
+        self.one_device = [rng.coin(), rng.coin()];
+        let f = &mut self.faults;
+        if f.is_mixed() {
+            (f.flip, f.stranger, f.wall_clock, f.rot) = (rng.coin(), rng.coin(), rng.coin(), rng.coin());
+            (f.retimed, f.typist) = (rng.coin(), rng.chance(250));
+            f.hasty = rng.coin() && (f.crash || f.power);
+        }
+        if rng.chance(50) {
+            // One family, and that all the time.
+            let dishonest = f.dishonest;
+            *f = Faults { dishonest, ..Faults::only(rng.below(Faults::FAMILIES)) };
+            self.fault_gap_ns /= 20;
+        }
+        if self.faults.retimed {
+            // Nobody is taken for dead by a peer that waits less.
+            self.timing.heartbeat = Duration::from_millis(TIMEOUTS_MS[0] / 6);
+        }
+        let both = [true; 2];
+        self.survivors = rng.pick(&[both, both, both, both, both, both, [true, false], [false, true]]);
+        self
+    }
+}
+
+impl Faults {
+    /// Families that may be alone.
+    const FAMILIES: u64 = 17;
+
+    /// More than one cause.
+    fn is_mixed(&self) -> bool {
+        let others = [self.pause, self.reset, self.stall, self.refuse, self.operator, self.rude_clients];
+        others.contains(&true)
+    }
+
+    fn only(family: u64) -> Self {
+        let mut f = Faults::default();
+        let flag = match family {
+            0 => &mut f.crash,
+            1 => &mut f.power,
+            2 => &mut f.pause,
+            3 => &mut f.reset,
+            4 => &mut f.stall,
+            5 => &mut f.refuse,
+            6 => &mut f.operator,
+            7 => &mut f.rude_clients,
+            8 => &mut f.image,
+            9 => &mut f.disk,
+            10 => &mut f.flip,
+            11 => &mut f.stranger,
+            12 => &mut f.wall_clock,
+            13 => &mut f.typist,
+            // Of no effect alone: with what they need.
+            14 => {
+                f.crash = true;
+                &mut f.hasty
+            }
+            15 => {
+                f.power = true;
+                &mut f.rot
+            }
+            _ => {
+                f.crash = true;
+                &mut f.retimed
+            }
+        };
+        *flag = true;
+        f
+    }
+}
+
+/// How long a silent peer is waited for.
+const TIMEOUTS_MS: [u64; 3] = [100, 300, 600];
+
+/// Other durations than `timing`, for one process.
+pub(crate) fn retimed(mut timing: Timing, rng: &mut Prng) -> Timing {
+    let ms = Duration::from_millis;
+    timing.timeout = ms(rng.pick(&TIMEOUTS_MS));
+    timing.epoch = ms(rng.pick(&[1, 20, 1000]));
+    timing.io_timeout = ms(rng.pick(&[20, 500, 5000]));
+    timing.lazy_write = ms(rng.pick(&[1, 50, 500]));
+    timing.redial_max = ms(rng.pick(&[5, 100, 300]));
+    timing
 }
 
 fn plain_timing() -> Timing {
@@ -215,7 +322,7 @@ fn plain_timing() -> Timing {
 
 fn timing(rng: &mut Prng) -> Timing {
     let ms = Duration::from_millis;
-    let timeout_ms = rng.pick(&[100, 300, 600]);
+    let timeout_ms = rng.pick(&TIMEOUTS_MS);
     Timing {
         timeout: ms(timeout_ms),
         heartbeat: ms(timeout_ms / 6),
@@ -244,7 +351,7 @@ fn faults(rng: &mut Prng) -> Faults {
         unreadable: one(),
         image: one(),
         disk: one(),
-        dishonest: false,
+        ..Faults::default()
     };
     match rng.below(20) {
         0 | 1 => Faults::default(),

@@ -28,6 +28,11 @@ impl World {
     /// The disks of a machine go wrong for a while.
     pub(crate) fn afflict(&mut self, n: usize, what: Ailment, some: u64, length: u64) {
         let trouble = &mut self.hosts[n].trouble;
+        let on_device =
+            |what: &Ailment| matches!(what, Ailment::Write | Ailment::Flush | Ailment::WriteAndFlush);
+        if self.setup.one_device[n] && on_device(&what) {
+            trouble.meta = some;
+        }
         match what {
             Ailment::All => {
                 *trouble = Trouble { write: 1000, read: 1000, flush: 1000, meta: 1000, ..trouble.clone() };
@@ -69,6 +74,20 @@ impl World {
         for op in meta_ops {
             let delay = self.disk_delay(n);
             self.after(delay, Ev::MetaDone(n, process, op));
+        }
+    }
+
+    /// What was being written when the power went may be readable no more, until it is written again.
+    pub(crate) fn leave_latent_errors(&mut self, n: usize) {
+        let f = self.setup.faults;
+        if !f.unreadable || !self.rng.disk[n].chance(200) {
+            return;
+        }
+        let host = &mut self.hosts[n];
+        let torn = host.disk.all_flying_sectors();
+        host.unreadable.extend(torn.clone());
+        if f.disk {
+            host.trouble.unreadable.extend(torn);
         }
     }
 

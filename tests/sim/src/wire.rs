@@ -30,6 +30,9 @@ impl World {
         self.hosts[n].dialing = false;
         let peer = &self.hosts[1 - n];
         let silent = self.silent_until.iter().any(|&until| until > self.now);
+        if peer.node.is_some() && self.now < self.stranger_until {
+            return self.deliver(n, Input::LinkDown { link: None, loss: LinkLoss::Rejected });
+        }
         if peer.node.is_none() || peer.is_paused(self.now) || silent || self.now < self.refuse_until {
             return self.deliver(n, Input::LinkDown { link: None, loss: LinkLoss::Unreachable });
         }
@@ -187,6 +190,12 @@ impl World {
             match net::decode(&mut self.conns[conn].pipes[from].arrived) {
                 Ok(None) => return,
                 Ok(Some(arrived)) => self.deliver(to, Input::Frame { link, arrived }),
+                Err(why) if self.conns[conn].pipes[from].is_damaged => {
+                    self.say(format_args!("n{to} {why}"));
+                    let delay = self.setup.wire_ns + self.rng.net.below(5 * MS);
+                    self.after(delay, Ev::Lost(conn, from));
+                    return self.end_link(conn, to, LinkLoss::Malformed);
+                }
                 Err(why) => return self.fail("wire", format!("node {to}: {why}")),
             }
         }
@@ -263,6 +272,18 @@ impl World {
         for end in 0..2 {
             let delay = self.rng.net.spread(10 * MS);
             self.after(delay, Ev::Lost(conn, end));
+        }
+    }
+
+    /// A bit turns over on the present connection.
+    pub(crate) fn flip(&mut self) {
+        let Some(conn) = self.hosts[0].conn.or(self.hosts[1].conn) else { return };
+        let first = self.rng.net.below(2) as usize;
+        for from in [first, 1 - first] {
+            let drawn = self.rng.net.word();
+            if self.conns[conn].pipes[from].flip(drawn) {
+                return self.say(format_args!("FLIP on connection {conn} from n{from}"));
+            }
         }
     }
 

@@ -11,7 +11,7 @@
 //! fault kill N | power N | pause N for NS | reset | silence (N | both) for NS | refuse for NS
 //!       | take-image N | restore-image N | unreadable N FIRST +COUNT | hang N for NS
 //!       | trouble N (all | write | read | flush | write-and-flush | meta | full) PER-MILLE for NS
-//!       | trouble N sectors A,B,C for NS
+//!       | trouble N sectors A,B,C for NS | flip | stranger for NS | wall-clock N (forward | back) MS | rot N BIT
 //!       | aim N CODE (kill | power) (before | at-once | after NS)
 //! ```
 
@@ -105,6 +105,11 @@ fn show_fault(fault: &Fault) -> String {
         Fault::RestoreImage(n) => format!("restore-image {n}"),
         Fault::Unreadable(n, (first, count)) => format!("unreadable {n} {first} +{count}"),
         Fault::Hang { n, ns } => format!("hang {n} for {ns}"),
+        Fault::Flip => "flip".into(),
+        Fault::Stranger { ns } => format!("stranger for {ns}"),
+        Fault::WallClock { n, forward: true, ms } => format!("wall-clock {n} forward {ms}"),
+        Fault::WallClock { n, forward: false, ms } => format!("wall-clock {n} back {ms}"),
+        Fault::Rot { n, bit } => format!("rot {n} {bit}"),
         Fault::Trouble { n, what: Ailment::Sectors(sectors), ns, .. } => {
             let sectors: Vec<String> = sectors.iter().map(usize::to_string).collect();
             format!("trouble {n} sectors {} for {ns}", sectors.join(","))
@@ -300,9 +305,21 @@ impl<'a> Words<'a> {
             "unreadable" => Fault::Unreadable(self.node()?, self.range()?),
             "hang" => Fault::Hang { n: self.node()?, ns: self.length()? },
             "trouble" => self.trouble()?,
+            "flip" => Fault::Flip,
+            "stranger" => Fault::Stranger { ns: self.length()? },
+            "rot" => Fault::Rot { n: self.node()?, bit: self.number("the number of a bit")? },
+            "wall-clock" => {
+                let n = self.node()?;
+                let forward = match self.next() {
+                    "forward" => true,
+                    "back" => false,
+                    _ => return Err("expected `forward` or `back`".into()),
+                };
+                Fault::WallClock { n, forward, ms: self.number("a number of milliseconds")? }
+            }
             _ => {
                 return Err("expected one of kill, power, aim, pause, reset, silence, refuse, take-image, \
-                     restore-image, unreadable, hang, trouble"
+                     restore-image, unreadable, hang, trouble, flip, stranger, rot, wall-clock"
                     .into());
             }
         })

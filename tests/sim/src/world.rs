@@ -14,6 +14,7 @@ use crate::prng::Prng;
 use crate::script::Scenario;
 use crate::setup::{MS, Setup};
 use crate::small::Watch;
+use crate::survivors::Alone;
 use lockstep_bitmap as meta;
 use lockstep_bitmap::{Base, GenerationId, NodeId, PeerCopy};
 use std::collections::BTreeMap;
@@ -181,6 +182,8 @@ pub(crate) struct World {
     pub(crate) silent_until: [u64; 2],
     /// Dialling fails until then.
     pub(crate) refuse_until: u64,
+    /// Somebody else answers until then.
+    pub(crate) stranger_until: u64,
     /// Clients.
     pub(crate) clients: Vec<Client>,
     /// Writes so far.
@@ -197,6 +200,8 @@ pub(crate) struct World {
     pub(crate) aimed: Option<Aim>,
     /// The process that executes actions dies after this one.
     pub(crate) dying: Option<Stop>,
+    /// The one that is left at the end, if only one is.
+    pub(crate) alone: Alone,
     /// Phase.
     pub(crate) phase: Phase,
     /// First broken promise; the run ends there.
@@ -237,6 +242,7 @@ impl World {
             conns: Vec::new(),
             silent_until: [0; 2],
             refuse_until: 0,
+            stranger_until: 0,
             clients,
             writes: 0,
             lines: Lines { all: vec![line], of: [0; 2], of_generation: BTreeMap::from([(first, 0)]) },
@@ -245,6 +251,7 @@ impl World {
             operator: Operator::default(),
             aimed: None,
             dying: None,
+            alone: Alone::default(),
             phase: Phase::Stormy,
             violation: None,
             trace: 0xcbf2_9ce4_8422_2325,
