@@ -16,7 +16,7 @@ use crate::shell::{PROFILE, Run, cargo};
 
 const AT_ONCE: usize = 2;
 /// Files that have the longest tests: begun first, they are not what everything else waits for at the end.
-const LONG: &[&str] = &["cut", "verbs", "databases", "power", "kill"];
+const LONG: &[&str] = &["cut", "verbs", "databases", "power", "torture", "kill"];
 const SLOWEST_SHOWN: usize = 15;
 
 /// One test of one file.

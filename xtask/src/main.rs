@@ -36,7 +36,8 @@ usage: cargo xtask COMMAND
 >>>>>>> ecee88c (Crash three writes at every step, with every outcome)
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
-Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, and by LOCKSTEP_SIM_SEEDS.";
+Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, by
+LOCKSTEP_TORTURE_MINUTES and by LOCKSTEP_SIM_SEEDS.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

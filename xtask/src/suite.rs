@@ -22,12 +22,12 @@ pub(crate) enum Extent {
 }
 
 impl Extent {
-    /// Rounds by the variable that the tests read; what the caller has set wins.
-    fn rounds(self) -> [(&'static str, &'static str); 7] {
-        let [cut, database, freeze, kill, relocate, power, seeds] = match self {
-            Extent::Quick => ["1", "1", "1", "1", "1", "1", "50"],
-            Extent::Test => ["1", "2", "2", "3", "2", "1", "1000"],
-            Extent::Nightly => ["50", "30", "20", "100", "50", "60", "20000"],
+    /// Rounds, and minutes, by the variable that the tests read; what the caller has set wins.
+    fn rounds(self) -> [(&'static str, &'static str); 8] {
+        let [cut, database, freeze, kill, relocate, power, torture, seeds] = match self {
+            Extent::Quick => ["1", "1", "1", "1", "1", "1", "0", "50"],
+            Extent::Test => ["1", "2", "2", "3", "2", "1", "0.6", "1000"],
+            Extent::Nightly => ["50", "30", "20", "100", "50", "60", "120", "20000"],
         };
         [
             ("LOCKSTEP_ROUNDS_CUT", cut),
@@ -36,6 +36,7 @@ impl Extent {
             ("LOCKSTEP_ROUNDS_KILL", kill),
             ("LOCKSTEP_ROUNDS_MOVE", relocate),
             ("LOCKSTEP_ROUNDS_POWER", power),
+            ("LOCKSTEP_TORTURE_MINUTES", torture),
             (SIM_SEEDS, seeds),
         ]
     }

@@ -7,6 +7,7 @@ use crate::node::Node;
 use crate::port::Port;
 use crate::proxy::Proxy;
 use crate::wait::wait_for;
+use crate::wires::Wires;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,10 @@ pub struct Plan {
     pub buffer_mib: u64,
     /// Alpha dials beta itself, not the proxy: for measurements.
     pub direct: bool,
+    /// Metadata is in a folder of its own, where a file system may be mounted.
+    pub own_metadata: bool,
+    /// Each node is in the network namespace of one of these processes, and has an address there.
+    pub hosts: Option<[u32; 2]>,
 }
 
 impl Default for Plan {
@@ -65,6 +70,8 @@ impl Default for Plan {
             second: false,
             buffer_mib: 160,
             direct: false,
+            own_metadata: false,
+            hosts: None,
         }
     }
 }
@@ -96,12 +103,24 @@ impl Cluster {
         let nodes = NODES.map(|name| {
             let own = dir.path().join(name);
             fs::create_dir(&own).expect("directory of a node");
-            let addresses = if name == NODES[0] && !plan.direct { [ports[0], proxy.port()] } else { ports };
-            fs::write(own.join("lockstep.toml"), config(plan, dir.path(), addresses))
+            let ports = if name == NODES[0] && !plan.direct { [ports[0], proxy.port()] } else { ports };
+            let addresses = match plan.hosts {
+                Some(_) => Wires::ADDRESSES.map(|address| format!("{address}:7800")),
+                None => ports.map(|port| format!("127.0.0.1:{port}")),
+            };
+            fs::write(own.join("lockstep.toml"), config(plan, dir.path(), &addresses))
                 .expect("write a config");
-            Node::new(name, &own)
+            let mut node = Node::new(name, &own);
+            if plan.own_metadata {
+                node.keep_metadata_apart();
+            }
+            node
         });
-        let [alpha, beta] = nodes;
+        let [mut alpha, mut beta] = nodes;
+        if let Some([host_of_alpha, host_of_beta]) = plan.hosts {
+            alpha.move_into(host_of_alpha);
+            beta.move_into(host_of_beta);
+        }
         Cluster { alpha, beta, proxy, beta_port: ports[1], _reserved: reserved, dir }
     }
 
@@ -210,11 +229,11 @@ pub fn temp_dir(on_disk: bool) -> TempDir {
     tempfile::Builder::new().prefix("lockstep-e2e-").tempdir_in(parent).expect("a temporary directory")
 }
 
-fn config(plan: &Plan, dir: &Path, ports: [u16; 2]) -> String {
+fn config(plan: &Plan, dir: &Path, addresses: &[String; 2]) -> String {
     let dir = dir.display();
     let mut text = format!("cluster = \"{}\"\nsecret-file = \"{dir}/secret\"\n", plan.cluster);
-    for (name, port) in NODES.iter().zip(ports) {
-        text += &format!("[node.{name}]\naddress = \"127.0.0.1:{port}\"\n");
+    for (name, address) in NODES.iter().zip(addresses) {
+        text += &format!("[node.{name}]\naddress = \"{address}\"\n");
         text += &format!("nbd = [\"unix:{dir}/{name}/nbd.sock\"]\n");
     }
     let heartbeat_ms = plan.timeout_ms / 10;
@@ -231,6 +250,11 @@ fn config(plan: &Plan, dir: &Path, ports: [u16; 2]) -> String {
             plan.io_timeout_s,
             plan.buffer_mib,
         );
+        if plan.own_metadata {
+            for node in NODES {
+                text += &format!("meta.{node} = \"{dir}/{node}/metadata/{name}.0.meta\"\n");
+            }
+        }
         if let Some(seconds) = plan.disk_timeout_s {
             text += &format!("disk-timeout = \"{seconds}s\"\n");
         }

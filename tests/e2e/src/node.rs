@@ -6,6 +6,7 @@ use crate::process::Process;
 use crate::rng::Rng;
 use crate::run::{Ran, binary, run};
 use crate::wait::wait_for;
+use rustix::fs::OFlags;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,7 +23,10 @@ pub struct Node {
     dir: PathBuf,
     disk: PathBuf,
     nbd: PathBuf,
+    metadata_dir: PathBuf,
     daemon: Option<Process>,
+    /// The daemon runs in the network namespace of this process.
+    host: Option<u32>,
     /// How often it lost power; each time it comes back with another boot id.
     power_losses: u64,
 }
@@ -35,9 +39,16 @@ impl Node {
             dir: dir.to_path_buf(),
             disk: dir.join("disk"),
             nbd: dir.join("nbd.sock"),
+            metadata_dir: dir.to_path_buf(),
             daemon: None,
+            host: None,
             power_losses: 0,
         }
+    }
+
+    /// Puts it into the network namespace of a process.
+    pub fn move_into(&mut self, host: u32) {
+        self.host = Some(host);
     }
 
     /// Its name.
@@ -96,7 +107,13 @@ impl Node {
         let mut arguments = self.global_arguments();
         arguments.push("daemon".to_string());
         let boot_id = (self.power_losses > 0).then(|| self.write_boot_id());
-        self.daemon = Some(Process::start(&binary(), &arguments, &self.log_path(), boot_id.as_deref()));
+        let mut program = binary();
+        if let Some(host) = self.host {
+            let inside = ["--target".to_string(), host.to_string(), "--net".to_string(), "--".to_string()];
+            arguments.splice(0..0, inside.into_iter().chain([program.display().to_string()]));
+            program = PathBuf::from("nsenter");
+        }
+        self.daemon = Some(Process::start(&program, &arguments, &self.log_path(), boot_id.as_deref()));
     }
 
     fn write_boot_id(&self) -> PathBuf {
@@ -160,7 +177,29 @@ impl Node {
 
     /// Its metadata file.
     pub fn metadata(&self) -> PathBuf {
-        self.dir.join(format!("{RESOURCE}.0.meta"))
+        self.metadata_dir.join(format!("{RESOURCE}.0.meta"))
+    }
+
+    /// As `own_metadata` of a plan says.
+    pub(crate) fn keep_metadata_apart(&mut self) {
+        self.metadata_dir = self.dir.join("metadata");
+        std::fs::create_dir(&self.metadata_dir).expect("folder of the metadata");
+    }
+
+    /// Panics unless the daemon's own descriptor of its disk says O_DIRECT.
+    #[track_caller]
+    pub fn assert_direct(&self) {
+        let disk = self.disk.canonicalize().expect("a disk");
+        let process = PathBuf::from(format!("/proc/{}", self.pid()));
+        let mut open = std::fs::read_dir(process.join("fd")).expect("descriptors of a daemon").flatten();
+        let found = open.find(|entry| entry.path().read_link().is_ok_and(|path| path == disk));
+        let number = found.expect("the daemon has its disk open").file_name();
+        let facts =
+            std::fs::read_to_string(process.join("fdinfo").join(number)).expect("facts of a descriptor");
+        let flags =
+            facts.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags of a descriptor");
+        let flags = u32::from_str_radix(flags.trim(), 8).expect("flags in octal digits");
+        assert!(flags & OFlags::DIRECT.bits() != 0, "{} has not opened its disk with O_DIRECT", self.name);
     }
 
     /// Stops the daemon's threads (SIGSTOP) until [`Self::resume`].
@@ -181,6 +220,13 @@ impl Node {
     /// Whether it has a daemon.
     pub fn is_running(&self) -> bool {
         self.daemon.is_some()
+    }
+
+    /// Panics if the daemon ended by itself.
+    #[track_caller]
+    pub fn assert_alive(&mut self) {
+        let alive = self.daemon.as_mut().is_none_or(Process::is_running);
+        assert!(alive, "the daemon of {} ended by itself:\n{}", self.name, self.log());
     }
 
     fn running(&self) -> &Process {

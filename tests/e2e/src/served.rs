@@ -23,7 +23,7 @@ pub struct Served {
     file: PathBuf,
     /// Ended before the server.
     _fuse: Process,
-    _server: Process,
+    server: Process,
 }
 
 impl Served {
@@ -44,7 +44,7 @@ impl Served {
     }
 
     /// Serves the node `top` of a storage daemon with these arguments, which is as large as `image`.
-    fn with(mut arguments: Vec<String>, top: &str, image: &Path, file: &Path) -> Served {
+    pub(crate) fn with(mut arguments: Vec<String>, top: &str, image: &Path, file: &Path) -> Served {
         let bytes = image.metadata().expect("an image").len();
         let socket = image.with_extension("served");
         // One that is left of an earlier server is no sign of this one.
@@ -65,12 +65,17 @@ impl Served {
             assert!(fuse.is_running(), "nbdfuse ended:\n{}", words(&said));
             is_mounted(file) && file.metadata().is_ok_and(|facts| facts.len() == bytes)
         });
-        Served { file: file.to_path_buf(), _fuse: fuse, _server: server }
+        Served { file: file.to_path_buf(), _fuse: fuse, server }
+    }
+
+    /// The storage daemon.
+    pub(crate) fn server(&self) -> &Process {
+        &self.server
     }
 }
 
 /// A file as a node of the storage daemon. Without `unmap` a discard is answered, and nothing of it done.
-fn image_node(name: &str, path: &Path) -> Value {
+pub(crate) fn image_node(name: &str, path: &Path) -> Value {
     json!({ "driver": "file", "node-name": name, "filename": path, "discard": "unmap" })
 }
 
