@@ -9,6 +9,7 @@
 //! bounded by `max_hot` (recovery may load more; then nothing is added until enough were cooled). At most one
 //! write of a page is in flight.
 
+use crate::marks::{Mark, mark};
 use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -121,14 +122,18 @@ impl ActivityMap {
         if !wanted && !on_disk {
             if self.leaving[word] & bit == 0 {
                 if self.counted >= self.max_hot {
+                    mark(Mark::HotBound);
                     return Acquire::Full;
                 }
                 self.counted += 1;
                 self.pages[page].counted += 1;
+            } else {
+                mark(Mark::UncoveredWhileCooling);
             }
             self.pages[page].marks += 1;
         } else if !wanted {
             // Chosen for removal, which has not begun: taken back.
+            mark(Mark::CoolingTakenBack);
             self.pages[page].removals -= 1;
         } else if on_disk && self.uses[region.0 as usize] == 0 {
             self.candidates -= 1;

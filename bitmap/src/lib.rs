@@ -19,6 +19,7 @@ mod activity;
 pub mod canary;
 mod dirty;
 mod geometry;
+pub mod marks;
 mod meta;
 mod recover;
 mod store;

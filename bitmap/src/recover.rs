@@ -5,6 +5,7 @@
 //! that was so on disk; the superblock is the newest durable one; where that cannot be had, it refuses.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing))]
 
+use crate::marks::{Mark, mark};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -131,7 +132,10 @@ fn newest_superblock<E>(
             Err(SuperblockError::Page(PageError::NewerVersion(version))) => {
                 return Err(RecoverError::NewerVersion(version));
             }
-            Ok(_) | Err(SuperblockError::Page(_) | SuperblockError::Torn) => findings.damaged_pages += 1,
+            Ok(_) | Err(SuperblockError::Page(_) | SuperblockError::Torn) => {
+                mark(Mark::TornSuperblock);
+                findings.damaged_pages += 1;
+            }
             // Intact, so that taking the one before would go back in time.
             Err(error) => return Err(RecoverError::Superblock(error)),
         }
@@ -150,6 +154,7 @@ fn newest_superblock<E>(
     if found.iter().any(|other| other.sequence == number && *other != newest) {
         // Left by writes that failed, and by an attach that could not know of them: neither was ever complete, so
         // nothing relied on them. What was before them counts, as that of a copy that failed.
+        mark(Mark::SuperblocksDisagree);
         let before = found.iter().filter(|other| other.sequence < number);
         newest = before.max_by_key(|other| other.sequence).cloned().unwrap_or(newest);
         newest.mark_failed_upto(number);

@@ -65,6 +65,10 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     stages.run("simulator", || sim(&["seeds", &extent.seeds()]));
     stages.run("small scope", || sim(&["small"]));
     stages.run("canaries", || sim(&["canary"]));
+    if extent == Extent::Nightly {
+        // Other seeds than above.
+        stages.run("marks", || sim(&["seeds", "10000", "--start", "5000000", "--marks"]));
+    }
     stages.run("end to end", || end_to_end(extent));
     if extent != Extent::Quick {
         for kernel in vm::KERNELS {

@@ -5,6 +5,8 @@
 //! and where everything differs one piece in a few is still compared, to notice the end of that. Either way is right:
 //! this decides about traffic only.
 
+use lockstep_bitmap::marks::{Mark, mark};
+
 /// So many pieces in a row that differed, and the next one is expected to differ.
 const DIFFERED_MAX: u32 = 16;
 /// While pieces are expected to differ, one in so many is compared all the same.
@@ -23,6 +25,7 @@ impl Guess {
     /// Whether the next piece is worth a comparison.
     pub(crate) fn compares_next(&mut self) -> bool {
         if self.differed >= DIFFERED_MAX && self.skipped + 1 < PROBE_EVERY {
+            mark(Mark::HashingGivenUp);
             self.skipped += 1;
             return false;
         }

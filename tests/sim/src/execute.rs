@@ -1,6 +1,7 @@
 //! The shell's side of the border: executes the core's actions, and checks that each keeps the border's
 //! rules.
 
+use crate::coverage::{variant, verdict};
 use crate::decision::When;
 use crate::disk::ZERO;
 use crate::ghost::Force;
@@ -60,6 +61,9 @@ impl World {
             Action::CloseDisk { op } => self.close_disk(n, op.0),
             Action::Dial => self.dial(n),
             Action::Send { link, frame, slot } => {
+                if let Frame::Verdict { code, .. } = frame {
+                    self.seen.insert(verdict(code));
+                }
                 let mut body = Vec::new();
                 if frame.has_control_body() {
                     node.render_body(&frame, &mut body);
@@ -332,6 +336,9 @@ impl World {
         };
         if matches!(pending.command, Command::Promote { .. }) {
             self.answered_alone(n, result);
+        }
+        if let Err(refusal) = &result {
+            self.seen.insert(format!("refusal {}", variant(refusal)));
         }
         let host = &mut self.hosts[n];
         match (pending.command, result) {

@@ -15,6 +15,7 @@
 mod canary;
 mod check;
 mod client;
+mod coverage;
 mod decision;
 mod disk;
 mod execute;
@@ -44,12 +45,14 @@ mod world;
 
 #[cfg(feature = "canary")]
 pub use canary::{canary, canary_seed, plant_named};
+pub use coverage::Coverage;
 pub use kept::kept;
 pub use script::Scenario;
 pub use shrink::shrink;
 pub use world::Violation;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError, mpsc};
 
@@ -70,6 +73,8 @@ pub struct Outcome {
     pub virtual_ns: u64,
     /// Writes that clients sent.
     pub writes: u64,
+    /// Verdicts and refusals.
+    pub(crate) seen: BTreeSet<String>,
 }
 
 thread_local! {
@@ -117,6 +122,7 @@ fn run_world(mut world: world::World) -> Outcome {
         events,
         virtual_ns: world.now,
         writes: world.writes,
+        seen: std::mem::take(&mut world.seen),
     }
 }
 

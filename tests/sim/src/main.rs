@@ -1,6 +1,6 @@
 //! Command line of the simulator.
 
-use lockstep_sim::{Outcome, Scenario, catch_panics, replay, run, run_seeds, shrink, small};
+use lockstep_sim::{Coverage, Outcome, Scenario, catch_panics, replay, run, run_seeds, shrink, small};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,10 +9,11 @@ const USAGE: &str = "\
 usage: lockstep-sim run --seed S [--log] [-o FILE.scn]
        lockstep-sim replay FILE.scn [--log] [--until SECONDS] [--planted]
        lockstep-sim shrink FILE.scn|--seed S -o FILE.scn [--planted]
-       lockstep-sim seeds N [--start S]
+       lockstep-sim seeds N [--start S] [--marks]
        lockstep-sim swarm --minutes N [--start S]
        lockstep-sim small [BEGIN | STATE]                   every crash in three writes, or those whose names begin so
        lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)
+--marks fails where something that is listed was never reached.
 --planted plants the bug that the file names, in a build with the feature `canary`.
 A run that breaks a promise is written to target/sim/SEED.scn.";
 
@@ -88,7 +89,12 @@ fn dispatch(args: &Args) -> Result<u64, String> {
         }
         Some(&"seeds") => {
             let (count, start) = (args.needed("seeds")?, args.number("--start")?.unwrap_or(0));
-            Ok(run_seeds(start..start + count, report))
+            let mut coverage = Coverage::default();
+            let failed = run_seeds(start..start + count, |outcome| {
+                coverage.add(outcome);
+                report(outcome);
+            });
+            Ok(failed + unreached(&coverage, args.has("--marks")))
         }
         Some(&"swarm") => {
             Ok(swarm(args.needed("--minutes")?, args.number("--start")?.unwrap_or(SWARM_START)))
@@ -193,14 +199,26 @@ fn report(outcome: &Outcome) {
     }
 }
 
+/// Prints what was reached; how much was not, if that counts.
+fn unreached(coverage: &Coverage, counts: bool) -> u64 {
+    let never = coverage.report();
+    if !never.is_empty() {
+        println!("never reached: {}", never.join(", "));
+    }
+    if counts { never.len() as u64 } else { 0 }
+}
+
 fn swarm(minutes: u64, start: u64) -> u64 {
     let began = Instant::now();
     let end = began + Duration::from_secs(minutes * 60);
     let mut runs = 0_u64;
+    let mut coverage = Coverage::default();
     let failed = run_seeds((start..).take_while(|_| Instant::now() < end), |outcome| {
         runs += 1;
+        coverage.add(outcome);
         report(outcome);
     });
+    unreached(&coverage, false);
     let cores = std::thread::available_parallelism().map_or(1.0, |n| usize::from(n) as f64);
     let per_core_minute = runs as f64 / (began.elapsed().as_secs_f64() / 60.0) / cores;
     println!("{runs} runs, {failed} violations, {per_core_minute:.0} runs per core-minute");

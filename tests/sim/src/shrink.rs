@@ -101,12 +101,12 @@ impl Shrinker<'_> {
 
     /// No decisions of one kind at all.
     fn fewer_kinds(&mut self) {
-        let mut kinds: Vec<String> = self.best.lines.iter().map(kind).collect();
+        let mut kinds: Vec<String> = self.best.lines.iter().map(|line| words::kind(&line.what)).collect();
         kinds.sort();
         kinds.dedup();
         for gone in kinds {
             let mut candidate = self.best.clone();
-            candidate.lines.retain(|line| kind(line) != gone);
+            candidate.lines.retain(|line| words::kind(&line.what) != gone);
             if candidate.lines.len() < self.best.lines.len() {
                 self.accept(&candidate);
             }
@@ -202,13 +202,6 @@ fn round(line: &mut Line, unit: u64) {
     {
         to(ns);
     }
-}
-
-/// What a decision has in common with others: its first words without numbers.
-fn kind(line: &Line) -> String {
-    let text = words::show(&line.what);
-    let words = text.split_whitespace().filter(|word| !word.starts_with(|c: char| c.is_ascii_digit()));
-    words.take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// Without the decisions that this setup has no place for.

@@ -33,6 +33,14 @@ pub(crate) fn show(decision: &Decision) -> String {
     }
 }
 
+/// What a decision has in common with others: its first words, without numbers.
+pub(crate) fn kind(decision: &Decision) -> String {
+    let text = show(decision);
+    let words = text.split_whitespace().filter(|word| !word.starts_with(|c: char| c.is_ascii_digit()));
+    let named = words.filter(|word| !word.starts_with('+') && *word != "for" && *word != "fua");
+    named.take(3).collect::<Vec<_>>().join(" ")
+}
+
 fn show_act(act: ClientAct) -> String {
     match act {
         ClientAct::Join { n, structured } => {

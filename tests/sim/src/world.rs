@@ -17,7 +17,7 @@ use crate::small::Watch;
 use crate::survivors::Alone;
 use lockstep_bitmap as meta;
 use lockstep_bitmap::{Base, GenerationId, NodeId, PeerCopy};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -204,6 +204,8 @@ pub(crate) struct World {
     pub(crate) alone: Alone,
     /// Phase.
     pub(crate) phase: Phase,
+    /// Verdicts and refusals so far.
+    pub(crate) seen: BTreeSet<String>,
     /// First broken promise; the run ends there.
     pub(crate) violation: Option<Violation>,
     /// Trace hash.
@@ -253,6 +255,7 @@ impl World {
             dying: None,
             alone: Alone::default(),
             phase: Phase::Stormy,
+            seen: BTreeSet::new(),
             violation: None,
             trace: 0xcbf2_9ce4_8422_2325,
             log,

@@ -14,6 +14,7 @@ use crate::ids::{LinkId, Position};
 use crate::snapshot::Snapshot;
 use crate::status::DiskState;
 use alloc::collections::VecDeque;
+use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{
     Base, ByteRange, GenerationId, GenerationLog, Geometry, NodeId, Origin, PeerCopy, RegionIndex,
 };
@@ -125,6 +126,7 @@ impl Node {
             return;
         }
         if self.current_generation() != Some(generation) {
+            mark(Mark::ServedRotates);
             self.rotate_to(generation, Origin::PeerLost);
             self.proposal = self.rng.generation_id();
         }
@@ -168,6 +170,7 @@ impl Node {
             task.stage = Stage::Suspended;
             return self.put_task(id, task);
         };
+        mark(Mark::StaleEdge);
         // Whatever was copied of it before counts no longer (ordering 7).
         self.set_dirty(task.range);
         let pos = self.undurable.push(task.range, task.region.take(), id, true, self.now);
@@ -197,6 +200,7 @@ impl Node {
         if task.slot.is_some() {
             task.range = self.whole_granules(task.range);
         }
+        mark(Mark::ServedWrite);
         // Before anything can be said of it, and whatever was copied before (ordering 7).
         self.set_dirty(task.range);
         (task.stage, task.local_pending) = (Stage::Running, true);
@@ -230,6 +234,7 @@ impl Node {
         if task.pos != Some(pos) || task.link != Some(link) {
             return;
         }
+        mark(Mark::WriteFailedElsewhere);
         let error = if no_space { DiskError::NoSpace } else { DiskError::Io };
         (task.failed, task.peer_pending) = (Some(error.into()), false);
         let range = task.range;
@@ -239,6 +244,7 @@ impl Node {
 
     /// This copy is the only UpToDate one, and the peer's clients wait for a word on their write.
     pub(super) fn refuse_served(&mut self, link: LinkId, pos: Position, range: ByteRange, error: DiskError) {
+        mark(Mark::ServedRefused);
         self.set_dirty(range);
         let no_space = error == DiskError::NoSpace;
         self.send(link, Frame::WriteFailed { pos, no_space }, None);

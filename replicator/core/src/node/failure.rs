@@ -13,6 +13,7 @@ use super::task::{OpKind, Stage, Work};
 use crate::action::{Action, CloseReason, Failed, Notice};
 use crate::event::DiskError;
 use crate::status::{DiskState, Role};
+use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{ByteRange, GenerationId, MetaPage};
 
 /// How far the record of a failure is.
@@ -71,7 +72,11 @@ impl Node {
         }
         self.note_failed(failed_part(error), range.start, error);
         let is_final = error == DiskError::Sync;
+        if is_final {
+            mark(Mark::FuaSyncFailed);
+        }
         let lost = is_final || self.disk != DiskState::UpToDate || self.peer_is_up_to_date();
+        mark(if lost { Mark::CopyLostByWrite } else { Mark::LastCopyWriteError });
         if lost {
             self.lose_disk();
         } else {
@@ -162,6 +167,7 @@ impl Node {
 
     /// A superblock is under way that may land at any time: another one, at the same place, could be overwritten by it.
     pub(super) fn on_superblock_hung(&mut self) {
+        mark(Mark::SuperblockHung);
         self.superblock_failed();
         if matches!(self.failure, Failure::Due | Failure::Superblock) {
             self.record_beside();
@@ -172,6 +178,7 @@ impl Node {
     fn record_beside(&mut self) {
         let Some(superblock) = self.store.as_ref().map(|store| &store.superblock) else { return };
         let (file_id, sequence) = (superblock.file_id, superblock.sequence);
+        mark(Mark::RecordedBeside);
         self.failure = Failure::Beside;
         let op = self.new_op(OpKind::FailureRecord);
         self.act(Action::RecordFailure { op, file_id, sequence });
@@ -189,6 +196,7 @@ impl Node {
     pub(super) fn on_failure_recorded(&mut self, ok: bool) {
         self.failure = Failure::None;
         if !ok {
+            mark(Mark::RecordLost);
             // Nothing would keep the copy from being taken for whole after a restart; until then `take_store` does.
             self.note_failed(Failed::Record, 0, DiskError::Io);
             self.through = None;

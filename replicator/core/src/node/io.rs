@@ -18,6 +18,7 @@ use crate::status::{DiskState, Role};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use lockstep_bitmap::canary::{Bug, is_planted};
+use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{ByteRange, Store};
 
 #[derive(Clone, Copy, Debug)]
@@ -300,6 +301,7 @@ impl Node {
         }
         match self.out_link() {
             Some(link) => {
+                mark(Mark::ReadStale);
                 self.set_running(id, false, true, Some(link));
                 let frame = Frame::Read { id, offset: task.offset(), len: task.len() };
                 self.send(link, frame, None);

@@ -13,6 +13,7 @@ use crate::ids::{CommandId, Instant, LinkId};
 use crate::refusal::{Done, Refusal};
 use crate::status::{DiskState, ReplicationState, Role};
 use lockstep_bitmap::PeerCopy;
+use lockstep_bitmap::marks::{Mark, mark};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Leaving {
@@ -176,7 +177,11 @@ impl Node {
         if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
+        if matches!(self.change, Some(Change::Leaving(_))) {
+            mark(Mark::LeaversMet);
+        }
         if !whole || !free {
+            mark(Mark::LeaveRefused);
             return self.send(link, Frame::LeaveReply { agreed: false }, None);
         }
         if let Some(link) = self.link.as_mut() {
@@ -227,6 +232,7 @@ impl Node {
             self.set_leave_stage(LeaveStage::Telling);
             self.send(link, Frame::Left, None);
         } else {
+            mark(Mark::OutdatedLate);
             self.dialer.wanted = false;
             self.set_leave_stage(LeaveStage::Settling);
             self.begin_settle();

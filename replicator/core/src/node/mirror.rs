@@ -16,6 +16,7 @@ use crate::ids::LinkId;
 use crate::status::{DiskState, Role};
 use crate::verdict::{Standstill, Verdict, may_carry};
 use lockstep_bitmap::canary::{Bug, is_planted};
+use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{Base, Becoming, Generation, GenerationId, NodeId, Origin, PeerCopy};
 
 impl Node {
@@ -141,6 +142,7 @@ impl Node {
         let recorded = self.store.as_ref().map(|store| &store.superblock);
         let whole = recorded.is_some_and(|sb| sb.inconsistent.is_none() && sb.log.current().is_some());
         if whole && self.disk == DiskState::Inconsistent {
+            mark(Mark::CommittedLate);
             self.set_disk(DiskState::Consistent);
         }
     }
@@ -175,7 +177,10 @@ impl Node {
                 self.set_phase(Phase::Replicating);
             }
             // Written alone since the snapshot: not the verdict for that.
-            _ => return self.close_link(CloseReason::SnapshotChanged),
+            _ => {
+                mark(Mark::WrittenDuringCommit);
+                return self.close_link(CloseReason::SnapshotChanged);
+            }
         }
         self.settle_suspended();
     }
@@ -186,7 +191,9 @@ impl Node {
         if self.tasks_where(suspended).is_empty() {
             return;
         }
-        if self.continues() { self.resend_suspended() } else { self.fail_suspended() }
+        let same = self.continues();
+        mark(if same { Mark::SuspendedResent } else { Mark::SuspendedFailed });
+        if same { self.resend_suspended() } else { self.fail_suspended() }
     }
 
     /// The connected peer is the process, or at least runs on the kernel, that this node last wrote through.
@@ -277,6 +284,9 @@ impl Node {
         // Ordering 7: the ranges become bits before anything of them is forgotten.
         let mut lacking = core::mem::take(&mut self.lacking);
         self.undurable.unmirror(|range| lacking.push(range));
+        if !lacking.is_empty() {
+            mark(Mark::PeerLacked);
+        }
         for range in lacking.drain(..).filter(|_| !is_planted(Bug::ForgetWhatPeerLacks)) {
             self.set_dirty(range);
         }

@@ -16,6 +16,7 @@ use crate::slab::Slab;
 use alloc::vec::Vec;
 use core::time::Duration;
 use lockstep_bitmap::MetaPage;
+use lockstep_bitmap::marks::{Mark, mark};
 
 const QUARTERS: u64 = 4;
 
@@ -93,6 +94,7 @@ impl Node {
 
     /// A completion that nobody waits for any more.
     pub(super) fn on_late(&mut self, slot: Option<SlotId>) {
+        mark(Mark::LateCompletion);
         if let Some(slot) = slot {
             self.act(Action::ReleaseSlot { slot });
         }
@@ -105,6 +107,7 @@ impl Node {
         if overdue.is_empty() {
             return;
         }
+        mark(Mark::DiskOverdue);
         if !self.without_disk() {
             self.note_failed(Failed::Hung, 0, DiskError::Io);
             // First: what lands late must not meet anything newer.

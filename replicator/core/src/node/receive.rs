@@ -15,6 +15,7 @@ use crate::overlap::Mode;
 use crate::status::{DiskState, Role};
 use alloc::collections::VecDeque;
 use lockstep_bitmap::ByteRange;
+use lockstep_bitmap::marks::{Mark, mark};
 
 /// The stream as received on one link.
 #[derive(Debug, Default)]
@@ -176,6 +177,9 @@ impl Node {
         let receiver = &mut self.receiver;
         let wanted =
             press || receiver.flush_wanted > receiver.durable && receiver.flush_wanted <= receiver.done_upto;
+        if press {
+            mark(Mark::ServedPress);
+        }
         let Some(link) = self.link.as_ref().map(|link| link.id) else { return };
         if receiver.flushing || !wanted || matches!(self.disk, DiskState::Diskless | DiskState::Failed) {
             return;

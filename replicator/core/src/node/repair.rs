@@ -14,6 +14,7 @@ use crate::ids::{LinkId, ReqId, SlotId};
 use crate::overlap::Mode;
 use crate::status::DiskState;
 use lockstep_bitmap::ByteRange;
+use lockstep_bitmap::marks::{Mark, mark};
 
 impl Node {
     pub(super) fn on_read_done(&mut self, id: u32, req: ReqId, result: Result<(), DiskError>) {
@@ -22,6 +23,7 @@ impl Node {
             return self.on_repaired(id, req, result);
         }
         if self.without_disk() {
+            mark(Mark::ReadAfterFailure);
             // What a copy returns that has failed meanwhile counts no more: from the other copy, if there is one.
             return self.regate(id);
         }
@@ -51,7 +53,10 @@ impl Node {
     /// The exclusive lock is held.
     pub(super) fn read_for_repair(&mut self, id: u32) {
         let Some(task) = self.tasks.get(id).copied() else { return };
-        let Some(link) = self.peer_has(task.range) else { return self.regate(id) };
+        let Some(link) = self.peer_has(task.range) else {
+            mark(Mark::RepairImpossible);
+            return self.regate(id);
+        };
         self.set_running(id, false, true, Some(link));
         let wanted = self.whole_granules(task.range);
         let len = u32::try_from(wanted.len()).unwrap_or(0);
@@ -77,6 +82,7 @@ impl Node {
         let Some(task) = self.tasks.get_mut(id) else { return };
         let (slot, range) = (task.slot.take(), task.range);
         let (offset, len) = (task.offset(), task.len());
+        mark(if result.is_ok() { Mark::Repaired } else { Mark::RepairFailed });
         if let Err(error) = result {
             self.on_write_error(self.whole_granules(range), error);
         }

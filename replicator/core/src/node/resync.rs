@@ -29,6 +29,7 @@ use crate::status::{DiskState, Moved, ReplicationState, Role};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
+use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{Base, BlockRange, ByteRange, PeerCopy};
 
 #[derive(Debug)]
@@ -176,6 +177,7 @@ impl Resync {
 
     /// A write failed on the copy that stays the only good one: it may stand at the target all the same.
     pub(super) fn doubt(&mut self, blocks: BlockRange) {
+        mark(Mark::Doubt);
         if self.doubtful.len() < DOUBTFUL_MAX {
             self.doubtful.push(blocks);
         } else {
@@ -191,12 +193,20 @@ impl Resync {
     /// An equal digest of these blocks says that the copies are equal.
     pub(super) fn may_be_equal(&self, blocks: BlockRange) -> bool {
         let overlaps = |doubtful: &BlockRange| doubtful.start < blocks.end && blocks.start < doubtful.end;
-        self.hash_first && !self.doubtful.iter().any(overlaps)
+        let doubtful = self.doubtful.iter().any(overlaps);
+        if doubtful {
+            mark(Mark::DoubtDecides);
+        }
+        self.hash_first && !doubtful
     }
 
     /// These blocks differ again, as far as we know: a batch that has them must not clear their bits (ordering 7).
     pub(super) fn forget_copied(&mut self, blocks: BlockRange) {
+        let before = self.copied.len();
         self.copied.retain(|(_, copied)| copied.end <= blocks.start || blocks.end <= copied.start);
+        if self.copied.len() < before {
+            mark(Mark::CopiedForgotten);
+        }
     }
 
     /// Nor is a batch being made durable, or the end agreed on.
@@ -298,9 +308,11 @@ impl Node {
             resync.finishing = true;
             self.send(link, Frame::FinishRequest, None);
         } else if left > resync.unreadable.blocks() && resync.asked_in_walk && !resync.unreadable.is_full() {
+            mark(Mark::WalkedAgain);
             // What was dirty behind the cursor comes now.
             (resync.cursor, resync.asked_in_walk) = (0, false);
         } else {
+            mark(Mark::ResyncIncomplete);
             resync.incomplete = Some(now);
             self.notice(Notice::ResyncIncomplete);
         }
@@ -383,6 +395,7 @@ impl Node {
     pub(super) fn on_finish_request(&mut self, link: LinkId) {
         let source = self.resync.as_ref().is_some_and(|resync| !resync.is_target);
         if !source || self.dirty_blocks() > 0 || self.peer_copy() == PeerCopy::ToldToFinish {
+            mark(Mark::FinishRefused);
             return self.close_link(CloseReason::VerdictMismatch);
         }
         if let Some(peer) = self.peer_mut() {
@@ -424,6 +437,7 @@ impl Node {
             self.send(link, Frame::Finished, None);
             self.notice_generation();
         } else if self.role == Role::Primary {
+            mark(Mark::SyncedLatePrimary);
             // It wrote everything here too, and the source never learnt that this copy is complete.
             self.set_disk(DiskState::UpToDate);
             self.rotate();
@@ -431,6 +445,7 @@ impl Node {
                 self.hold_back(id);
             }
         } else if self.disk == DiskState::Inconsistent {
+            mark(Mark::SyncedLate);
             self.set_disk(DiskState::Consistent);
         }
     }
@@ -454,6 +469,7 @@ impl Node {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
         if self.dirty_blocks() > 0 {
+            mark(Mark::FinishedWithBits);
             // A write failed here meanwhile: the bits stay, and so does the record.
             return self.close_link(CloseReason::VerdictMismatch);
         }

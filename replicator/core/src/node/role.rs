@@ -18,6 +18,7 @@ use crate::ids::{CommandId, Instant, LinkId};
 use crate::refusal::{Done, Refusal};
 use crate::status::{DiskState, Role};
 use crate::verdict::Standstill;
+use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{CopyRank, NodeId, Origin};
 
 /// The role change or departure that is under way; one at a time.
@@ -357,6 +358,7 @@ impl Node {
         }
         if self.mirror_link().is_none() && self.disk != DiskState::UpToDate && !self.without_disk() {
             if self.store.as_ref().is_some_and(|store| store.superblock.inconsistent.is_some()) {
+                mark(Mark::AgreedAndUseless);
                 // Agreed to by a peer that is gone: there is nothing to serve from.
                 self.set_export(ExportState::Closed);
                 self.begin_settle();
@@ -369,6 +371,7 @@ impl Node {
         self.set_role(Role::Primary);
         self.notice_generation();
         if self.mirror_link().is_none() && self.peer_may_carry_current() {
+            mark(Mark::RotatedAfterAgreement);
             // The peer agreed and was lost before the record was durable here.
             self.rotate();
         }
@@ -395,6 +398,11 @@ impl Node {
             Some(Change::Promoting(_)) => own && me_first,
             Some(_) => true,
         };
+        if own {
+            mark(Mark::BothAsked);
+        } else if busy {
+            mark(Mark::AskedWhileBusy);
+        }
         let refused = self.role == Role::Primary || busy || self.in_link() != Some(link);
         if refused || self.without_disk() {
             return self.send(link, Frame::PromoteReply { term, granted: false }, None);

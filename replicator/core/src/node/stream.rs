@@ -13,6 +13,7 @@ use crate::ids::{LinkId, Position};
 use crate::refusal::IoError;
 use alloc::collections::VecDeque;
 use lockstep_bitmap::canary::{Bug, is_planted};
+use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{Acquire, ByteRange, RegionIndex};
 
 #[derive(Debug, Default)]
@@ -171,6 +172,7 @@ impl Node {
             return self.finish_client_task(id, Some(IoError::Io));
         }
         if self.undurable.is_full() || !self.stream.room.is_empty() {
+            mark(Mark::TableFull);
             if let Some(task) = self.tasks.get_mut(id) {
                 task.stage = Stage::Room;
             }
@@ -185,6 +187,7 @@ impl Node {
         let Some(mut task) = self.tasks.get(id).copied() else { return };
         let Work::Write { zero, fua, .. } = task.work else { return };
         if !self.reaches_up_to_date_copy() {
+            mark(Mark::LostBeforeSubmit);
             // Lost while it waited for its mark: it may not be written where nobody UpToDate would have it.
             if let Some(entry) = self.tasks.get_mut(id) {
                 entry.stage = Stage::Suspended;
@@ -307,10 +310,12 @@ impl Node {
             return;
         }
         if self.rotating || self.peer_takes_leave() {
+            mark(if self.rotating { Mark::HeldByRotation } else { Mark::HeldByFarewell });
             self.hold_reply(id);
             return;
         }
         if task.failed.is_none() && !self.reaches_up_to_date_copy() {
+            mark(Mark::HeldOutOfReach);
             // Written on both, but the one that counts is out of reach: only it can say that it still counts.
             if let Some(task) = self.tasks.get_mut(id) {
                 task.stage = Stage::Suspended;
@@ -417,6 +422,7 @@ impl Node {
 
     pub(super) fn on_flushed(&mut self, purpose: FlushFor, result: Result<(), DiskError>) {
         if let Err(error) = result {
+            mark(Mark::FlushFailed);
             // The kernel may have dropped the dirty pages: the copy is failed for good, never flushed again.
             if !self.without_disk() {
                 self.note_failed(Failed::Flush, 0, error);
@@ -426,6 +432,7 @@ impl Node {
         if self.without_disk() {
             // Two may be under way, and the kernel tells one of them only of what both lost: what ends after the copy
             // has failed says nothing of it any more (ordering 6).
+            mark(Mark::FlushAfterFailure);
             return;
         }
         match purpose {
