@@ -1,8 +1,8 @@
 //! The end of a run in which one machine never comes back: what the other one owes its operator and its clients.
 //!
-//! D3 and D7: a copy that is UpToDate is promoted without a flag. Any other is refused, in words that name the flag,
-//! and promoted with it. Once it is Primary, every request is answered, and none with an error. Only two copies stay down:
-//! one without data, and one that its operator has declared wrong.
+//! D3 and D7: a copy that is UpToDate is promoted without a flag. Any other is refused, in words that name the
+//! flag, and promoted with it. Once it is Primary, every request is answered, and none with an error. Only two
+//! copies stay down: one without data, and one that its operator has declared wrong.
 
 use crate::host::Stop;
 use crate::setup::MS;
