@@ -42,6 +42,7 @@ bugs! {
     SkipActivityMark, "1", "A write goes on before the mark of its region is on disk.";
     ForgetWhatPeerLacks, "7", "What a lost peer has not confirmed as durable does not become dirty bits.";
     HalfAWriteIsDone, "D1", "A write whose client stops in the middle of it is answered as if it were done.";
+    InvalidateInACheckpoint, "7", "A copy is declared wrong while a batch is made durable, which then clears bits.";
 }
 
 /// Is this bug planted?

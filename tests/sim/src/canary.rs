@@ -13,6 +13,9 @@ use std::time::Instant;
 /// A bug that needs more seeds than this needs a better aim.
 const SEEDS: u64 = 400;
 
+/// Too rare for seeds: the kept scenario of the same name finds it.
+const BY_SCENARIO: [Bug; 1] = [Bug::InvalidateInACheckpoint];
+
 /// What the checkers made of one bug.
 struct Found {
     bug: Bug,
@@ -60,7 +63,9 @@ pub fn plant_named(name: &str) -> Result<(), String> {
 }
 
 fn named(name: Option<&str>) -> Result<Vec<Bug>, String> {
-    let Some(name) = name else { return Ok(Bug::ALL.to_vec()) };
+    let Some(name) = name else {
+        return Ok(Bug::ALL.iter().copied().filter(|bug| !BY_SCENARIO.contains(bug)).collect());
+    };
     match Bug::ALL.iter().find(|&&bug| name_of(bug) == name) {
         Some(&bug) => Ok(vec![bug]),
         None => {

@@ -8,7 +8,7 @@
 //! What follows from a decision (which bytes a reset leaves, which sectors survive a power loss) is drawn from streams
 //! that depend on the moment and on nothing else, see `prng.rs`.
 
-use crate::host::Stop;
+use crate::host::{Host, Stop};
 use crate::world::{Ev, Phase, World, node_id};
 use lockstep_core::{Command, RequestKind};
 
@@ -267,6 +267,14 @@ impl World {
             // Whoever declared a copy wrong does not take it as it is.
             Command::Promote { accept_data_loss: true, .. } if self.hosts[n].declared_wrong => false,
             Command::Promote { .. } => !self.may_serve_old_image(n),
+            // Nor does anybody declare both copies wrong.
+            Command::Invalidate { peer } => {
+                let kept = if peer { n } else { 1 - n };
+                let asked = |host: &Host| {
+                    host.commands.values().any(|c| matches!(c.command, Command::Invalidate { .. }))
+                };
+                !self.hosts[kept].declared_wrong && !self.hosts.iter().any(asked)
+            }
             Command::Resolve { discard } => !(0..2).any(|m| self.hosts[m].restored && node_id(m) != discard),
             _ => true,
         }

@@ -10,6 +10,8 @@
 mod listed;
 
 use crate::prng::Prng;
+use lockstep_bitmap::{Findings, Store, recover};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 /// Bytes of a sector.
@@ -290,13 +292,30 @@ impl Keeps {
 /// A metadata file: real bytes; writes are durable at completion, every copy of a page on its own at a crash.
 pub(crate) struct MetaFile {
     bytes: Vec<u8>,
+    /// What was last read from these bytes: the checks ask more often than anything is written.
+    read: RefCell<Option<(Store, Findings)>>,
     flying: BTreeMap<u32, (Vec<u64>, Vec<u8>)>,
 }
 
 impl MetaFile {
     /// A file of zeroes.
     pub(crate) fn new(len: u64) -> Self {
-        MetaFile { bytes: vec![0; len as usize], flying: BTreeMap::new() }
+        MetaFile { bytes: vec![0; len as usize], read: RefCell::new(None), flying: BTreeMap::new() }
+    }
+
+    /// What a start would find in what is durable.
+    pub(crate) fn recovered(&self, max_hot: u32) -> Result<(Store, Findings), String> {
+        if let Some(read) = &*self.read.borrow() {
+            return Ok(read.clone());
+        }
+        let mut read = |at: u64, out: &mut [u8]| {
+            let rest = self.bytes.get(at as usize..).and_then(|rest| rest.get(..out.len()));
+            out.copy_from_slice(rest.ok_or("past the end")?);
+            Ok::<(), &str>(())
+        };
+        let found = recover(self.bytes.len() as u64, &mut read, max_hot).map_err(|e| format!("{e:?}"))?;
+        *self.read.borrow_mut() = Some(found.clone());
+        Ok(found)
     }
 
     /// What is durable.
@@ -306,11 +325,13 @@ impl MetaFile {
 
     /// Writes at once (creation).
     pub(crate) fn put(&mut self, offset: u64, bytes: &[u8]) {
+        *self.read.get_mut() = None;
         self.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
     }
 
     /// A bit turns over.
     pub(crate) fn flip(&mut self, bit: u64) {
+        *self.read.get_mut() = None;
         let bit = bit % (self.bytes.len() as u64 * 8);
         self.bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
     }

@@ -8,7 +8,7 @@ use crate::session::Session;
 use crate::setup::retimed;
 use crate::small::Watch;
 use crate::world::{Ev, Phase, World, node_id};
-use lockstep_bitmap::{Findings, Origin, Store, recover};
+use lockstep_bitmap::{Findings, Origin, Store};
 use lockstep_core::{
     Command, CommandId, DiskError, DiskState, Event, Frame, Instant, Node, NodeConfig, OpId, PeerConfig,
     ReqId, Role, SlotId,
@@ -67,14 +67,7 @@ impl World {
 
     /// What the durable bytes of some metadata say.
     pub(crate) fn recovered_from(&self, meta: &MetaFile) -> Result<(Store, Findings), String> {
-        let bytes = meta.bytes();
-        let mut read = |at: u64, out: &mut [u8]| {
-            let from =
-                bytes.get(at as usize..).and_then(|rest| rest.get(..out.len())).ok_or("past the end")?;
-            out.copy_from_slice(from);
-            Ok::<(), &str>(())
-        };
-        recover(bytes.len() as u64, &mut read, self.setup.max_hot).map_err(|e| format!("{e:?}"))
+        meta.recovered(self.setup.max_hot)
     }
 
     /// Gives an input to a core, now or when its process goes on.

@@ -29,6 +29,7 @@ use crate::status::{DiskState, Moved, ReplicationState, Role};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{Base, BlockRange, ByteRange, PeerCopy};
 
@@ -211,7 +212,9 @@ impl Resync {
 
     /// Nor is a batch being made durable, or the end agreed on.
     pub(super) fn is_quiet(&self) -> bool {
-        self.is_drained() && !self.checkpoint && !self.finishing
+        let closes = self.closing.is_some_and(|closing| closing.flushing);
+        let closes = closes && !is_planted(Bug::InvalidateInACheckpoint);
+        self.is_drained() && !self.checkpoint && !closes && !self.finishing
     }
 }
 
