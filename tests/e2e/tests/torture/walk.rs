@@ -399,8 +399,10 @@ impl Walk {
     fn look_at_log(&mut self, which: usize) {
         let log = self.node(which).log();
         let new = log.get(self.read[which]..).unwrap_or_default();
-        let is_bad =
-            |line: &&str| line.contains("panicked") || (line.contains(" ERROR ") && !self.had_errors);
+        let is_bad = |line: &&str| match line.contains("split brain") || line.contains("SplitBrain") {
+            true => !self.was_split,
+            false => line.contains("panicked") || (line.contains(" ERROR ") && !self.had_errors),
+        };
         let bad: Vec<&str> = new.lines().filter(is_bad).collect();
         assert!(bad.is_empty(), "{} said:\n{}", NAMES[which], bad.join("\n"));
         self.read[which] = log.len();
