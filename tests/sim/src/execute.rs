@@ -366,6 +366,8 @@ impl World {
             Notice::Disk { new: DiskState::Failed, .. } => self.failures.unclean[n] = self.next_seq(),
             Notice::UnrelatedData => self.fail("C6", format!("node {n} reports unrelated data")),
             Notice::Generation { .. } => {
+                // A restored copy that rotates before the other one can tell it what it is has parted from it.
+                self.split_allowed |= self.hosts[n].restored;
                 let line = self.learn_generation(n, node);
                 if let (Some(line), ExportState::Open) = (line, self.hosts[n].export) {
                     self.lines.of[n] = line;

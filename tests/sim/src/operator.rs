@@ -185,6 +185,13 @@ impl World {
 
     /// Somebody types whatever comes to mind, at any node, several commands at once.
     pub(crate) fn draw_commands(&mut self) {
+        if self.rng.operator.chance(250) {
+            // Two operators have the same thought.
+            let shared =
+                [PROMOTE, PROMOTE, Command::Leave, Command::Disconnect, Command::Demote { force: true }];
+            let command = self.rng.operator.pick(&shared);
+            return (0..2).for_each(|n| self.propose(0, Decision::Command(n, command)));
+        }
         for _ in 0..self.rng.operator.between(1, 4) {
             let rng = &mut self.rng.operator;
             let (n, delay) = (rng.below(2) as usize, rng.below(8 * self.setup.meta_ns));

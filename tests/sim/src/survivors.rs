@@ -97,6 +97,8 @@ impl World {
             Ok(_) if asked_as < DiskState::UpToDate => {
                 self.fail("D3 alone", format!("node {n}: {asked_as} was promoted without a flag"));
             }
+            // One that stopped uncleanly may lack what was not flushed, even where it was named source.
+            Err(Refusal::DataLoss { unclean: true, .. }) => {}
             Err(why @ (Refusal::MayBeStale { .. } | Refusal::DataLoss { .. } | Refusal::NoData))
                 if asked_as == DiskState::UpToDate =>
             {
