@@ -46,7 +46,7 @@ mod world;
 #[cfg(feature = "canary")]
 pub use canary::{canary, canary_seed, plant_named};
 pub use coverage::Coverage;
-pub use kept::kept;
+pub use kept::{ENVIRONMENTS, kept};
 pub use script::Scenario;
 pub use shrink::shrink;
 pub use world::Violation;

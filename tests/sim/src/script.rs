@@ -109,9 +109,9 @@ impl Scenario {
         self.canary.as_deref()
     }
 
-    /// The same decisions with other draws of latencies and damage: eight, of which the first is this one.
+    /// The same decisions with other draws of latencies and damage, of which the first is this one.
     pub fn environments(&self) -> impl Iterator<Item = Scenario> {
-        (0..8).map(|salt| {
+        (0..).map(|salt| {
             let mut other = self.clone();
             other.setup.seed = other.setup.seed.wrapping_add(salt);
             other

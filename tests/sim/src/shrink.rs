@@ -12,7 +12,11 @@ use crate::setup::{MS, Setup};
 use crate::{Outcome, Scenario, kept, replay, words};
 
 /// Seeds that a candidate's environment gets.
-const SEEDS_PER_CANDIDATE: usize = 4;
+const SEEDS: usize = 4;
+/// So many decisions are quickly run, and more depends on what is drawn.
+const SHORT: usize = 50;
+/// Seeds that the environment of a short candidate gets.
+const SEEDS_OF_SHORT: usize = 16;
 /// A run that went on for so long after the moment of the first failure does not fail in the same way.
 const PATIENCE_NS: u64 = 3_000 * MS;
 
@@ -60,7 +64,8 @@ struct Shrinker<'a> {
 impl Shrinker<'_> {
     /// Keeps a candidate if it still fails, without what it did not need.
     fn accept(&mut self, candidate: &Scenario) -> bool {
-        for candidate in candidate.environments().take(SEEDS_PER_CANDIDATE) {
+        let seeds = if candidate.lines.len() > SHORT { SEEDS } else { SEEDS_OF_SHORT };
+        for candidate in candidate.environments().take(seeds) {
             self.tried += 1;
             let outcome = replay(&candidate, false, self.until_ns);
             let fails = outcome.violation.is_some_and(|v| v.check == self.check);
