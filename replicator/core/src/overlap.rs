@@ -47,6 +47,11 @@ impl Overlap {
     /// Memory of one range that is held or waited for.
     pub(crate) const CLAIM_BYTES: usize = size_of::<Claim>();
 
+    /// A lock that has room for so many ranges held and as many waiting, before it takes more memory.
+    pub fn with_capacity(ranges: usize) -> Self {
+        Overlap { holders: Vec::with_capacity(ranges), waiters: VecDeque::with_capacity(ranges) }
+    }
+
     /// True if the lock is held now; else `owner` comes out of a later [`Self::release`].
     pub fn request(&mut self, owner: u32, range: ByteRange, mode: Mode) -> bool {
         let start = range.start - range.start % LOCK_BYTES;

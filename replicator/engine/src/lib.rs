@@ -23,6 +23,7 @@ mod ring;
 mod shard;
 mod slab;
 mod slots;
+mod stock;
 mod stream;
 mod system;
 mod token;

@@ -16,13 +16,13 @@ use crate::nbd;
 use crate::ring::MESSAGE_MEMORY_BYTES;
 use crate::shard::{Pools, RESYNC_WINDOW, UNDURABLE_MAX, WRITES_MAX};
 use crate::slots::{Arena, PoolSize};
-use crate::stream::SPARE_MAX;
+use crate::stock::MESSAGES_KEPT;
 
 /// Code, stacks, the control plane, and what the allocator keeps for itself.
 const PROGRAM_BYTES: u64 = 32 << 20;
-/// Messages of one connection that carry no more slots than are counted elsewhere: spare ones, the one that is
-/// being filled, the one in flight.
-const MESSAGES_EACH: usize = SPARE_MAX + 2;
+/// Messages of one connection that carry no more slots than are counted elsewhere: the one that is being filled, the
+/// one in flight.
+const MESSAGES_EACH: usize = 2;
 /// A connection in the handshake: an option, our answer to it, and two small messages.
 const EARLY_BYTES: usize = 48 << 10;
 /// Links of one resource: the one that is up, and one that ends.
@@ -48,11 +48,12 @@ pub struct MemoryBudget {
 impl MemoryBudget {
     /// Of resources with so much memory for payloads each, without their bitmaps.
     pub fn new(limits: &Limits, buffer_bytes: impl IntoIterator<Item = u64>) -> Self {
+        let stock = MESSAGES_KEPT * MESSAGE_MEMORY_BYTES;
         let hellos = limits.hellos_max * (link::HELLO_BUFFER_BYTES + EARLY_BYTES);
         let mut budget = Self {
             clients_bytes: clients_bytes(limits),
             links_bytes: hellos as u64,
-            program_bytes: PROGRAM_BYTES,
+            program_bytes: PROGRAM_BYTES + stock as u64,
             ..Self::default()
         };
         for buffer_bytes in buffer_bytes {

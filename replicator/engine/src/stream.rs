@@ -8,6 +8,7 @@ use std::io;
 
 use crate::ring::{Fd, Incoming, Op, Outgoing};
 use crate::slots::{Arena, Span};
+use crate::stock::Stock;
 use crate::token::{Io, Token};
 
 /// Received bytes of one connection.
@@ -84,9 +85,7 @@ pub(crate) struct Outbox {
     /// May overtake the others.
     urgent: VecDeque<Box<Outgoing>>,
     ordered: VecDeque<Box<Outgoing>>,
-    // Boxed, since a message must not move while the kernel has it, and goes back and forth.
-    #[allow(clippy::vec_box)]
-    spare: Vec<Box<Outgoing>>,
+    stock: Stock,
     sending: bool,
     /// Nothing is accepted or sent any more.
     closed: bool,
@@ -105,9 +104,9 @@ pub(crate) struct Sent {
 
 impl Outbox {
     /// An empty queue.
-    pub(crate) fn new(fd: Fd) -> Self {
+    pub(crate) fn new(fd: Fd, stock: &Stock) -> Self {
         let (urgent, ordered) = (VecDeque::with_capacity(4), VecDeque::with_capacity(64));
-        Self { fd, urgent, ordered, spare: Vec::new(), sending: false, closed: false }
+        Self { fd, urgent, ordered, stock: stock.clone(), sending: false, closed: false }
     }
 
     /// The message that takes what is to be sent next, with room for a header and a payload; `None` once
@@ -118,8 +117,7 @@ impl Outbox {
         }
         let queue = if overtakes { &mut self.urgent } else { &mut self.ordered };
         if queue.back().is_none_or(|last| last.is_full()) {
-            let message = self.spare.pop().unwrap_or_else(|| Box::new(Outgoing::new(self.fd.clone())));
-            queue.push_back(message);
+            queue.push_back(self.stock.take(&self.fd));
         }
         queue.back_mut().map(|message| &mut **message)
     }
@@ -166,9 +164,7 @@ impl Outbox {
         let slot_bytes = message.spans().map(|span| arena.slot_bytes(span.slot)).sum();
         let sent = Sent { replies: message.replies, reply_bytes: message.reply_bytes, slot_bytes };
         message.clear(arena);
-        if self.spare.len() < SPARE_MAX && !self.closed {
-            self.spare.push(message);
-        }
+        self.stock.give_back(message);
         match result {
             Ok(bytes) if bytes as usize == wanted => Ok(sent),
             Ok(_) => Err(io::ErrorKind::WriteZero.into()),
@@ -179,15 +175,12 @@ impl Outbox {
     /// Gives up what waits and takes nothing more; what is in flight ends by itself.
     pub(crate) fn close(&mut self, arena: &mut Arena) {
         self.closed = true;
-        self.spare.clear();
         for mut message in self.urgent.drain(..).chain(self.ordered.drain(..)) {
             message.clear(arena);
+            self.stock.give_back(message);
         }
     }
 }
-
-/// Empty messages kept for each connection.
-pub(crate) const SPARE_MAX: usize = 1;
 
 #[cfg(test)]
 mod tests {
@@ -215,7 +208,7 @@ mod tests {
     fn what_overtakes_goes_first_and_the_rest_keeps_its_order() {
         let mut io = io();
         let (near, mut far) = UnixStream::pair().unwrap();
-        let mut out = Outbox::new(Rc::new(near.into()));
+        let mut out = Outbox::new(Rc::new(near.into()), &Stock::new());
         let slot = io.arena().take(PoolId(0), 0, 8192).unwrap();
         io.arena().bytes_mut(Span::of_volume(slot, 0, 8192)).fill(b'p');
         for text in ["one", "two"] {
@@ -242,7 +235,7 @@ mod tests {
     fn a_closed_queue_lets_go_of_its_slots() {
         let mut io = io();
         let (near, _far) = UnixStream::pair().unwrap();
-        let mut out = Outbox::new(Rc::new(near.into()));
+        let mut out = Outbox::new(Rc::new(near.into()), &Stock::new());
         let slot = io.arena().take(PoolId(0), 0, 8192).unwrap();
         out.message(false).unwrap().push_payload(Span::of_volume(slot, 0, 2));
         out.close(io.arena());

@@ -51,6 +51,17 @@ impl Requests {
     /// Memory of one request: its entry, and its place in a queue.
     pub(super) const BYTES_EACH: usize = size_of::<Option<Request>>() + size_of::<(ReqId, Position)>();
 
+    /// With room for so many in each list, before it takes more memory.
+    pub(super) fn with_capacity(entries: usize) -> Self {
+        Requests {
+            table: Vec::with_capacity(entries),
+            gate: VecDeque::with_capacity(entries),
+            cutting: VecDeque::with_capacity(entries),
+            flushes: Vec::with_capacity(entries),
+            ..Requests::default()
+        }
+    }
+
     fn get_mut(&mut self, req: ReqId) -> Option<&mut Request> {
         self.table.get_mut(req.0 as usize)?.as_mut()
     }

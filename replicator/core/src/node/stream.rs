@@ -34,6 +34,16 @@ pub(super) struct Stream {
 }
 
 impl Stream {
+    /// With room for so many in each list, before it takes more memory.
+    pub(super) fn with_capacity(pieces: usize) -> Self {
+        Stream {
+            room: VecDeque::with_capacity(pieces),
+            marking: VecDeque::with_capacity(pieces),
+            crowded: VecDeque::with_capacity(pieces),
+            ..Stream::default()
+        }
+    }
+
     /// What waited for the local disk waits no longer.
     pub(super) fn forget_disk(&mut self) {
         self.room.clear();

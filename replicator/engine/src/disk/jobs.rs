@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
-use lockstep_bitmap::Locations;
+use lockstep_bitmap::{Locations, SUPERBLOCK_BYTES};
 use lockstep_core::{DiskError, Event, OpId, SlotId};
 use rustix::fs::FallocateFlags;
 
@@ -42,7 +42,8 @@ pub(crate) struct Storage {
     starved: VecDeque<Wanted>,
     finished: VecDeque<Event<'static>>,
     inspected: VecDeque<Inspected>,
-    spare: Vec<Vec<u8>>,
+    /// Buffers of metadata pages, to be used again: nobody else has them.
+    spare: Vec<Rc<Vec<u8>>>,
     /// The core is done with the disk: it is closed when nothing is in flight.
     closing: Option<OpId>,
     /// In buffered mode: the job that syncs.
@@ -269,14 +270,18 @@ impl Storage {
         self.start(io, op, Work::Flush);
     }
 
-    /// A buffer for the bytes of a metadata page.
-    pub(crate) fn meta_buffer(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_default()
-    }
-
-    /// Writes all copies of a metadata page, durably.
-    pub(crate) fn write_meta(&mut self, io: &mut Io, op: OpId, bytes: Vec<u8>, locations: Locations) {
-        self.start(io, op, Work::Meta { bytes: Rc::new(bytes), locations });
+    /// Writes all copies of a metadata page, durably. `render` appends its bytes and says where they go.
+    pub(crate) fn write_meta(
+        &mut self,
+        io: &mut Io,
+        op: OpId,
+        render: impl FnOnce(&mut Vec<u8>) -> Locations,
+    ) {
+        let new = || Rc::new(Vec::with_capacity(SUPERBLOCK_BYTES));
+        let mut bytes = self.spare.pop().unwrap_or_else(new);
+        let Some(buffer) = Rc::get_mut(&mut bytes) else { unreachable!("a spare buffer is in use") };
+        let locations = render(buffer);
+        self.start(io, op, Work::Meta { bytes, locations });
     }
 
     /// Starts jobs that waited for a slot.
@@ -589,9 +594,9 @@ impl Storage {
                 io.arena().release(scratch);
             }
             Work::Flush | Work::Zero { .. } => {}
-            Work::Meta { bytes, .. } => {
-                if let Ok(mut bytes) = Rc::try_unwrap(bytes) {
-                    bytes.clear();
+            Work::Meta { mut bytes, .. } => {
+                if let Some(buffer) = Rc::get_mut(&mut bytes) {
+                    buffer.clear();
                     self.spare.push(bytes);
                 }
                 return self.finished.push_back(Event::MetaDone { op, result });

@@ -12,6 +12,7 @@ pub(crate) use hello::{Expected, Hello, Local, Step};
 
 use crate::ring::Fd;
 use crate::slots::{Arena, PoolId, Span};
+use crate::stock::Stock;
 use crate::stream::{Inbox, Outbox};
 use crate::token::{Io, Token};
 
@@ -87,8 +88,8 @@ pub(crate) enum Parsed {
 
 impl Link {
     /// A connection in its first phase.
-    pub(crate) fn new(fd: Fd, phase: Phase, address: String, deadline: Instant) -> Self {
-        let (inbox, outbox) = (Inbox::new(fd.clone(), HELLO_BUFFER_BYTES), Outbox::new(fd.clone()));
+    pub(crate) fn new(fd: Fd, phase: Phase, address: String, deadline: Instant, stock: &Stock) -> Self {
+        let (inbox, outbox) = (Inbox::new(fd.clone(), HELLO_BUFFER_BYTES), Outbox::new(fd.clone(), stock));
         let deadline = Some(deadline);
         let (resource, partial, ops, starved, unread) = (None, None, 0, false, false);
         Self { fd, phase, resource, address, deadline, inbox, outbox, ops, starved, unread, partial }

@@ -2,6 +2,7 @@
 use super::*;
 use crate::ring::Op;
 use crate::slots::PoolSize;
+use crate::stock::Stock;
 use lockstep_core::Position;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -18,7 +19,7 @@ struct Pair {
 fn pair() -> Pair {
     let (near, far) = UnixStream::pair().unwrap();
     let link = |socket: UnixStream, id| {
-        Link::new(Rc::new(socket.into()), Phase::Up(LinkId(id)), "test".into(), Instant(0))
+        Link::new(Rc::new(socket.into()), Phase::Up(LinkId(id)), "test".into(), Instant(0), &Stock::new())
     };
     let arena = Arena::new(&[PoolSize { small: 4, large: 3 }]).unwrap();
     Pair { io: Io::new(arena, 0).unwrap(), near: link(near, 1), far: link(far, 2) }

@@ -15,6 +15,7 @@ pub(crate) use directory::{Directory, Export};
 
 use crate::ring::Fd;
 use crate::slots::{ALIGN_BYTES, Arena, LARGE_BYTES, PoolId, SMALL_BYTES, Span, fits_small};
+use crate::stock::Stock;
 use crate::stream::{Inbox, Outbox};
 
 /// Receive buffer of a client that is served: many requests per receive.
@@ -213,14 +214,20 @@ pub(crate) struct Client {
 
 impl Client {
     /// A connection that has received nothing.
-    pub(crate) fn new(fd: Fd, address: String, negotiation: Negotiation, deadline: Instant) -> Self {
+    pub(crate) fn new(
+        fd: Fd,
+        address: String,
+        negotiation: Negotiation,
+        deadline: Instant,
+        stock: &Stock,
+    ) -> Self {
         Self {
             address,
             since: SystemTime::now(),
             phase: Phase::Handshake(Box::new(negotiation)),
             deadline: Some(deadline),
             inbox: Inbox::new(fd.clone(), HANDSHAKE_BUFFER_BYTES),
-            outbox: Outbox::new(fd.clone()),
+            outbox: Outbox::new(fd.clone(), stock),
             ops: 0,
             requests: 0,
             unsent: 0,

@@ -1,8 +1,8 @@
 //! Scatter receive and gather send: what goes in one `recvmsg` or `sendmsg`, or, where it is one range of
 //! memory, in one `recv` or `send`, which cost the kernel less.
 //!
-//! Both live in boxes that are reused for the life of a connection; their addresses are stable while the
-//! kernel uses them, and no allocation is made per message once their vectors have grown.
+//! Both live in boxes that are used again and again; their addresses are stable while the kernel uses them, and no
+//! allocation is made per message: an outgoing one has all the room that it may need from the start.
 #![allow(unsafe_code)]
 
 use std::mem;
@@ -105,7 +105,8 @@ enum Part {
 
 /// A send: headers and payloads in order.
 pub(crate) struct Outgoing {
-    fd: Fd,
+    /// Where it goes; none while nobody uses it.
+    fd: Option<Fd>,
     heads: Vec<u8>,
     parts: Vec<Part>,
     bytes: usize,
@@ -127,13 +128,18 @@ impl std::fmt::Debug for Outgoing {
 }
 
 impl Outgoing {
-    /// An empty message.
-    pub(crate) fn new(fd: Fd) -> Self {
+    /// An empty message, with room for the headers and payloads of a full one.
+    pub(crate) fn new() -> Self {
         // SAFETY: all-zero bytes are a valid msghdr.
         let header = unsafe { mem::zeroed() };
-        let (heads, parts, iovecs) =
-            (Vec::with_capacity(4096), Vec::with_capacity(64), Vec::with_capacity(64));
-        Self { fd, heads, parts, bytes: 0, replies: 0, reply_bytes: 0, iovecs, header }
+        let heads = Vec::with_capacity(HEADS_KEPT_BYTES);
+        let (parts, iovecs) = (Vec::with_capacity(PARTS_MAX), Vec::with_capacity(PARTS_MAX));
+        Self { fd: None, heads, parts, bytes: 0, replies: 0, reply_bytes: 0, iovecs, header }
+    }
+
+    /// It goes to this socket.
+    pub(crate) fn aim(&mut self, fd: &Fd) {
+        self.fd = Some(Fd::clone(fd));
     }
 
     /// Appends bytes.
@@ -182,9 +188,10 @@ impl Outgoing {
         })
     }
 
-    /// Empties it; lets go of the slots.
+    /// Empties it; lets go of the slots and of the socket.
     pub(crate) fn clear(&mut self, arena: &mut Arena) {
         self.spans().for_each(|span| arena.release(span.slot));
+        self.fd = None;
         self.parts.clear();
         self.heads.clear();
         self.heads.shrink_to(HEADS_KEPT_BYTES);
@@ -193,6 +200,7 @@ impl Outgoing {
     }
 
     pub(super) fn prepare(&mut self, arena: &mut Arena) -> squeue::Entry {
+        let Some(fd) = self.fd.as_ref().map(raw) else { unreachable!("a message that goes nowhere") };
         self.iovecs.clear();
         for part in &self.parts {
             let iovec = match part {
@@ -213,11 +221,11 @@ impl Outgoing {
         if let [only] = self.iovecs.as_slice()
             && let Ok(len) = u32::try_from(only.iov_len)
         {
-            return opcode::Send::new(raw(&self.fd), only.iov_base.cast(), len).flags(flags).build();
+            return opcode::Send::new(fd, only.iov_base.cast(), len).flags(flags).build();
         }
         self.header.msg_iov = self.iovecs.as_mut_ptr();
         self.header.msg_iovlen = self.iovecs.len();
         let flags = flags as u32;
-        opcode::SendMsg::new(raw(&self.fd), &self.header).flags(flags).build()
+        opcode::SendMsg::new(fd, &self.header).flags(flags).build()
     }
 }

@@ -49,7 +49,8 @@ fn a_message_is_gathered_and_scattered() {
     let slot = ring.arena().take(PoolId(0), 0, 4096).unwrap();
     let span = Span::of_volume(slot, 0, 4);
     ring.arena().bytes_mut(span).copy_from_slice(b"slot");
-    let mut message = Box::new(Outgoing::new(left));
+    let mut message = Box::new(Outgoing::new());
+    message.aim(&left);
     message.push_head(b"he");
     message.push_head(b"ad ");
     message.push_payload(span);
@@ -119,7 +120,8 @@ fn a_small_send_alone_does_not_end_the_spinning() {
     let left: Fd = Rc::new(left.into());
     let arena = Arena::new(&[PoolSize { small: 4, large: 2 }]).unwrap();
     let mut ring = Ring::new(arena, 20_000_000).unwrap();
-    let mut message = Box::new(Outgoing::new(Rc::clone(&left)));
+    let mut message = Box::new(Outgoing::new());
+    message.aim(&Rc::clone(&left));
     message.push_head(b"ask");
     ring.push(1, receive(left));
     ring.push(2, Op::Send(message));
@@ -141,7 +143,8 @@ fn a_small_send_that_somebody_waits_for_ends_the_spinning() {
     let left: Fd = Rc::new(left.into());
     let arena = Arena::new(&[PoolSize { small: 4, large: 2 }]).unwrap();
     let mut ring = Ring::new(arena, 60_000_000).unwrap();
-    let mut message = Box::new(Outgoing::new(Rc::clone(&left)));
+    let mut message = Box::new(Outgoing::new());
+    message.aim(&Rc::clone(&left));
     message.push_head(b"ask");
     ring.push(1, receive(left));
     ring.push(2, Op::Send(message));
@@ -165,7 +168,8 @@ fn a_small_send_that_somebody_waits_for_ends_the_spinning() {
 fn what_only_gives_memory_back_is_reaped_when_nothing_else_comes() {
     let (left, _right) = UnixStream::pair().unwrap();
     let mut ring = ring();
-    let mut message = Box::new(Outgoing::new(Rc::new(left.into())));
+    let mut message = Box::new(Outgoing::new());
+    message.aim(&Rc::new(left.into()));
     message.push_head(b"beat");
     ring.push(1, Op::Send(message));
     ring.wait(None);

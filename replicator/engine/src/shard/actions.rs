@@ -63,9 +63,7 @@ impl Shard {
             Action::DiskFlush { op } => entry.storage.flush(io, op),
             Action::MetaWrite { op, page } => {
                 let Some(node) = &mut entry.node else { return };
-                let mut bytes = entry.storage.meta_buffer();
-                let locations = node.render_meta(page, &mut bytes);
-                entry.storage.write_meta(io, op, bytes, locations);
+                entry.storage.write_meta(io, op, |bytes| node.render_meta(page, bytes));
             }
             Action::Send { link, frame, slot } => {
                 scratch.clear();

@@ -35,7 +35,7 @@ impl Shard {
         watch_over(&fd, self.config.limits.progress_timeout);
         let deadline = self.clock.now() + self.config.limits.handshake_timeout;
         let negotiation = Negotiation::new(Limits::default());
-        let mut client = Client::new(fd, address, negotiation, deadline);
+        let mut client = Client::new(fd, address, negotiation, deadline, &self.stock);
         if let Some(message) = client.outbox.message(false) {
             message.push_head(&Negotiation::greeting());
         }

@@ -34,7 +34,8 @@ impl Shard {
             }
         };
         let deadline = self.clock.now() + self.config.limits.hello_timeout;
-        let mut link = Link::new(Rc::clone(&fd), Phase::Connecting, peer.address.to_string(), deadline);
+        let mut link =
+            Link::new(Rc::clone(&fd), Phase::Connecting, peer.address.to_string(), deadline, &self.stock);
         link.resource = Some(resource as u16);
         link.ops = 1;
         let index = self.links.insert(link);
@@ -67,7 +68,7 @@ impl Shard {
         let Ok(nonce) = system::random() else { return };
         self.make_room_for_hello();
         let deadline = self.clock.now() + self.config.limits.hello_timeout;
-        let index = self.links.insert(Link::new(fd, Phase::Connecting, address, deadline));
+        let index = self.links.insert(Link::new(fd, Phase::Connecting, address, deadline, &self.stock));
         self.scratch.clear();
         let hello = Hello::accept(self.local.clone(), nonce);
         self.begin_hello(index, hello);

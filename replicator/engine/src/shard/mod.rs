@@ -34,6 +34,7 @@ use crate::nbd::Client;
 use crate::ring::{Completion, Fd, Op, Ring};
 use crate::slab::Slab;
 use crate::slots::{Arena, PoolSize};
+use crate::stock::Stock;
 use crate::system::{self, Clock};
 use crate::token::{Io, Token};
 use listen::Socket;
@@ -76,6 +77,8 @@ pub(crate) struct Shard {
     stopping: Option<Instant>,
     /// What all of this takes at most, without bitmaps.
     memory: MemoryBudget,
+    /// Messages for all connections.
+    stock: Stock,
     /// For frames' bodies and handshakes.
     scratch: Vec<u8>,
     /// Digests of the piece that is being looked at.
@@ -139,6 +142,7 @@ impl Shard {
             wake: Rc::new(wake),
             stopping: None,
             memory,
+            stock: Stock::new(),
             scratch: Vec::new(),
             digests: Vec::new(),
             config,
