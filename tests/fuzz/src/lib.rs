@@ -14,6 +14,7 @@ pub mod mutate;
 mod nbd;
 pub mod pair;
 mod peer;
+mod written;
 
 /// One thing that is fuzzed.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +49,10 @@ targets! {
     peer_hello => hello::exchange,
     /// A node whose peer sends it anything.
     peer_node => peer::node,
+    /// The configuration file.
+    config => written::config,
+    /// Verbs and bodies of the control API.
+    control => written::control,
     /// Recovery of a damaged metadata file.
     metadata => metadata::metadata,
     /// The dirty bitmap against a model.

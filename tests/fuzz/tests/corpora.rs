@@ -74,6 +74,8 @@ tests!(
     peer_snapshots,
     peer_hello,
     peer_node,
+    config,
+    control,
     metadata,
     dirty_bitmap,
     activity_map,

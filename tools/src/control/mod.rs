@@ -12,7 +12,7 @@ mod server;
 mod tests;
 
 pub(crate) use client::Client;
-pub(crate) use server::{Shared, bind, serve};
+pub(crate) use server::{Asked, Shared, asked, bind, serve};
 
 use serde::{Deserialize, Serialize};
 

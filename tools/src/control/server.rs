@@ -151,7 +151,7 @@ pub(crate) async fn serve<B: Backend>(
 
 /// A failure as the client sees it.
 #[derive(Debug)]
-struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
 }
@@ -159,6 +159,11 @@ struct ApiError {
 impl ApiError {
     fn new(status: StatusCode, code: u8, message: impl Into<String>) -> Self {
         ApiError { status, body: ErrorBody { code, message: message.into() } }
+    }
+
+    /// The HTTP status, and what is said.
+    pub(crate) fn parts(&self) -> (u16, &ErrorBody) {
+        (self.status.as_u16(), &self.body)
     }
 }
 
@@ -206,37 +211,53 @@ async fn report<B: Backend>(shared: &Shared<B>, resource: &str) -> Result<Resour
     Ok(resource_doc(&report, &shared.place, crate::text::unix_ms_now()))
 }
 
+/// What a request wants, with its options checked.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// `up`, or `attach` and whether the disk was moved.
+    Open {
+        /// `None` for `up`.
+        moved: Option<bool>,
+    },
+    /// Something for the core.
+    Command(Command),
+    /// `down`: the core leaves, and the disks are closed.
+    Down {
+        /// Close clients.
+        force: bool,
+    },
+}
+
+/// Reads a verb and its options. `nodes` are the names of all nodes, by their ids.
+pub(crate) fn asked(verb: &str, body: &[u8], nodes: &[String]) -> Result<Asked, ApiError> {
+    Ok(Asked::Command(match verb {
+        "promote" => {
+            let PromoteBody { peer_is_down, accept_data_loss } = options(body)?;
+            Command::Promote { peer_is_down, accept_data_loss }
+        }
+        "demote" => Command::Demote { force: options::<DemoteBody>(body)?.force },
+        "connect" => options::<NoBody>(body).map(|_| Command::Connect)?,
+        "disconnect" => options::<NoBody>(body).map(|_| Command::Disconnect)?,
+        "invalidate" => Command::Invalidate { peer: options::<InvalidateBody>(body)?.peer },
+        "sync" => sync_command(&options::<SyncBody>(body)?)?,
+        "resolve" => resolve_command(nodes, &options::<ResolveBody>(body)?)?,
+        "up" => return options::<NoBody>(body).map(|_| Asked::Open { moved: None }),
+        "attach" => return Ok(Asked::Open { moved: Some(options::<AttachBody>(body)?.moved) }),
+        "detach" => options::<NoBody>(body).map(|_| Command::Detach)?,
+        "down" => return Ok(Asked::Down { force: options::<DownBody>(body)?.force }),
+        _ => return Err(ApiError::new(StatusCode::NOT_FOUND, GENERIC, format!("no such command: {verb}"))),
+    }))
+}
+
 async fn post_verb<B: Backend>(
     State(shared): App<B>,
     UrlPath((resource, verb)): UrlPath<(String, String)>,
     body: Bytes,
 ) -> Result<Json<DoneDoc>, ApiError> {
-    let mut force = false;
-    let command = match verb.as_str() {
-        "promote" => {
-            let PromoteBody { peer_is_down, accept_data_loss } = options(&body)?;
-            Command::Promote { peer_is_down, accept_data_loss }
-        }
-        "demote" => Command::Demote { force: options::<DemoteBody>(&body)?.force },
-        "connect" => options::<NoBody>(&body).map(|_| Command::Connect)?,
-        "disconnect" => options::<NoBody>(&body).map(|_| Command::Disconnect)?,
-        "invalidate" => Command::Invalidate { peer: options::<InvalidateBody>(&body)?.peer },
-        "sync" => sync_command(&options::<SyncBody>(&body)?)?,
-        "resolve" => resolve_command(&shared, &options::<ResolveBody>(&body)?)?,
-        "up" => {
-            options::<NoBody>(&body)?;
-            return open_disk(shared, resource, None).await;
-        }
-        "attach" => {
-            let moved = options::<AttachBody>(&body)?.moved;
-            return open_disk(shared, resource, Some(moved)).await;
-        }
-        "detach" => options::<NoBody>(&body).map(|_| Command::Detach)?,
-        "down" => {
-            force = options::<DownBody>(&body)?.force;
-            Command::Leave
-        }
-        _ => return Err(ApiError::new(StatusCode::NOT_FOUND, GENERIC, format!("no such command: {verb}"))),
+    let (command, force) = match asked(&verb, &body, &shared.place.names)? {
+        Asked::Open { moved } => return open_disk(shared, resource, moved).await,
+        Asked::Command(command) => (command, false),
+        Asked::Down { force } => (Command::Leave, force),
     };
     let (sender, receiver) = oneshot::channel::<Result<Done, Refusal>>();
     let reply: CommandReply = Box::new(move |result| _ = sender.send(result));
@@ -297,10 +318,10 @@ async fn open_disk<B: Backend>(
     }
 }
 
-fn resolve_command<B>(shared: &Shared<B>, body: &ResolveBody) -> Result<Command, ApiError> {
-    let index = shared.place.names.iter().position(|name| *name == body.discard);
+fn resolve_command(nodes: &[String], body: &ResolveBody) -> Result<Command, ApiError> {
+    let index = nodes.iter().position(|name| *name == body.discard);
     let id = index.and_then(|index| u8::try_from(index).ok()).ok_or_else(|| {
-        let names = shared.place.names.join(", ");
+        let names = nodes.join(", ");
         ApiError::new(
             StatusCode::BAD_REQUEST,
             USAGE,
