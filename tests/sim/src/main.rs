@@ -13,6 +13,7 @@ usage: lockstep-sim run --seed S [--log] [-o FILE.scn]
        lockstep-sim swarm --minutes N [--start S]
        lockstep-sim small [BEGIN | STATE]                   every crash in three writes, or those whose names begin so
        lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)
+       lockstep-sim canary --small                          (the same)
 --marks fails where something that is listed was never reached.
 --planted plants the bug that the file names, in a build with the feature `canary`.
 A run that breaks a promise is written to target/sim/SEED.scn.";
@@ -100,6 +101,7 @@ fn dispatch(args: &Args) -> Result<u64, String> {
             Ok(swarm(args.needed("--minutes")?, args.number("--start")?.unwrap_or(SWARM_START)))
         }
         Some(&"small") => every_crash(args.0.get(1).copied().unwrap_or("")),
+        Some(&"canary") if args.has("--small") => small_canary(),
         Some(&"canary") => {
             let name = args.0.get(1).copied().filter(|arg| !arg.starts_with("--"));
             canary(name, args.number("--seed")?, args.number("--seeds")?)
@@ -234,6 +236,16 @@ fn canary(name: Option<&str>, seed: Option<u64>, seeds: Option<u64>) -> Result<u
         }),
         _ => lockstep_sim::canary(name, seeds),
     }
+}
+
+#[cfg(feature = "canary")]
+fn small_canary() -> Result<u64, String> {
+    Ok(small::canary())
+}
+
+#[cfg(not(feature = "canary"))]
+fn small_canary() -> Result<u64, String> {
+    canary(None, None, None)
 }
 
 #[cfg(not(feature = "canary"))]

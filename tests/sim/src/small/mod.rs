@@ -10,15 +10,20 @@
 
 mod case;
 mod odometer;
+#[cfg(feature = "canary")]
+mod planted;
 mod play;
 mod watch;
 
+#[cfg(feature = "canary")]
+pub use planted::canary;
 pub(crate) use watch::Watch;
 
 use case::{Case, Machines, Work};
 use odometer::Odometer;
 use play::Play;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Outcomes of one step that are played; a step with more is reported.
@@ -61,8 +66,14 @@ type Left = Mutex<BTreeSet<(String, u64)>>;
 
 /// Plays everything, or what begins with `filter`, on all processors.
 pub fn run(filter: &str) -> Report {
+    play_all(filter, u64::MAX)
+}
+
+/// Ends soon after so many violations.
+fn play_all(filter: &str, violations_max: u64) -> Report {
     let mut tasks = Vec::new();
     let mut report = Report::default();
+    let violations = AtomicU64::new(0);
     for &work in Work::ALL {
         for &machines in Machines::ALL {
             let cases: Vec<Case> =
@@ -74,9 +85,10 @@ pub fn run(filter: &str) -> Report {
     }
     let left = Mutex::new(BTreeSet::new());
     crate::run_tasks(
-        tasks.into_iter(),
+        tasks.into_iter().take_while(|_| violations.load(Ordering::Relaxed) < violations_max),
         |task| task.play(&left),
         |played| {
+            violations.fetch_add(played.violations.len() as u64, Ordering::Relaxed);
             report.states += played.states;
             report.equal += played.equal;
             report.cut_short += u64::from(played.is_cut_short);
