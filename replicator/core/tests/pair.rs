@@ -18,6 +18,8 @@ use std::collections::{BTreeMap, VecDeque};
 mod durability;
 #[path = "pair/moments.rs"]
 mod moments;
+#[path = "pair/scenarios.rs"]
+mod scenarios;
 
 const SIZE: u64 = 2 << 20;
 
@@ -286,6 +288,8 @@ struct World {
     hosts: [Host; 2],
     next_link: u32,
     cut: bool,
+    /// What this node sends does not arrive.
+    mute: Option<usize>,
     next_req: u32,
 }
 
@@ -299,7 +303,7 @@ impl World {
     fn with([first, second]: [Vec<u8>; 2], data: Vec<u8>) -> World {
         let zero = vec![0; usize::try_from(SIZE).unwrap()];
         let hosts = [Host::new(0, first, data, 1), Host::new(1, second, zero, 2)];
-        let mut world = World { now: Instant(1), hosts, next_link: 1, cut: false, next_req: 1 };
+        let mut world = World { now: Instant(1), hosts, next_link: 1, cut: false, mute: None, next_req: 1 };
         for i in 0..2 {
             world.hosts[i].handle(world.now, Event::Start { unix_ms: 1000 });
         }
@@ -331,7 +335,7 @@ impl World {
             }
             for (link, frame, body, payload) in std::mem::take(&mut self.hosts[i].outbox) {
                 moved = true;
-                if !self.cut {
+                if !self.cut && self.mute != Some(i) {
                     self.hosts[1 - i].inbox.push_back(Pending::Frame(link, frame, body, payload));
                 }
             }
@@ -350,7 +354,7 @@ impl World {
     }
 
     fn dial(&mut self, i: usize) {
-        if self.cut {
+        if self.cut || self.mute.is_some() {
             let down = Event::LinkDown { link: None, loss: LinkLoss::Unreachable };
             return self.hosts[i].handle(self.now, down);
         }
