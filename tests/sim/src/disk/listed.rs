@@ -50,15 +50,20 @@ impl DataDisk {
 }
 
 impl MetaFile {
-    /// Process or machine die: each copy of a page in flight is old, new, or torn in the middle, either way.
+    /// Process or machine die: each copy of a page in flight is old, new, or torn: of the sectors that differ, the first
+    /// is new and the others are old, or the other way round.
     pub(crate) fn crash_listed(&mut self, choose: &mut dyn FnMut(usize) -> usize) {
+        const SECTOR_BYTES: usize = SECTOR as usize;
         for (_, (offsets, new)) in std::mem::take(&mut self.flying) {
-            let middle = (new.len() / 2).next_multiple_of(SECTOR as usize).min(new.len());
             for at in offsets {
                 let old = self.bytes[at as usize..][..new.len()].to_vec();
-                let torn =
-                    [[&new[..middle], &old[middle..]].concat(), [&old[..middle], &new[middle..]].concat()];
-                let mut outcomes = vec![old, new.clone()];
+                let mut pairs = old.chunks(SECTOR_BYTES).zip(new.chunks(SECTOR_BYTES));
+                let end_of_first =
+                    pairs.position(|(old, new)| old != new).map_or(0, |n| (n + 1) * SECTOR_BYTES);
+                let (old_head, old_tail) = old.split_at(end_of_first.min(old.len()));
+                let (new_head, new_tail) = new.split_at(end_of_first.min(new.len()));
+                let torn = [[new_head, old_tail].concat(), [old_head, new_tail].concat()];
+                let mut outcomes = vec![old.clone(), new.clone()];
                 outcomes.extend(torn);
                 outcomes.sort();
                 outcomes.dedup();
