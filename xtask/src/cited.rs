@@ -2,14 +2,15 @@
 //!
 //! Promises are worth what their tests are worth, so a test that a promise names must be there and be a test:
 //! each name behind "Held by:" in `GUARANTEES.md`, and each in the last column of the table of orderings in
-//! `ARCHITECTURE.md`. In both documents each function and each Rust file that is named anywhere must exist.
+//! `ARCHITECTURE.md` and of the table in `SCENARIOS.md`. In these documents each function and each Rust file that is
+//! named anywhere must exist.
 //! Renaming a test without its promise fails here.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents that are held to this.
-const DOCUMENTS: &[&str] = &["docs/ARCHITECTURE.md", "docs/GUARANTEES.md"];
+const DOCUMENTS: &[&str] = &["docs/ARCHITECTURE.md", "docs/GUARANTEES.md", "docs/SCENARIOS.md"];
 /// What a paragraph of citations begins with.
 const HELD_BY: &str = "Held by:";
 /// Attributes and comments between `#[test]` and its function.

@@ -58,6 +58,8 @@ struct Host {
     /// Reads for clients fail; so do writes, and leave what there was.
     read_fails: bool,
     write_fails: bool,
+    /// Where the own disk was read for clients.
+    reads: Vec<u64>,
     /// Writes in flight.
     writing: BTreeMap<OpId, std::ops::Range<usize>>,
     /// Flushes, and metadata writes, that do not complete for now.
@@ -163,6 +165,7 @@ impl Host {
             fua_fails: false,
             read_fails: false,
             write_fails: false,
+            reads: vec![],
             writing: BTreeMap::new(),
             held: None,
             held_meta: None,
@@ -201,6 +204,7 @@ impl Host {
                 self.inbox.push_back(Pending::DiskFailed(op, DiskError::Io));
             }
             Action::DiskRead { op, req, offset, len } => {
+                self.reads.extend(req.map(|_| offset));
                 let bytes = req.is_none().then(|| (offset, self.data[span(offset, len)].to_vec()));
                 self.inbox.push_back(Pending::Disk(op, bytes));
             }

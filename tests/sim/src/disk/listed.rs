@@ -50,8 +50,8 @@ impl DataDisk {
 }
 
 impl MetaFile {
-    /// Process or machine die: each copy of a page in flight is old, new, or torn: of the sectors that differ, the first
-    /// is new and the others are old, or the other way round.
+    /// Process or machine die: each copy of a page in flight is old, new, or torn: of the sectors that differ, the
+    /// first is new and the others are old, or the other way round.
     pub(crate) fn crash_listed(&mut self, choose: &mut dyn FnMut(usize) -> usize) {
         const SECTOR_BYTES: usize = SECTOR as usize;
         for (_, (offsets, new)) in std::mem::take(&mut self.flying) {

@@ -48,6 +48,8 @@ named!(
         Plain = "plain",
         /// The first, a FLUSH together with the second, which has FUA, then the third.
         Flush = "flush",
+        /// The first; then zeroes there, and a trim of the other block.
+        Zeroes = "zeroes",
         /// The first; then the peer is gone; the second and the third.
         Degraded = "degraded",
         /// The first and the second, without the peer, and then nobody crashes before it returns; the third while it is

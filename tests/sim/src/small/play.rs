@@ -77,6 +77,12 @@ impl Play {
                 self.answered();
                 self.ask(p, RequestKind::Write, 0, false);
             }
+            Work::Zeroes => {
+                self.ask(p, RequestKind::Write, 0, false);
+                self.answered();
+                self.ask(p, RequestKind::Zero { no_hole: false }, 0, false);
+                self.ask(p, RequestKind::Trim, 1, false);
+            }
             Work::Degraded => {
                 self.write_alone(p);
                 self.ask(p, RequestKind::Write, 0, false);
