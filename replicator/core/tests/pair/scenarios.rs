@@ -279,8 +279,8 @@ fn a_primary_that_is_being_filled_waits_for_its_source() {
     w.settled();
 }
 
-/// Scenario 42: each node in turn gives its disk up and takes it back, with writes before, between and after, a few steps
-/// apart: clients notice nothing, and what comes back is brought up to date by bitmap.
+/// Scenario 42: each node in turn gives its disk up and takes it back, with writes before, between and after, a few
+/// steps apart: clients notice nothing, and what comes back is brought up to date by bitmap.
 #[test]
 fn disks_go_and_come_under_load() {
     let mut w = World::new();
