@@ -387,7 +387,13 @@ impl Attached {
                 let data = asked.filter(|asked| asked.command == Command::Read && error.is_none());
                 (consumed, cookie, data.map_or(0, |asked| asked.length), error)
             }
-            Reply::Data { consumed, cookie, length, done: true, .. } => (consumed, cookie, length, None),
+            Reply::Data { consumed, cookie, offset, length, done: true } => {
+                let asked = self.waiting.get(&cookie).map(|waiting| waiting.request.offset);
+                if asked != Some(offset) {
+                    return Err(Some(format!("data from {offset} for {asked:?}")));
+                }
+                (consumed, cookie, length, None)
+            }
             Reply::Failed { consumed, cookie, error, .. } => (consumed, cookie, 0, Some(error)),
             other => return Err(Some(format!("answer {other:?}"))),
         };

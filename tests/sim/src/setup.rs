@@ -241,7 +241,23 @@ impl Setup {
         }
         let both = [true; 2];
         self.survivors = rng.pick(&[both, both, both, both, both, both, [true, false], [false, true]]);
+        if rng.chance(100) {
+            self.be_silly(rng);
+        }
         self
+    }
+}
+
+impl Setup {
+    /// Limits and durations that nobody would choose.
+    fn be_silly(&mut self, rng: &mut Prng) {
+        let ms = Duration::from_millis;
+        self.timing.epoch = ms(rng.pick(&[1, 10_000]));
+        self.timing.lazy_write = ms(rng.pick(&[1, 10_000]));
+        self.timing.io_timeout = ms(rng.pick(&[1, 20_000]));
+        self.timing.resync_retry = ms(rng.pick(&[1, 5_000]));
+        self.timing.redial_max = ms(rng.pick(&[5, 2_000]));
+        (self.writes_max, self.undurable_max, self.max_hot) = (1, rng.pick(&[1, 2, 64]), rng.pick(&[1, 64]));
     }
 }
 
