@@ -271,7 +271,14 @@ impl World {
                 let delay = self.rng.fault.spread(mean);
                 let disk = !(self.setup.faults.disk && self.rng.fault.chance(100));
                 match self.phase {
-                    Phase::Stormy => self.propose(delay, Decision::Boot { n, disk }),
+                    Phase::Stormy => {
+                        if self.setup.faults.rot && self.rng.fault.chance(300) {
+                            // Found by the very next start.
+                            let bit = self.rng.fault.word() >> 16;
+                            self.strikes(delay, Fault::Rot { n, bit });
+                        }
+                        self.propose(delay, Decision::Boot { n, disk });
+                    }
                     _ => self.after(delay, Ev::Boot(n, disk)),
                 }
             }
