@@ -42,8 +42,6 @@ marks! {
     SuspendedResent, "Suspended writes were sent again to the copy that they had gone to (ordering 13).";
     SuspendedFailed, "Suspended writes failed: the copy that came back is not the one that they had gone to.";
     PeerLacked, "A lost peer had not confirmed writes as durable: they became bits (ordering 7).";
-    WrittenDuringCommit, "Writes made alone since the snapshot ended a handshake that said no resync.";
-    CommittedLate, "A generation was adopted over a link that was lost meanwhile.";
     RotatedAfterAgreement, "The peer agreed to a promotion and was lost before it was recorded.";
     AgreedAndUseless, "A target was promoted by agreement, and its source was lost before it was recorded.";
     BothAsked, "Both nodes asked to be promoted at once.";
@@ -79,7 +77,7 @@ marks! {
     FinishedWithBits, "A write failed at the source while its target finished.";
     SyncedLate, "A resync ended over a link that was lost meanwhile.";
     SyncedLatePrimary, "The same, and the target was Primary.";
-    LeaversMet, "Both nodes asked to leave at once.";
+    LeaversMet, "A node wants to leave while its peer leaves or is demoted.";
     LeaveRefused, "A node that wanted to leave was not let go as Outdated.";
     OutdatedLate, "A node recorded itself as Outdated after the link was lost.";
 }

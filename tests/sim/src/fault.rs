@@ -270,6 +270,15 @@ impl World {
                 let mean = self.rng.fault.pick(&[1500 * MS, 100 * MS, 100 * MS, 100 * MS, 100 * MS, MS / 4]);
                 let delay = self.rng.fault.spread(mean);
                 let disk = !(self.setup.faults.disk && self.rng.fault.chance(100));
+                let left = self.hosts[n].stopped == Stop::Exit;
+                if left
+                    && self.phase == Phase::Stormy
+                    && self.setup.faults.power
+                    && self.rng.fault.chance(300)
+                {
+                    // Whoever has left in order is switched off.
+                    self.strikes(delay / 2, Fault::Strike(n, Stop::Power));
+                }
                 match self.phase {
                     Phase::Stormy => {
                         if self.setup.faults.rot && self.rng.fault.chance(300) {

@@ -165,9 +165,7 @@ impl World {
             0 | 1 => self.type_in(primary, Command::Demote { force: true }),
             2 => self.type_in(primary, Command::Demote { force: false }),
             3 => self.type_in(either, Command::Disconnect),
-            4 if self.rng.operator.coin() => self.type_in(either, Command::Leave),
-            // Two operators at once.
-            4 => (0..2).for_each(|n| self.type_in(n, Command::Leave)),
+            4 => self.type_in(either, Command::Leave),
             5 if !self.hosts[other].restored => self.type_in(other, PROMOTE),
             6 => self.type_in(other, Command::Leave),
             7 => self.type_in(other, Command::Invalidate { peer: false }),

@@ -177,7 +177,7 @@ impl Node {
         if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
-        if matches!(self.change, Some(Change::Leaving(_))) {
+        if matches!(self.change, Some(Change::Leaving(_) | Change::Demoting(_))) {
             mark(Mark::LeaversMet);
         }
         if !whole || !free {

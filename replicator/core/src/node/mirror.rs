@@ -142,7 +142,6 @@ impl Node {
         let recorded = self.store.as_ref().map(|store| &store.superblock);
         let whole = recorded.is_some_and(|sb| sb.inconsistent.is_none() && sb.log.current().is_some());
         if whole && self.disk == DiskState::Inconsistent {
-            mark(Mark::CommittedLate);
             self.set_disk(DiskState::Consistent);
         }
     }
@@ -177,10 +176,7 @@ impl Node {
                 self.set_phase(Phase::Replicating);
             }
             // Written alone since the snapshot: not the verdict for that.
-            _ => {
-                mark(Mark::WrittenDuringCommit);
-                return self.close_link(CloseReason::SnapshotChanged);
-            }
+            _ => return self.close_link(CloseReason::SnapshotChanged),
         }
         self.settle_suspended();
     }
