@@ -43,6 +43,9 @@ bugs! {
     ForgetWhatPeerLacks, "7", "What a lost peer has not confirmed as durable does not become dirty bits.";
     HalfAWriteIsDone, "D1", "A write whose client stops in the middle of it is answered as if it were done.";
     InvalidateInACheckpoint, "7", "A copy is declared wrong while a batch is made durable, which then clears bits.";
+    TrustDoubtfulDigest, "D4", "An equal digest counts where a write has failed at the source.";
+    ForgetDoubtsAtDemotion, "D1", "A target may be promoted that has a write which failed at its source.";
+    DurableOvertakes, "D7", "Durable overtakes the word that a write has failed.";
 }
 
 /// Is this bug planted?

@@ -17,6 +17,7 @@
 use crate::config::PIECE_BYTES_MAX;
 use crate::ids::Position;
 use core::fmt;
+use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// Bytes of a frame's header.
 pub const FRAME_BYTES: usize = 40;
@@ -342,6 +343,9 @@ impl Frame {
     /// Acknowledgements and heartbeats may overtake what is queued; everything else keeps its place in the stream.
     /// Both words on a write do, since Durable ends what is remembered of it.
     pub fn overtakes(&self) -> bool {
+        if matches!(self, Frame::WriteFailed { .. }) && is_planted(Bug::DurableOvertakes) {
+            return false;
+        }
         matches!(
             self,
             Frame::Written { .. }

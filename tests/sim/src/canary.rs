@@ -14,7 +14,12 @@ use std::time::Instant;
 const SEEDS: u64 = 400;
 
 /// Too rare for seeds: the kept scenario of the same name finds it.
-const BY_SCENARIO: [Bug; 1] = [Bug::InvalidateInACheckpoint];
+const BY_SCENARIO: [Bug; 4] = [
+    Bug::InvalidateInACheckpoint,
+    Bug::TrustDoubtfulDigest,
+    Bug::ForgetDoubtsAtDemotion,
+    Bug::DurableOvertakes,
+];
 
 /// What the checkers made of one bug.
 struct Found {

@@ -65,8 +65,8 @@ pub(crate) fn verdict(code: u8) -> String {
     name.map_or_else(|| format!("verdict {code}"), |name| format!("verdict {name}"))
 }
 
-/// A mark that may stay at zero: two superblocks of one number need two failures in a row that land on one side each, and
-/// come up once in some ten thousand seeds. `bitmap/tests/disk/damage.rs` has it.
+/// A mark that may stay at zero: two superblocks of one number need two failures in a row that land on one side each,
+/// and come up once in some ten thousand seeds. `bitmap/tests/disk/damage.rs` has it.
 const BEYOND: &str = "SuperblocksDisagree";
 
 /// Not listed, since no run can have them: `adopt` (nobody declares two copies clean), `Unrelated` (that would be a

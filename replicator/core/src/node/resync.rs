@@ -194,7 +194,7 @@ impl Resync {
     /// An equal digest of these blocks says that the copies are equal.
     pub(super) fn may_be_equal(&self, blocks: BlockRange) -> bool {
         let overlaps = |doubtful: &BlockRange| doubtful.start < blocks.end && blocks.start < doubtful.end;
-        let doubtful = self.doubtful.iter().any(overlaps);
+        let doubtful = self.doubtful.iter().any(overlaps) && !is_planted(Bug::TrustDoubtfulDigest);
         if doubtful {
             mark(Mark::DoubtDecides);
         }

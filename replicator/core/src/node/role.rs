@@ -18,6 +18,7 @@ use crate::ids::{CommandId, Instant, LinkId};
 use crate::refusal::{Done, Refusal};
 use crate::status::{DiskState, Role};
 use crate::verdict::Standstill;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{CopyRank, NodeId, Origin};
 
@@ -576,7 +577,9 @@ impl Node {
             Some(id) => self.leave_as_secondary(id, true),
             // Writes that failed here may stand at the target, whose bits do not say so: before it may be promoted, and
             // serve them, the bits are exchanged again.
-            None if self.resync.as_ref().is_some_and(Resync::has_doubts) => {
+            None if self.resync.as_ref().is_some_and(Resync::has_doubts)
+                && !is_planted(Bug::ForgetDoubtsAtDemotion) =>
+            {
                 self.close_link(CloseReason::SnapshotChanged);
             }
             None => self.reconsider(),
