@@ -64,7 +64,7 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     stages.run("unit", unit);
     stages.run("simulator", || sim(&["seeds", &extent.seeds()]));
     stages.run("small scope", || sim(&["small"]));
-    stages.run("canaries", || sim(&["canary"]));
+    stages.run("canaries", || sim(&["canary"]).and_then(|()| sim(&["canary", "--small"])));
     if extent == Extent::Nightly {
         // Other seeds than above.
         stages.run("marks", || sim(&["seeds", "10000", "--start", "5000000", "--marks"]));

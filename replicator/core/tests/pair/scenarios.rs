@@ -257,6 +257,9 @@ fn a_primary_that_is_being_filled_waits_for_its_source() {
     w.until("a target", |w| w.status(1).peers[0].replication == ReplicationState::PausedTarget);
     w.command(0, Command::Demote { force: false }).unwrap();
     w.promote(1).unwrap();
+    let read = w.request(1, RequestKind::Read, (65536, 4096), false);
+    assert_eq!(w.reply(1, read), Ok(()));
+    assert!(w.hosts[1].reads.is_empty(), "read from a disk that is stale there");
     w.cut();
     let reads = [65536, 0].map(|offset| w.request(1, RequestKind::Read, (offset, 4096), false));
     w.try_step(STEPS);
