@@ -3,8 +3,9 @@
 # `cargo xtask vm` as run.sh, beside the binary `lockstep`.
 #
 # Proves that mkfs, mount and fio work on /dev/nbd0, and that after a planned move the other node holds the same file
-# system: it checks clean, its files have the same sums, and the two disks are equal byte for byte. Any step that fails
-# ends the test and prints both logs.
+# system: it checks clean, its files have the same sums, and the two disks are equal byte for byte. Then `power`, which
+# lies there too, cuts the power of another pair, on block devices that log each write, as often as the file `cuts`
+# says. Any step that fails ends the test and prints both logs.
 set -euo pipefail
 
 lockstep=$PWD/lockstep
@@ -176,3 +177,10 @@ stop_daemon alpha
 stop_daemon beta
 cmp /dev/shm/alpha.img /dev/shm/beta.img
 step 'all equal'
+
+cuts=$(cat cuts)
+[ "$cuts" = 0 ] && exit
+step "cut the power of block devices that log each write, $cuts times"
+rm /dev/shm/alpha.img /dev/shm/beta.img
+modprobe -a loop dm-mod dm-log-writes
+LOCKSTEP_BIN=$lockstep LOCKSTEP_ROUNDS_POWER_CUTS=$cuts "$PWD/power"

@@ -62,8 +62,8 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["e2e"] => suite::end_to_end(Extent::Test),
         ["sim", rest @ ..] => suite::sim(rest),
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
-        ["vm"] => vm::vm(vm::KERNELS),
-        ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel]),
+        ["vm"] => vm::vm(vm::KERNELS, 2),
+        ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], 2),
         ["bench", rest @ ..] => suite::bench(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -82,6 +82,14 @@ impl Ledger {
         self
     }
 
+    /// From now on nothing is sent with FUA.
+    pub fn without_fua(mut self) -> Ledger {
+        for writer in &mut self.writers {
+            writer.uses_fua = false;
+        }
+        self
+    }
+
     /// Sets the writers to work on the export at `socket`, each with so many requests in flight.
     pub fn start(self, socket: &Path, depth: usize) -> Load {
         let shared = Arc::new(Shared {

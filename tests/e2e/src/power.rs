@@ -29,8 +29,9 @@ pub type Positions = [[u64; 2]; 2];
 
 /// Disks that log.
 pub trait Media {
-    /// The logs have what no flush covers too. Otherwise it is as if all of that were lost, and what a machine has that
-    /// keeps its power cannot be made again.
+    /// The logs have every write, in order. Otherwise they have a write when a flush covers it, and one with FUA at
+    /// once, before older ones of the same blocks: what no flush covers is as good as lost, what a machine has that
+    /// keeps its power cannot be made again, and nothing is sent with FUA.
     const HAS_UNFLUSHED: bool;
 
     /// The disk of a node is there, and logged; so is what its metadata will be on, if it can be.
@@ -86,6 +87,7 @@ impl<M: Media> Recording<M> {
         let cluster = Cluster::new(plan);
         let media = media(&cluster);
         let ledger = Ledger::new(plan.size_bytes, 4, seed).with_diary();
+        let ledger = if M::HAS_UNFLUSHED { ledger } else { ledger.without_fua() };
         let mut recording = Recording { media, cluster, ledger, cuts: Vec::new() };
         recording.start();
         recording.write(moments, &mut Rng::new(seed));

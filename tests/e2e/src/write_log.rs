@@ -23,6 +23,8 @@ const DISCARD: u64 = 1 << 2;
 const MARK: u64 = 1 << 3;
 const METADATA: u64 = 1 << 4;
 const KNOWN: u64 = FLUSH | FUA | DISCARD | MARK | METADATA;
+/// Of an entry; the text of a mark is behind it.
+const HEAD_BYTES: u64 = 32;
 /// What a disk writes as a whole, whatever its logical blocks are.
 const ATOM_BYTES: usize = 512;
 
@@ -36,6 +38,8 @@ pub struct Entry {
     flags: u64,
     /// Where its data is in the log.
     data_at: usize,
+    /// Where its mark is in the log, and how long.
+    mark: (usize, usize),
     /// Length of the log with it.
     end: u64,
 }
@@ -134,6 +138,15 @@ impl WriteLog {
         &self.entries[..self.entries.partition_point(|entry| entry.end <= log_bytes)]
     }
 
+    /// What the log had when it was marked with this text.
+    pub fn entries_before_mark(&self, text: &str) -> Option<&[Entry]> {
+        let is_it = |entry: &Entry| {
+            let (at, length) = entry.mark;
+            entry.flags & MARK != 0 && self.bytes[at..at + length] == *text.as_bytes()
+        };
+        self.entries.iter().position(is_it).map(|index| &self.entries[..index])
+    }
+
     fn data(&self, entry: &Entry) -> &[u8] {
         &self.bytes[entry.data_at..entry.data_at + entry.length_bytes as usize]
     }
@@ -175,8 +188,12 @@ impl WriteLog {
 fn parse_entry(bytes: &[u8], at: u64, sector_bytes: u64) -> Result<Entry, String> {
     let start = usize::try_from(at).map_err(|error| error.to_string())?;
     let [sector, sectors, flags] = [word(bytes, start)?, word(bytes, start + 8)?, word(bytes, start + 16)?];
+    let mark_bytes = word(bytes, start + 24)?;
     if flags & !KNOWN != 0 {
         return Err(format!("unknown flags {flags:x}"));
+    }
+    if mark_bytes > sector_bytes - HEAD_BYTES {
+        return Err(format!("a mark of {mark_bytes} bytes"));
     }
     let too_far = || format!("{sectors} sectors at {sector}");
     let offset_bytes = sector.checked_mul(sector_bytes).ok_or_else(too_far)?;
@@ -187,7 +204,8 @@ fn parse_entry(bytes: &[u8], at: u64, sector_bytes: u64) -> Result<Entry, String
     if end > bytes.len() as u64 {
         return Err(format!("{} go beyond the end of the log", too_far()));
     }
-    Ok(Entry { offset_bytes, length_bytes, flags, data_at: data_at as usize, end })
+    let mark = (start + HEAD_BYTES as usize, mark_bytes as usize);
+    Ok(Entry { offset_bytes, length_bytes, flags, data_at: data_at as usize, mark, end })
 }
 
 fn word(bytes: &[u8], at: usize) -> Result<u64, String> {
@@ -241,6 +259,20 @@ mod tests {
             assert_eq!(log.entries_within(end - 1).len(), count);
             assert_eq!(log.entries_within(end).len(), count + 1);
         }
+    }
+
+    #[test]
+    fn a_mark_divides_the_log() {
+        let mut bytes = log(&[(0, 1, 0, 1), (0, 0, MARK, 0), (1, 1, 0, 2), (0, 0, MARK, 0)]);
+        for (at, text) in [(1536, b"one"), (3072, b"two")] {
+            bytes[at + 24] = 3;
+            bytes[at + 32..at + 35].copy_from_slice(text);
+        }
+        let log = WriteLog::parse(bytes.clone()).unwrap();
+        let before = |text| log.entries_before_mark(text).map(<[Entry]>::len);
+        assert_eq!([before("one"), before("two"), before("o")], [Some(1), Some(3), None]);
+        bytes[1536 + 25] = 2;
+        assert!(WriteLog::parse(bytes).unwrap_err().contains("entry 1 at byte 1536: a mark of 515 bytes"));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub(crate) struct Writer {
     pub(crate) promises: HashMap<u64, Promise>,
     /// When each request was sent and answered, if that is kept.
     pub(crate) diary: Option<Vec<Note>>,
+    /// Some writes are sent with FUA.
+    pub(crate) uses_fua: bool,
     /// Where several values of a block are possible, each of its sectors may have another of them.
     pub(crate) may_be_torn: bool,
 }
@@ -77,6 +79,7 @@ impl Writer {
             window: 0,
             promises: HashMap::new(),
             diary: None,
+            uses_fua: true,
             may_be_torn: false,
         }
     }
@@ -159,7 +162,7 @@ impl Writer {
         }
         let command = if zero { Command::WriteZeroes } else { Command::Write };
         shared.count_sent(u64::from(length));
-        let fua = is_fua(sequence);
+        let fua = self.is_fua(sequence);
         self.note(What::Sent { first_block, blocks, sequence });
         let sent_at = Instant::now();
         let offset = first_block * BLOCK_BYTES as u64;
@@ -181,6 +184,10 @@ impl Writer {
         (stripe * STRIPE_BLOCKS + within, blocks)
     }
 
+    fn is_fua(&self, sequence: u64) -> bool {
+        self.uses_fua && sequence.is_multiple_of(FUA_EVERY)
+    }
+
     fn note(&mut self, what: What) {
         if let Some(diary) = &mut self.diary {
             diary.push(Note { at: Instant::now(), what });
@@ -189,7 +196,7 @@ impl Writer {
 
     fn acknowledged(&mut self, write: &InFlight, shared: &Shared) {
         let InFlight { first_block, blocks, sequence, .. } = *write;
-        self.note(What::Answered { first_block, blocks, sequence, fua: is_fua(sequence) });
+        self.note(What::Answered { first_block, blocks, sequence, fua: self.is_fua(sequence) });
         let now = Instant::now();
         for block in write.first_block..write.first_block + write.blocks {
             let promise = self.promises.get_mut(&block).expect("it was sent");
@@ -249,10 +256,6 @@ fn content(seed: u64, block: u64, sequence: u64, out: &mut Vec<u8>) {
 
 fn is_zero(sequence: u64) -> bool {
     sequence.is_multiple_of(ZERO_EVERY)
-}
-
-fn is_fua(sequence: u64) -> bool {
-    sequence.is_multiple_of(FUA_EVERY)
 }
 
 fn is_content(seed: u64, block: u64, sequence: u64, found: &[u8]) -> bool {
