@@ -9,6 +9,7 @@ use crate::marks::{Mark, mark};
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::canary::{Bug, is_planted};
 use crate::dirty::PageBits;
 use crate::geometry::RegionIndex;
 use crate::meta::{
@@ -140,7 +141,11 @@ fn newest_superblock<E>(
             Err(error) => return Err(RecoverError::Superblock(error)),
         }
     }
-    let Some(newest) = found.iter().max_by_key(|superblock| superblock.sequence) else {
+    let age = |superblock: &&Superblock| {
+        let number = superblock.sequence;
+        if is_planted(Bug::TakeOlderRecord) { u64::MAX - number } else { number }
+    };
+    let Some(newest) = found.iter().max_by_key(age) else {
         return Err(match read_error {
             Some(error) => RecoverError::Read(error),
             None if magic_seen => RecoverError::NoSuperblock,

@@ -4,7 +4,7 @@
 //! for, so that the moment at which the rule matters comes often. What found a bug is run again with nothing planted,
 //! and must find nothing. Bugs are planted for the whole process: one at a time, its seeds on all processors.
 
-use crate::setup::Setup;
+use crate::aims::aimed;
 use crate::{Outcome, run_setup, run_tasks};
 use lockstep_bitmap::canary::{Bug, plant};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,10 +50,10 @@ pub fn canary(name: Option<&str>, seeds: Option<u64>) -> Result<u64, String> {
     Ok(missed + false_alarms + missed_by_kept)
 }
 
-/// Runs one seed with a bug planted, with its log.
-pub fn canary_seed(name: &str, seed: u64) -> Result<Outcome, String> {
+/// Runs one seed of a bug with its log; `clean`: set up for the bug, and nothing planted.
+pub fn canary_seed(name: &str, seed: u64, clean: bool) -> Result<Outcome, String> {
     let [bug] = named(Some(name))?[..] else { return Err(format!("{name} is not one bug")) };
-    plant(Some(bug));
+    plant(Some(bug).filter(|_| !clean));
     let mut outcome = run_setup(aimed(bug, seed), true);
     plant(None);
     outcome.scenario.canary = Some(name.to_string());
@@ -148,9 +148,4 @@ impl Found {
         };
         println!("{name:<28} {rule:<8} {seed:>6} {by:<20} {:>6} {seconds:>5.1} s", self.runs);
     }
-}
-
-/// The run of this seed, set up for the moment at which the rule of `bug` matters.
-fn aimed(_bug: Bug, seed: u64) -> Setup {
-    Setup::of(seed)
 }

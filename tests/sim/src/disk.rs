@@ -13,6 +13,7 @@ use crate::prng::Prng;
 use lockstep_bitmap::{Findings, Store, recover};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Bytes of a sector.
 pub(crate) const SECTOR: u64 = 512;
@@ -240,6 +241,20 @@ impl DataDisk {
             || self.volatile.get(&sector).is_some_and(|v| v.iter().any(|(_, t)| *t != tag))
     }
 
+    /// Sectors with a version that a power loss would take, and that is not the durable one.
+    pub(crate) fn unflushed(&self) -> impl Iterator<Item = (usize, u64)> {
+        let volatile =
+            self.volatile.iter().flat_map(|(&sector, v)| v.iter().map(move |&(_, tag)| (sector, tag)));
+        volatile.filter(|&(sector, tag)| self.durable[sector] != tag)
+    }
+
+    /// A power loss leaves this sector as it is.
+    pub(crate) fn is_stable(&self, sector: usize) -> bool {
+        let same = |&(_, tag): &(u64, u64)| tag == self.durable[sector];
+        self.visible[sector] == self.durable[sector]
+            && self.volatile.get(&sector).is_none_or(|v| v.iter().all(same))
+    }
+
     /// A sector in words.
     pub(crate) fn describe(&self, sector: usize) -> String {
         use crate::ghost::name;
@@ -293,7 +308,7 @@ impl Keeps {
 pub(crate) struct MetaFile {
     bytes: Vec<u8>,
     /// What was last read from these bytes: the checks ask more often than anything is written.
-    read: RefCell<Option<(Store, Findings)>>,
+    read: RefCell<Option<(Rc<Store>, Findings)>>,
     flying: BTreeMap<u32, (Vec<u64>, Vec<u8>)>,
 }
 
@@ -304,7 +319,7 @@ impl MetaFile {
     }
 
     /// What a start would find in what is durable.
-    pub(crate) fn recovered(&self, max_hot: u32) -> Result<(Store, Findings), String> {
+    pub(crate) fn recovered(&self, max_hot: u32) -> Result<(Rc<Store>, Findings), String> {
         if let Some(read) = &*self.read.borrow() {
             return Ok(read.clone());
         }
@@ -313,7 +328,9 @@ impl MetaFile {
             out.copy_from_slice(rest.ok_or("past the end")?);
             Ok::<(), &str>(())
         };
-        let found = recover(self.bytes.len() as u64, &mut read, max_hot).map_err(|e| format!("{e:?}"))?;
+        let found = recover(self.bytes.len() as u64, &mut read, max_hot);
+        let (store, findings) = found.map_err(|e| format!("{e:?}"))?;
+        let found = (Rc::new(store), findings);
         *self.read.borrow_mut() = Some(found.clone());
         Ok(found)
     }

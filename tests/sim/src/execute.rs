@@ -10,8 +10,7 @@ use crate::net;
 use crate::world::{Ev, World, node_id};
 use lockstep_bitmap::{CopyRank, Generation, GenerationId, Origin};
 use lockstep_core::{
-    Action, Command, ConnectionState, DiskState, Done, ExportState, Frame, Node, Notice, Refusal,
-    ReplicationState, SlotId,
+    Action, Command, DiskState, Done, ExportState, Frame, Node, Notice, Refusal, ReplicationState, SlotId,
 };
 
 impl World {
@@ -29,6 +28,7 @@ impl World {
                 When::After(ns) => self.after(ns, Ev::Stop(n, self.hosts[n].process, aim.how)),
             }
         }
+        self.check_action(n, node, &action);
         match action {
             Action::DiskRead { op, req, offset, len } => {
                 self.disk_read(n, op.0, req.map(|r| r.0), offset, len)
@@ -83,14 +83,7 @@ impl World {
                     // The Primary is a target: the promise rests on the other copy.
                     _ => 1 << (1 - n),
                 };
-                // A link that ended in this very step may have confirmed the write before.
-                let without = status.peers[0].disk.is_some_and(|disk| disk <= DiskState::Failed);
-                let alone = status.peers[0].connection != ConnectionState::Connected || without;
-                if result.is_ok() && status.disk <= DiskState::Failed {
-                    self.check_ack_rule(n, 1 - n, req.0);
-                } else if result.is_ok() && alone && status.peers[0].since_ms > 0 {
-                    self.check_ack_rule(n, n, req.0);
-                }
+                self.check_reply(n, &status, (req.0, result), held);
                 self.replied(n, req.0, result, held);
             }
             Action::ReleaseSlot { slot } => self.release(n, slot.0),
@@ -266,12 +259,11 @@ impl World {
     fn opened(&mut self, n: usize, node: &Node) {
         let own = self.learn_generation(n, node);
         // A target serves what its source holds.
-        let becoming = self.recovered(n).ok().and_then(|(store, _)| store.superblock.inconsistent);
+        let becoming = self.record(n).ok().and_then(|store| store.superblock.inconsistent);
         let of_source = becoming.and_then(|b| self.line_of_source(1 - n, b.generation));
         // So does a node without disk.
         let without = node.status().disk <= DiskState::Failed;
-        let server =
-            self.recovered(1 - n).ok().and_then(|(store, _)| store.superblock.log.current().cloned());
+        let server = self.record(1 - n).ok().and_then(|store| store.superblock.log.current().cloned());
         let of_server = server.filter(|_| without).and_then(|g| self.lines.of_generation.get(&g.id).copied());
         if let Some(line) = of_server.or(of_source).or(own) {
             self.lines.of[n] = line;
@@ -362,6 +354,7 @@ impl World {
             // Both have recorded the verdict.
             Notice::Replication { new: ReplicationState::Exchanging, .. } => self.hosts[n].restored = false,
             Notice::Disk { new: DiskState::UpToDate, .. } => self.hosts[n].declared_wrong = false,
+            Notice::LinkLost { .. } => self.hosts[n].book.parted(),
             // Its record says so, and no more: where the other copy fails too, what was not flushed may be gone.
             Notice::Disk { new: DiskState::Failed, .. } => self.failures.unclean[n] = self.next_seq(),
             Notice::UnrelatedData => self.fail("C6", format!("node {n} reports unrelated data")),
@@ -379,8 +372,8 @@ impl World {
 
     /// The copy of this node was declared wrong, and it is: only a full resync brings it back.
     fn spoil(&mut self, n: usize) {
-        let record = match self.recovered(n) {
-            Ok((store, _)) => store,
+        let record = match self.record(n) {
+            Ok(store) => store,
             Err(why) => return self.fail("recover", why),
         };
         let dirty = record.slots[0].bits.count();

@@ -5,7 +5,7 @@
 use crate::decision::{Ailment, Aim, Decision, Fault, When};
 use crate::host::Stop;
 use crate::prng::Prng;
-use crate::setup::MS;
+use crate::setup::{Focus, MS};
 use crate::world::{Ev, Phase, World};
 use lockstep_core::ExportState;
 
@@ -43,6 +43,10 @@ impl World {
             let n = self.rng.fault.below(2) as usize;
             let ns = self.rng.fault.spread(600 * MS);
             self.strikes(0, Fault::Hang { n, ns });
+        }
+        for _ in 1..self.setup.focus.chance(1) {
+            let n = self.rng.fault.below(2) as usize;
+            self.draw_fault(n);
         }
         let n = self.rng.fault.below(2) as usize;
         self.draw_fault(n);
@@ -175,6 +179,8 @@ impl World {
             3 => 16,
             _ => self.rng.fault.between(21, 63),
         };
+        let codes = self.setup.focus.codes;
+        let code = if codes.is_empty() { code } else { self.rng.fault.pick(codes) };
         let when = match self.rng.fault.below(4) {
             0 => When::Before,
             1 => When::AtOnce,
@@ -188,7 +194,7 @@ impl World {
         let n = self.rng.fault.below(2) as usize;
         let per_mille = self.rng.fault.pick(&[20, 200, 1000]);
         let hot_sectors = self.setup.hot_sectors as u64;
-        let what = match self.rng.fault.below(8) {
+        let what = match Focus::pick(self.setup.focus.ailments, 8, &mut self.rng.fault) {
             0 => Ailment::All,
             1 => Ailment::Write,
             2 => Ailment::Read,

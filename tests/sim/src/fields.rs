@@ -50,6 +50,7 @@ impl Setup {
             sync_of_fua,
             one_device,
             survivors,
+            focus: _,
         } = self;
         let mut all: Vec<(&'static str, &mut dyn Value)> = vec![
             ("seed", seed),

@@ -188,6 +188,17 @@ impl Ghost {
         }
     }
 
+    /// Was this write sent with FUA?
+    pub(crate) fn is_fua(&self, write: WriteId) -> bool {
+        self.sectors[write.first].iter().any(|v| v.write == write.id && v.fua)
+    }
+
+    /// When the write that left this tag began and was acknowledged, if it was.
+    pub(crate) fn acknowledged_at(&self, sector: usize, tag: u64) -> Option<(Seq, Seq)> {
+        let version = self.sectors[sector].iter().find(|v| v.tag == tag && v.certain && v.end != NEVER)?;
+        Some((version.start, version.end))
+    }
+
     /// May a read from `began` to `now` return this? Says why not.
     pub(crate) fn check(&self, sector: usize, tag: u64, began: Seq) -> Result<(), String> {
         let allowed = |v: &&Version| v.tag == tag && v.dead_at >= began;

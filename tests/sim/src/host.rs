@@ -4,8 +4,10 @@ use crate::disk::{DataDisk, MetaFile, UNDEFINED};
 use crate::ghost::{Seq, WriteId};
 use crate::image::Image;
 use crate::net::Arrived;
+use crate::rules::Book;
 use crate::session::Session;
 use crate::trouble::Trouble;
+use lockstep_bitmap::GenerationId;
 use lockstep_core::{
     Command, DiskError, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind,
 };
@@ -224,6 +226,16 @@ pub(crate) struct Host {
     pub(crate) image: Option<Image>,
     /// An image was put back, and it has not met the other machine since.
     pub(crate) restored: bool,
+    /// The shadow book of its process.
+    pub(crate) book: Book,
+    /// The process knows of a failure that nothing could record.
+    pub(crate) unrecordable: bool,
+    /// The next record has to say that the copy stopped uncleanly in this generation.
+    pub(crate) unclean_expected: Option<GenerationId>,
+    /// When the trouble of its disks last began or ended.
+    pub(crate) afflicted: Seq,
+    /// When it last got an empty disk.
+    pub(crate) replaced: Seq,
 }
 
 impl Host {
@@ -275,6 +287,11 @@ impl Host {
             declared_wrong: false,
             image: None,
             restored: false,
+            book: Book::default(),
+            unrecordable: false,
+            unclean_expected: None,
+            afflicted: 0,
+            replaced: 0,
         }
     }
 
@@ -324,5 +341,6 @@ impl Host {
         self.conn = None;
         self.dialing = false;
         self.refused = None;
+        (self.book, self.unrecordable) = (Book::default(), false);
     }
 }

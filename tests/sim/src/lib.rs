@@ -12,6 +12,9 @@
 //! ```
 
 #[cfg(feature = "canary")]
+mod aims;
+mod bounds;
+#[cfg(feature = "canary")]
 mod canary;
 mod check;
 mod client;
@@ -30,6 +33,8 @@ mod net;
 mod operator;
 mod prng;
 mod process;
+mod replies;
+mod rules;
 mod script;
 mod serving;
 mod session;

@@ -12,7 +12,7 @@ usage: lockstep-sim run --seed S [--log] [-o FILE.scn]
        lockstep-sim seeds N [--start S] [--marks]
        lockstep-sim swarm --minutes N [--start S]
        lockstep-sim small [BEGIN | STATE]                   every crash in three writes, or those whose names begin so
-       lockstep-sim canary [NAME [--seed S]] [--seeds N]    (a build with the feature `canary`)
+       lockstep-sim canary [NAME [--seed S [--clean]]] [--seeds N]    (a build with the feature `canary`)
        lockstep-sim canary --small                          (the same)
 --marks fails where something that is listed was never reached.
 --planted plants the bug that the file names, in a build with the feature `canary`.
@@ -104,7 +104,8 @@ fn dispatch(args: &Args) -> Result<u64, String> {
         Some(&"canary") if args.has("--small") => small_canary(),
         Some(&"canary") => {
             let name = args.0.get(1).copied().filter(|arg| !arg.starts_with("--"));
-            canary(name, args.number("--seed")?, args.number("--seeds")?)
+            let clean = args.0.contains(&"--clean");
+            canary(name, args.number("--seed")?.map(|seed| (seed, clean)), args.number("--seeds")?)
         }
         _ => Err(USAGE.into()),
     }
@@ -228,11 +229,11 @@ fn swarm(minutes: u64, start: u64) -> u64 {
 }
 
 #[cfg(feature = "canary")]
-fn canary(name: Option<&str>, seed: Option<u64>, seeds: Option<u64>) -> Result<u64, String> {
+fn canary(name: Option<&str>, seed: Option<(u64, bool)>, seeds: Option<u64>) -> Result<u64, String> {
     match (name, seed) {
-        (Some(name), Some(seed)) => lockstep_sim::canary_seed(name, seed).map(|outcome| {
+        (Some(name), Some((seed, clean))) => lockstep_sim::canary_seed(name, seed, clean).map(|outcome| {
             report(&outcome);
-            u64::from(outcome.violation.is_none())
+            u64::from(outcome.violation.is_some() == clean)
         }),
         _ => lockstep_sim::canary(name, seeds),
     }
@@ -249,6 +250,6 @@ fn small_canary() -> Result<u64, String> {
 }
 
 #[cfg(not(feature = "canary"))]
-fn canary(_name: Option<&str>, _seed: Option<u64>, _seeds: Option<u64>) -> Result<u64, String> {
+fn canary(_name: Option<&str>, _seed: Option<(u64, bool)>, _seeds: Option<u64>) -> Result<u64, String> {
     Err("no bug can be planted in this build; use `cargo xtask sim canary`".into())
 }

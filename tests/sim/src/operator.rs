@@ -5,7 +5,7 @@
 //! be reported.
 
 use crate::decision::Decision;
-use crate::setup::MS;
+use crate::setup::{Focus, MS};
 use crate::world::{Ev, Phase, World, node_id};
 use lockstep_core::{Command, ConnectionState, Refusal, ReplicationState, Role, Status, SyncOrder};
 
@@ -16,6 +16,8 @@ pub(crate) struct Operator {
     pub(crate) commands: u32,
     /// Whose changes are given up in the present split brain.
     pub(crate) loser: Option<usize>,
+    /// Who was named last.
+    pub(crate) named: Option<usize>,
 }
 
 const PROMOTE: Command = Command::Promote { peer_is_down: false, accept_data_loss: false };
@@ -157,11 +159,11 @@ impl World {
                 return self.promote_by_flag(other, false);
             }
         }
-        if !faults.operator || !self.rng.operator.chance(200) {
+        if !faults.operator || !self.rng.operator.chance(self.setup.focus.chance(200)) {
             return self.reconnect(seen);
         }
         let either = self.rng.operator.below(2) as usize;
-        match self.rng.operator.below(13) {
+        match Focus::pick(self.setup.focus.verbs, 13, &mut self.rng.operator) {
             0 | 1 => self.type_in(primary, Command::Demote { force: true }),
             2 => self.type_in(primary, Command::Demote { force: false }),
             3 => self.type_in(either, Command::Disconnect),

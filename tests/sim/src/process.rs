@@ -14,6 +14,7 @@ use lockstep_core::{
     ReqId, Role, SlotId,
 };
 use std::collections::btree_map::Entry;
+use std::rc::Rc;
 
 /// Ticks that a core may ask for at one instant before it counts as not sleeping.
 const TICKS_PER_INSTANT_MAX: u32 = 200;
@@ -55,6 +56,12 @@ impl World {
         };
         let store = disk.then(|| self.as_attached(n, store));
         self.hosts[n].diskless = !disk;
+        let boot_id = self.hosts[n].boot_id.to_le_bytes();
+        self.hosts[n].unclean_expected = store.as_ref().and_then(|store| {
+            let sb = &store.superblock;
+            let excused = !sb.may_be_written || self.setup.survives[n] && sb.boot_id == boot_id;
+            sb.log.current().filter(|_| !excused).map(|generation| generation.id)
+        });
         self.say(format_args!("n{n} BOOT process {} disk {disk} {found:?}", self.hosts[n].process));
         self.hosts[n].node = Some(Node::new(cfg, store));
         self.deliver(n, Input::Start);
@@ -65,9 +72,14 @@ impl World {
         self.recovered_from(&self.hosts[n].meta)
     }
 
+    /// The same, to look at.
+    pub(crate) fn record(&self, n: usize) -> Result<Rc<Store>, String> {
+        self.hosts[n].meta.recovered(self.setup.max_hot).map(|(store, _)| store)
+    }
+
     /// What the durable bytes of some metadata say.
     pub(crate) fn recovered_from(&self, meta: &MetaFile) -> Result<(Store, Findings), String> {
-        meta.recovered(self.setup.max_hot)
+        meta.recovered(self.setup.max_hot).map(|(store, found)| ((*store).clone(), found))
     }
 
     /// Gives an input to a core, now or when its process goes on.
@@ -86,6 +98,10 @@ impl World {
     pub(crate) fn feed(&mut self, n: usize, input: Input) {
         let Some(mut node) = self.hosts[n].node.take() else { return };
         self.log_input(n, &input);
+        self.hosts[n].book.hear(&node, &input);
+        let current = self.hosts[n].conn.map(|conn| self.conns[conn].ends[n].link);
+        self.hosts[n].book.hears_old_link =
+            matches!(&input, Input::Frame { link, .. } if current.is_some_and(|current| current != *link));
         let now = self.local(n, self.now);
         let unix_ms =
             (self.now / 1_000_000 + 1_700_000_000_000).saturating_add_signed(self.hosts[n].wall_clock_ms);
@@ -141,8 +157,9 @@ impl World {
 
     /// Executes what the core asks for.
     pub(crate) fn run_actions(&mut self, n: usize, mut node: Node) {
-        let mut left = false;
+        let (mut left, mut actions) = (false, 0);
         while let Some(action) = node.poll_action() {
+            actions += 1;
             self.crash_point(n, Some(&action));
             if self.dying.is_none() {
                 left |= self.execute(n, &mut node, action);
@@ -152,6 +169,9 @@ impl World {
             }
         }
         self.crash_point(n, None);
+        if self.dying.is_none() {
+            self.check_bounds(n, &node, actions);
+        }
         self.rearm(n, &node);
         self.hosts[n].node = Some(node);
         self.wake_reader(n);
@@ -289,7 +309,7 @@ impl World {
 
     /// A rotation that was in flight may have landed: its node alone holds the new generation from here.
     fn learn_landed_rotation(&mut self, n: usize) {
-        let Ok((store, _)) = self.recovered(n) else { return };
+        let Ok(store) = self.record(n) else { return };
         let Some(current) = store.superblock.log.current() else { return };
         let without_flag = matches!(current.origin, Origin::PeerLost | Origin::Promoted);
         let of_parent = current.parent.and_then(|id| self.lines.of_generation.get(&id).copied());
@@ -333,6 +353,9 @@ impl World {
             self.learn_forced(n, accept_data_loss);
         }
         self.operator.commands += 1;
+        if let Command::Resolve { discard } = command {
+            self.operator.named = (0..2).find(|&loser| node_id(loser) == discard);
+        }
         let id = self.operator.commands;
         let pending = crate::host::Pending { command };
         self.hosts[n].commands.insert(id, pending);
@@ -352,6 +375,9 @@ impl World {
         self.disk_changed();
         let result = self.fate(n, op, &what);
         if result.is_err() {
+            if let DiskOp::Read { req: Some(req), first, count, .. } = what {
+                self.hosts[n].book.read_failed(req, (first, count));
+            }
             return self.deliver(n, Input::DiskDone { op, result, read: None });
         }
         let host = &mut self.hosts[n];
@@ -369,7 +395,10 @@ impl World {
                 return self.deliver(n, Input::DiskInspected { op, read, digests });
             }
             DiskOp::Late => {}
-            DiskOp::Flush { covered } => host.disk.complete_flush(covered),
+            DiskOp::Flush { covered } => {
+                host.disk.complete_flush(covered);
+                host.book.flushed(op);
+            }
             DiskOp::Fill { slot, parts } => {
                 for (first, count) in parts {
                     let tags = host.disk.read(first, count, rng);
@@ -380,7 +409,12 @@ impl World {
             }
             DiskOp::Read { req, first, count, early } => {
                 let tags = early.unwrap_or_else(|| host.disk.read(first, count, rng));
+                let failed = host.node.as_ref().is_some_and(|node| node.status().disk <= DiskState::Failed);
                 match req {
+                    Some(req) if failed => {
+                        host.book.ended_late(req, first);
+                        self.found(n, req, first, &tags);
+                    }
                     Some(req) => self.found(n, req, first, &tags),
                     None => read = Some((first as u64 * 512, tags)),
                 }

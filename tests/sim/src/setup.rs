@@ -57,6 +57,32 @@ pub(crate) struct Faults {
     pub(crate) typist: bool,
 }
 
+/// What drawn decisions prefer, where a run is set up for something: a planted bug, say. It draws nothing itself, and
+/// is no part of a scenario, which has the decisions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Focus {
+    /// Actions that strikes are aimed at.
+    pub(crate) codes: &'static [u64],
+    /// Kinds of disk trouble.
+    pub(crate) ailments: &'static [u64],
+    /// What the operator types.
+    pub(crate) verbs: &'static [u64],
+    /// Faults and verbs come three times as often.
+    pub(crate) often: bool,
+}
+
+impl Focus {
+    /// One of these numbers, or of those below `bound` where there are none.
+    pub(crate) fn pick(list: &[u64], bound: u64, rng: &mut Prng) -> u64 {
+        if list.is_empty() { rng.below(bound) } else { rng.pick(list) }
+    }
+
+    /// A chance per thousand.
+    pub(crate) fn chance(&self, per_mille: u64) -> u64 {
+        if self.often { per_mille * 3 } else { per_mille }
+    }
+}
+
 /// Everything drawn before the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
@@ -128,6 +154,8 @@ pub(crate) struct Setup {
     pub(crate) one_device: [bool; 2],
     /// Who is there when the faults have ended; whoever is not is gone for good.
     pub(crate) survivors: [bool; 2],
+    /// What it is set up for.
+    pub(crate) focus: Focus,
 }
 
 impl Setup {
@@ -168,6 +196,7 @@ impl Setup {
             sync_of_fua: false,
             one_device: [true; 2],
             survivors: [true; 2],
+            focus: Focus::default(),
         }
     }
 
@@ -216,6 +245,7 @@ impl Setup {
             sync_of_fua: rng.below(4) == 0,
             one_device: [true; 2],
             survivors: [true; 2],
+            focus: Focus::default(),
         };
         setup.with_more(&mut Prng::new(seed, "more"))
     }

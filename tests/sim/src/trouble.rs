@@ -11,6 +11,7 @@ use crate::world::{Ev, World, create_meta};
 use lockstep_bitmap::{Base, GenerationId, Store, Superblock};
 use lockstep_core::{Command, CommandId, DiskError, DiskState, Instant, NewDisk, Role, Status};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 /// Chances per thousand of each kind of error.
 #[derive(Clone, Debug, Default)]
@@ -24,9 +25,17 @@ pub(crate) struct Trouble {
     unreadable: BTreeSet<usize>,
 }
 
+impl Trouble {
+    /// There is none.
+    pub(crate) fn is_none(&self) -> bool {
+        self.write + self.read + self.flush + self.meta + self.full == 0 && self.unreadable.is_empty()
+    }
+}
+
 impl World {
     /// The disks of a machine go wrong for a while.
     pub(crate) fn afflict(&mut self, n: usize, what: Ailment, some: u64, length: u64) {
+        self.hosts[n].afflicted = self.next_seq();
         let trouble = &mut self.hosts[n].trouble;
         let on_device =
             |what: &Ailment| matches!(what, Ailment::Write | Ailment::Flush | Ailment::WriteAndFlush);
@@ -109,7 +118,7 @@ impl World {
 
     /// Nothing is wrong with the disks of this machine any more.
     pub(crate) fn heal(&mut self, n: usize) {
-        self.hosts[n].trouble = Trouble::default();
+        (self.hosts[n].trouble, self.hosts[n].afflicted) = (Trouble::default(), self.next_seq());
     }
 
     /// How a data operation ends; the effect of an error is here, that of success with the caller.
@@ -167,7 +176,11 @@ impl World {
             host.meta.fail(op, &mut self.rng.disk[n]);
             return Err(DiskError::Io);
         }
-        host.meta.complete(op);
+        let before = self.record(n).map(|store| store.superblock.clone());
+        self.hosts[n].meta.complete(op);
+        if let Ok(before) = before {
+            self.check_record(n, &before);
+        }
         self.learn_recorded(n);
         Ok(())
     }
@@ -177,7 +190,7 @@ impl World {
         if !self.hosts[n].lost_flush {
             return;
         }
-        let record = self.recovered(n).map(|(store, _)| self.as_attached(n, store).superblock);
+        let record = self.record(n).map(|store| self.as_attached(n, (*store).clone()).superblock);
         let excused =
             |sb: Superblock| sb.boot_id == self.hosts[n].boot_id.to_le_bytes() && sb.unclean_in.is_none();
         self.hosts[n].lost_flush = record.is_ok_and(excused);
@@ -192,11 +205,13 @@ impl World {
 
     /// The shell's own record of a failure; seldom that cannot be written either.
     pub(crate) fn record_failure(&mut self, n: usize, op: u32, file_id: u64, sequence: u64) {
-        let result = if self.rng.disk[n].chance(100) { Err(DiskError::Io) } else { Ok(()) };
+        let result =
+            if self.rng.disk[n].chance(self.setup.focus.chance(100)) { Err(DiskError::Io) } else { Ok(()) };
         if result.is_ok() {
             self.hosts[n].failed = Some((file_id, sequence));
             self.learn_recorded(n);
         }
+        self.hosts[n].unrecordable |= result.is_err();
         let process = self.hosts[n].process;
         self.after(self.setup.meta_ns, Ev::Input(n, process, Input::MetaDone { op, result }));
     }
@@ -302,8 +317,18 @@ impl World {
                     (self.hosts[n].meta, self.hosts[n].lost_flush) = (meta, false);
                     // The old image went with the old disk.
                     self.hosts[n].restored = false;
+                    self.hosts[n].replaced = self.next_seq();
                     let garbage = |s: usize| (1 << 63) | ((n as u64 + 11) << 40) | s as u64;
                     self.hosts[n].disk = DataDisk::new((0..self.setup.sectors).map(garbage).collect());
+                }
+                if std::mem::take(&mut self.hosts[n].unrecordable)
+                    && !replaced
+                    && node.status().disk > DiskState::Outdated
+                {
+                    self.fail(
+                        "O5 forgotten",
+                        format!("node {n}: takes a disk for whole whose failure it alone knows"),
+                    );
                 }
                 self.hosts[n].diskless = false;
                 self.hosts[n].commands.insert(id, crate::host::Pending { command: Command::Detach });
@@ -314,7 +339,7 @@ impl World {
     }
 
     /// A fresh copy needs no bits: it is copied in full, and once its source has set them all, it has them.
-    pub(crate) fn is_covered_in_full(stores: &[Store; 2]) -> bool {
+    pub(crate) fn is_covered_in_full(stores: &[Rc<Store>; 2]) -> bool {
         let fresh = |n: usize| {
             let (own, other) = (&stores[n].superblock, &stores[1 - n].superblock);
             let begun = own.inconsistent.is_some() && other.peers[0].base == Base::NoGeneration;

@@ -165,7 +165,7 @@ impl World {
         let c = &mut self.conns[conn];
         let Some(piece) = c.pipes[from].flight.pop_front() else { return };
         if c.ends[1 - from].down {
-            return;
+            return self.arrive_late(conn, from, piece);
         }
         match piece {
             Some(bytes) => {
@@ -173,6 +173,21 @@ impl World {
                 self.parse(conn, from);
             }
             None => self.after(0, Ev::Lost(conn, 1 - from)),
+        }
+    }
+
+    /// Bytes of a connection whose end the core has learnt: a shell that had read them already hands them over all the
+    /// same, with the number of the old link.
+    fn arrive_late(&mut self, conn: usize, from: usize, piece: Option<Vec<u8>>) {
+        let to = 1 - from;
+        let end = &self.conns[conn].ends[to];
+        let (link, knows) = (end.link, end.up && end.process == self.hosts[to].process);
+        if !knows {
+            return;
+        }
+        self.conns[conn].pipes[from].arrived.extend(piece.into_iter().flatten());
+        while let Ok(Some(arrived)) = net::decode(&mut self.conns[conn].pipes[from].arrived) {
+            self.deliver(to, Input::Frame { link, arrived });
         }
     }
 

@@ -10,6 +10,7 @@ use super::task::{FlushFor, OpKind, Stage};
 use crate::action::Action;
 use crate::status::{DiskState, Role};
 use lockstep_bitmap::Base;
+use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// Making the copy clean, step by step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +37,13 @@ impl Node {
             self.attached = true;
             return;
         };
-        let marked = store.merge_hot() > 0;
+        let marked = !is_planted(Bug::DropMarksAtAttach) && store.merge_hot() > 0;
         let dirty = !store.slots.iter().all(|slot| slot.bits.is_empty());
         let sb = &mut store.superblock;
         let written = sb.may_be_written;
         let current = sb.log.current().map(|generation| generation.id);
         // Completed writes outlive a killed daemon where the kernel or the device holds them; nothing excuses a reboot.
-        if written && !(survives && sb.boot_id == boot_id) {
+        if written && !is_planted(Bug::ForgetUnclean) && !(survives && sb.boot_id == boot_id) {
             sb.unclean_in = current;
         }
         // The bits come from regions that were hot while the peer had our generation.
@@ -101,7 +102,12 @@ impl Node {
             return core::mem::replace(&mut self.settle, Settle::Idle) != Settle::Idle;
         }
         let next = match self.settle {
-            Settle::Draining if !self.uses_disk() => {
+            Settle::Draining if !self.uses_disk() && is_planted(Bug::CleanWithoutFlush) => {
+                self.settle = Settle::Flushing;
+                self.on_settle_flushed();
+                Settle::Bits
+            }
+            Settle::Draining if !self.uses_disk() || is_planted(Bug::HandshakeBeforeOldWrites) => {
                 let served = self.serving.completed();
                 let op = self.new_op(OpKind::Flush(FlushFor::Settle { served }));
                 self.act(Action::DiskFlush { op });
@@ -170,7 +176,7 @@ impl Node {
     /// Ordering 16: recorded before the first write of any kind can come.
     pub(super) fn note_may_be_written(&mut self) {
         let boot_id = self.cfg.boot_id.to_le_bytes();
-        if let Some(store) = self.store.as_mut() {
+        if let Some(store) = self.store.as_mut().filter(|_| !is_planted(Bug::WriteWithoutFlag)) {
             store.superblock.may_be_written = true;
             store.superblock.boot_id = boot_id;
         }

@@ -16,6 +16,7 @@ use crate::ids::{CommandId, Instant};
 use crate::refusal::{Done, Refusal};
 use crate::status::{DiskState, ReplicationState, Role};
 use lockstep_bitmap::Store;
+use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// A disk that the shell has opened, locked and read.
 #[derive(Debug)]
@@ -100,7 +101,11 @@ impl Node {
             DetachStage::Flushing if self.undurable.len() == 0 && !self.rotating => {
                 detaching.stage = DetachStage::Recording;
                 // A Secondary leaves in the state that it has: its peer may be dead already, and this the better copy.
-                if let Some(store) = self.store.as_mut().filter(|_| self.role == Role::Primary) {
+                if let Some(store) = self
+                    .store
+                    .as_mut()
+                    .filter(|_| self.role == Role::Primary || is_planted(Bug::SecondaryStandsBehind))
+                {
                     store.superblock.outdated = true;
                 }
                 self.commit(Effect::Detached);

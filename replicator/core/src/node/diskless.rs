@@ -14,6 +14,7 @@ use crate::ids::{LinkId, Position};
 use crate::snapshot::Snapshot;
 use crate::status::DiskState;
 use alloc::collections::VecDeque;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{
     Base, ByteRange, GenerationId, GenerationLog, Geometry, NodeId, Origin, PeerCopy, RegionIndex,
@@ -66,7 +67,8 @@ impl Node {
     /// The link through which this node, without disk, serves its clients. Not the one over which it served the peer
     /// until its own disk failed: nothing counts there before that is recorded (ordering 5).
     pub(super) fn served_link(&self) -> Option<LinkId> {
-        self.serving_link().filter(|_| self.without_disk() && !self.is_failing())
+        let failing = self.is_failing() && !is_planted(Bug::ServeOverOwnLink);
+        self.serving_link().filter(|_| self.without_disk() && !failing)
     }
 
     /// Where writes and stale reads of our clients go.
@@ -172,7 +174,9 @@ impl Node {
         };
         mark(Mark::StaleEdge);
         // Whatever was copied of it before counts no longer (ordering 7).
-        self.set_dirty(task.range);
+        if !is_planted(Bug::WriteElsewhereWithoutBits) {
+            self.set_dirty(task.range);
+        }
         let pos = self.undurable.push(task.range, task.region.take(), id, true, self.now);
         self.undurable.local_done(pos);
         (task.pos, task.stage, task.link) = (Some(pos), Stage::Running, Some(link));
@@ -202,7 +206,9 @@ impl Node {
         }
         mark(Mark::ServedWrite);
         // Before anything can be said of it, and whatever was copied before (ordering 7).
-        self.set_dirty(task.range);
+        if !is_planted(Bug::ServeWithoutBits) {
+            self.set_dirty(task.range);
+        }
         (task.stage, task.local_pending) = (Stage::Running, true);
         self.put_task(id, task);
         self.write_locally(id, &task, zero, fua);
@@ -238,14 +244,18 @@ impl Node {
         let error = if no_space { DiskError::NoSpace } else { DiskError::Io };
         (task.failed, task.peer_pending) = (Some(error.into()), false);
         let range = task.range;
-        self.set_dirty(range);
+        if !is_planted(Bug::RefuseWithoutBits) {
+            self.set_dirty(range);
+        }
         self.complete_write(id);
     }
 
     /// This copy is the only UpToDate one, and the peer's clients wait for a word on their write.
     pub(super) fn refuse_served(&mut self, link: LinkId, pos: Position, range: ByteRange, error: DiskError) {
         mark(Mark::ServedRefused);
-        self.set_dirty(range);
+        if !is_planted(Bug::RefuseWithoutBits) {
+            self.set_dirty(range);
+        }
         let no_space = error == DiskError::NoSpace;
         self.send(link, Frame::WriteFailed { pos, no_space }, None);
     }

@@ -12,6 +12,7 @@ use crate::action::CloseReason;
 use crate::frame::Frame;
 use crate::ids::LinkId;
 use alloc::vec::Vec;
+use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// One link's exchange.
 #[derive(Debug, Default)]
@@ -83,7 +84,7 @@ impl Node {
         if !exchanging || self.resync.is_none() || first_block >= blocks {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
-        if let Some(store) = self.store.as_mut() {
+        if let Some(store) = self.store.as_mut().filter(|_| !is_planted(Bug::IgnoreThePeersBits)) {
             store.slots[0].bits.or_bits(first_block, body);
         }
         self.send(id, Frame::BitsAck, None);

@@ -13,6 +13,7 @@ use super::task::{OpKind, Stage, Work};
 use crate::action::{Action, CloseReason, Failed, Notice};
 use crate::event::DiskError;
 use crate::status::{DiskState, Role};
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
 use lockstep_bitmap::{ByteRange, GenerationId, MetaPage};
 
@@ -141,7 +142,9 @@ impl Node {
     /// Writes the last superblock once no other is in flight.
     pub(super) fn pump_failure(&mut self) -> bool {
         let due = self.failure == Failure::Due && self.meta.superblock_is_free();
-        if due {
+        if due && is_planted(Bug::LeaveFailureUnrecorded) {
+            self.on_failure_recorded(true);
+        } else if due {
             self.failure = Failure::Superblock;
             self.write_superblock_now();
         }
@@ -200,7 +203,8 @@ impl Node {
             // Nothing would keep the copy from being taken for whole after a restart; until then `take_store` does.
             self.note_failed(Failed::Record, 0, DiskError::Io);
             self.through = None;
-            self.unrecorded = self.store.as_ref().map(|s| (s.superblock.file_id, s.superblock.sequence));
+            let known = self.store.as_ref().filter(|_| !is_planted(Bug::ForgetUnrecordedFailure));
+            self.unrecorded = known.map(|s| (s.superblock.file_id, s.superblock.sequence));
         }
         self.drop_store();
         self.close_link(CloseReason::DiskFailed);

@@ -17,6 +17,7 @@ use crate::status::{ConnectionState, DiskState, ReplicationState, Role};
 use crate::verdict::{Standstill, SyncWhy, Verdict, verdict};
 use core::time::Duration;
 use lockstep_bitmap::ByteRange;
+use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// How far a link is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,6 +289,7 @@ impl Node {
         let drained = !self.tasks.iter().any(|(_, task)| {
             task.link.is_some() && task.link != Some(id) && old(&task.work, task.local_pending)
         });
+        let drained = drained || is_planted(Bug::HandshakeBeforeOldWrites);
         drained && self.attached && !self.rotating && self.is_settled() && self.change_allows_handshake()
     }
 
@@ -383,7 +385,9 @@ impl Node {
     /// Both verdicts are here: they must be equal (ordering 9), and nothing may have changed (ordering 8).
     fn agree(&mut self) -> bool {
         let Some(link) = self.link.as_ref().filter(|link| link.verdict_sent) else { return false };
-        let (Some(own), Some(got), session) = (link.verdict, link.got_verdict, link.session) else {
+        let alone = link.verdict.filter(|_| is_planted(Bug::ActBeforeThePeersVerdict));
+        let alone = alone.map(|own| (own.code(), link.session, own.fingerprint()));
+        let (Some(own), Some(got), session) = (link.verdict, link.got_verdict.or(alone), link.session) else {
             return false;
         };
         if got != (own.code(), session, own.fingerprint()) {
@@ -409,13 +413,15 @@ impl Node {
     }
 
     pub(super) fn on_frame(&mut self, id: LinkId, frame: Frame, body: &[u8], slot: Option<SlotId>) {
-        let Some(link) = self.link.as_mut().filter(|link| link.id == id) else {
+        let any = is_planted(Bug::TakeFramesOfAnOldLink);
+        let Some(link) = self.link.as_mut().filter(|link| any || link.id == id) else {
             if let Some(slot) = slot {
                 self.act(Action::ReleaseSlot { slot });
             }
             return;
         };
         link.heard = self.now;
+        let id = link.id;
         if self.is_failing() && !matches!(frame, Frame::Goodbye { .. }) {
             // Nothing is answered before the failure is recorded, and then the link is closed.
             return slot.into_iter().for_each(|slot| self.act(Action::ReleaseSlot { slot }));
@@ -456,7 +462,8 @@ impl Node {
                 _ => self.close_link(CloseReason::PeerMisbehaved),
             },
             Frame::Verdict { code, session, fingerprint }
-                if matches!(link.phase, Phase::Comparing | Phase::Agreeing)
+                if (matches!(link.phase, Phase::Comparing | Phase::Agreeing)
+                    || is_planted(Bug::ActBeforeThePeersVerdict))
                     && link.got_snapshot.is_some() =>
             {
                 link.got_verdict = Some((code, session, fingerprint));

@@ -164,8 +164,10 @@ impl Node {
             }
         }
         moved |= self.pump_cutting();
-        if !self.rotating && self.suspended_since.is_none() {
-            let retired = self.undurable.retired();
+        let rotated = !self.rotating || is_planted(Bug::FlushDuringRotation);
+        if rotated && self.suspended_since.is_none() {
+            let here = self.undurable.local_durable();
+            let retired = if is_planted(Bug::FlushHereOnly) { here } else { self.undurable.retired() };
             let failed = self.io_is_lost();
             // A copy whose fdatasync failed promises nothing any more.
             moved |= self.end_flushes(failed.then_some(IoError::Io), |upto| upto <= retired || failed);
@@ -258,6 +260,9 @@ impl Node {
     pub(super) fn ask_lock(&mut self, id: u32, mode: Mode) {
         let Some(task) = self.tasks.get_mut(id) else { return };
         task.stage = Stage::Lock;
+        if matches!(task.work, Work::Read { .. }) && is_planted(Bug::ReadPastTheLock) {
+            return self.granted.push_back(id);
+        }
         if self.locks.request(id, task.range, mode) {
             self.granted.push_back(id);
         }
@@ -287,7 +292,7 @@ impl Node {
     /// A block in the range differs from the UpToDate copy, as far as we know.
     pub(super) fn is_stale(&self, range: ByteRange) -> bool {
         let dirty = |store: &Store| store.slots[0].bits.any(store.geometry().blocks_touched(range));
-        if self.disk == DiskState::UpToDate {
+        if self.disk == DiskState::UpToDate || is_planted(Bug::ReadStaleBlocks) {
             return false;
         }
         // Until the source's bits are here, nothing is known to be clean.

@@ -13,6 +13,7 @@ use crate::ids::{CommandId, Instant, LinkId};
 use crate::refusal::{Done, Refusal};
 use crate::status::{DiskState, ReplicationState, Role};
 use lockstep_bitmap::PeerCopy;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
 
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +123,9 @@ impl Node {
                 }
             }
             // A copy that failed on the way is not made clean, but what it was given still lands.
-            LeaveStage::Settling if self.is_settled() && !self.uses_disk() => {
+            LeaveStage::Settling
+                if self.is_settled() && (!self.uses_disk() || is_planted(Bug::LeaveBeforeWritesEnd)) =>
+            {
                 self.change = None;
                 let done = if leaving.recorded { Done::LeftAsOutdated } else { Done::LeftAsIs };
                 self.finish_command(leaving.id, Ok(done));
@@ -186,6 +189,9 @@ impl Node {
         }
         if let Some(link) = self.link.as_mut() {
             link.peer_leaves = true;
+        }
+        if is_planted(Bug::FarewellWithoutFlush) {
+            return self.on_farewell_flushed(link);
         }
         let op = self.new_op(OpKind::Flush(FlushFor::Farewell { link }));
         self.act(Action::DiskFlush { op });

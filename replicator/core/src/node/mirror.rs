@@ -90,6 +90,10 @@ impl Node {
         }
         self.note_may_be_written();
         self.set_phase(Phase::Committing);
+        if is_planted(Bug::MirrorBeforeInconsistent) {
+            self.commit(Effect::Confirmed);
+            return self.on_committed(link);
+        }
         self.commit(Effect::Committed(link));
     }
 
@@ -291,7 +295,7 @@ impl Node {
         self.drop_received();
         let own = self.disk == DiskState::UpToDate;
         if self.role == Role::Primary {
-            if own && self.peer_may_carry_current() {
+            if own && self.peer_may_carry_current() && !is_planted(Bug::NoRotation) {
                 self.rotate();
             }
             if mirrored {

@@ -16,6 +16,7 @@ use crate::ids::{LinkId, SlotId};
 use crate::overlap::Mode;
 use crate::status::Role;
 use alloc::vec::Vec;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::{BlockRange, ByteRange};
 
 /// A piece that is asked for.
@@ -127,7 +128,7 @@ impl Node {
 
     pub(super) fn ask_piece(&mut self, link: LinkId, range: ByteRange) {
         let now = self.now;
-        let holds = self.role == Role::Primary;
+        let holds = self.role == Role::Primary && !is_planted(Bug::TargetPrimaryWithoutLock);
         let Some(resync) = self.resync.as_mut() else { return };
         resync.bucket.take(range.len());
         let batch = resync.batch.take(range.len(), now);

@@ -15,6 +15,7 @@ use crate::overlap::Mode;
 use crate::status::{DiskState, Role};
 use alloc::collections::VecDeque;
 use lockstep_bitmap::ByteRange;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
 
 /// The stream as received on one link.
@@ -79,6 +80,9 @@ impl Node {
         let task = Task::new(Work::PeerWrite { pos, zero, fua }, range, slot, Some(link));
         self.peer_tasks += usize::from(task.is_counted_for_peer());
         let id = self.tasks.insert(task);
+        if is_planted(Bug::PeerWritesUnordered) {
+            return self.granted.push_back(id);
+        }
         self.ask_lock(id, Mode::Exclusive);
     }
 
@@ -97,6 +101,11 @@ impl Node {
         }
         self.set_running(id, true, false, task.link);
         self.write_locally(id, &task, zero, fua);
+        if let (Some(link), Work::PeerWrite { pos, .. }, true) =
+            (task.link, task.work, is_planted(Bug::WrittenBeforeDone))
+        {
+            self.send(link, Frame::Written { pos }, None);
+        }
     }
 
     /// Ends a task made for the peer: lock and slot are free again.
@@ -142,6 +151,9 @@ impl Node {
                 None => self.peer_proven_behind(),
             };
         self.note_failed(failed_part(error), range.start, error);
+        if only && is_planted(Bug::RefuseWithoutBits) {
+            return false;
+        }
         if only {
             self.set_dirty(range);
         } else {
@@ -186,6 +198,9 @@ impl Node {
         }
         receiver.flushing = true;
         let covers = Position(receiver.done_upto);
+        if is_planted(Bug::DurableBeforeFlush) && !press {
+            return self.on_received_flushed(covers, link);
+        }
         let op =
             self.new_op(OpKind::Flush(FlushFor::Received { covers, link, served: self.serving.completed() }));
         self.act(Action::DiskFlush { op });
@@ -230,6 +245,9 @@ impl Node {
         if !self.is_current(task.link) || self.without_disk() {
             return self.drop_peer_task(id);
         }
+        if matches!(task.work, Work::Serve { .. }) && is_planted(Bug::ResyncReadsStale) {
+            self.unlock(id);
+        }
         self.set_running(id, true, false, task.link);
         let op = self.new_op(OpKind::Task(id));
         let (offset, len) = (task.offset(), task.len());
@@ -270,6 +288,10 @@ impl Node {
             let busy = task.stage == Stage::Fill || task.stage == Stage::Running && task.local_pending;
             for_peer && !busy
         });
+        if is_planted(Bug::HandshakeBeforeOldWrites) {
+            let running = self.tasks_where(|task| !task.is_client() && task.stage == Stage::Running);
+            running.into_iter().for_each(|id| self.unlock(id));
+        }
         for id in waiting {
             self.granted.retain(|granted| *granted != id);
             self.stream.forget_task(id);

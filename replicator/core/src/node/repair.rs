@@ -14,6 +14,7 @@ use crate::ids::{LinkId, ReqId, SlotId};
 use crate::overlap::Mode;
 use crate::status::DiskState;
 use lockstep_bitmap::ByteRange;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
 
 impl Node {
@@ -22,7 +23,7 @@ impl Node {
         if task.repair {
             return self.on_repaired(id, req, result);
         }
-        if self.without_disk() {
+        if self.without_disk() && !is_planted(Bug::AnswerFromAFailedDisk) {
             mark(Mark::ReadAfterFailure);
             // What a copy returns that has failed meanwhile counts no more: from the other copy, if there is one.
             return self.regate(id);
@@ -36,7 +37,8 @@ impl Node {
         if let Some(task) = self.tasks.get_mut(id) {
             (task.repair, task.local_pending) = (true, false);
         }
-        self.ask_lock(id, Mode::Exclusive);
+        let shared = is_planted(Bug::RepairWithoutLock);
+        self.ask_lock(id, if shared { Mode::Shared } else { Mode::Exclusive });
     }
 
     /// The peer's copy of this range is as good as an UpToDate one.

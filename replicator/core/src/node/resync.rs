@@ -203,6 +203,9 @@ impl Resync {
 
     /// These blocks differ again, as far as we know: a batch that has them must not clear their bits (ordering 7).
     pub(super) fn forget_copied(&mut self, blocks: BlockRange) {
+        if is_planted(Bug::ClearDespiteNewWrite) {
+            return;
+        }
         let before = self.copied.len();
         self.copied.retain(|(_, copied)| copied.end <= blocks.start || blocks.end <= copied.start);
         if self.copied.len() < before {
@@ -210,7 +213,7 @@ impl Resync {
         }
     }
 
-    /// Nor is a batch being made durable, or the end agreed on.
+    /// Nor is a batch being made durable, here or there, or the end agreed on: no bit is about to be cleared.
     pub(super) fn is_quiet(&self) -> bool {
         let closes = self.closing.is_some_and(|closing| closing.flushing);
         let closes = closes && !is_planted(Bug::InvalidateInACheckpoint);
@@ -291,6 +294,10 @@ impl Node {
         }
         if resync.copied.iter().any(|(of, _)| *of == batch) {
             resync.closing = Some(Closing { batch, flushing: true });
+            if is_planted(Bug::ClearBeforeTheTargetsFlush) {
+                self.on_target_batch_flushed(link, batch);
+                return true;
+            }
             let op = self.new_op(OpKind::Flush(FlushFor::TargetBatch { link, batch }));
             self.act(Action::DiskFlush { op });
         } else {
@@ -348,6 +355,9 @@ impl Node {
         if let Some(resync) = self.resync.as_mut() {
             resync.checkpoint = true;
         }
+        if is_planted(Bug::ClearBeforeTheSourcesFlush) {
+            return self.on_source_batch_flushed(link, batch);
+        }
         let op = self.new_op(OpKind::Flush(FlushFor::SourceBatch { link, batch }));
         self.act(Action::DiskFlush { op });
     }
@@ -397,12 +407,20 @@ impl Node {
     /// Ordering 18: a bit left here (a failed write, say) means that the target's count is not the whole truth.
     pub(super) fn on_finish_request(&mut self, link: LinkId) {
         let source = self.resync.as_ref().is_some_and(|resync| !resync.is_target);
-        if !source || self.dirty_blocks() > 0 || self.peer_copy() == PeerCopy::ToldToFinish {
+        let left = self.dirty_blocks() > 0 && !is_planted(Bug::FinishWithBitsLeft);
+        if !source || left || self.peer_copy() == PeerCopy::ToldToFinish {
             mark(Mark::FinishRefused);
             return self.close_link(CloseReason::VerdictMismatch);
         }
         if let Some(peer) = self.peer_mut() {
             peer.copy = PeerCopy::ToldToFinish;
+        }
+        if is_planted(Bug::FinishBeforeWithdrawal) {
+            self.send(link, Frame::Finish, None);
+            return self.commit(Effect::Confirmed);
+        }
+        if is_planted(Bug::ForgetBeforeConfirmed) {
+            self.forget_peer_lag();
         }
         self.commit(Effect::Withdrawn(link));
     }
@@ -419,6 +437,10 @@ impl Node {
             (sb.inconsistent, sb.unclean_in, sb.outdated) = (None, None, false);
         }
         self.forget_peer_lag();
+        if is_planted(Bug::UpToDateBeforeRecorded) {
+            self.commit(Effect::Confirmed);
+            return self.on_synced(link);
+        }
         self.commit(Effect::Synced(link));
     }
 
@@ -467,11 +489,11 @@ impl Node {
 
     /// Ordering 11: only now does the source forget that the target was behind.
     pub(super) fn on_finished(&mut self, _link: LinkId) {
-        let told = self.peer_copy() == PeerCopy::ToldToFinish;
+        let told = self.peer_copy() == PeerCopy::ToldToFinish || is_planted(Bug::ForgetBeforeConfirmed);
         if !told || self.resync.as_ref().is_none_or(|resync| resync.is_target) {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
-        if self.dirty_blocks() > 0 {
+        if self.dirty_blocks() > 0 && !is_planted(Bug::FinishWithBitsLeft) {
             mark(Mark::FinishedWithBits);
             // A write failed here meanwhile: the bits stay, and so does the record.
             return self.close_link(CloseReason::VerdictMismatch);

@@ -230,7 +230,10 @@ impl Node {
                     self.change = Some(Change::Promoting(promoting));
                 }
             },
-            PromoteStage::Draining if self.resync.as_ref().is_none_or(|resync| resync.is_drained()) => {
+            PromoteStage::Draining
+                if self.resync.as_ref().is_none_or(|resync| resync.is_drained())
+                    || is_planted(Bug::PromoteOverPieces) =>
+            {
                 let Some(link) = self.control_link() else { return false };
                 let term = self.term() + 1;
                 promoting.stage = PromoteStage::Asking { term };
@@ -270,7 +273,7 @@ impl Node {
         if sb.log.current().is_none() {
             return Err(Refusal::NoData);
         }
-        let unclean = self.is_unclean() && self.peer_may_carry_current();
+        let unclean = self.is_unclean() && self.peer_may_carry_current() && !is_planted(Bug::PromoteUnclean);
         let rank = match self.disk {
             DiskState::Inconsistent => CopyRank::Inconsistent,
             DiskState::Outdated => CopyRank::Outdated,
@@ -280,7 +283,10 @@ impl Node {
         let unproven = self.disk == DiskState::Consistent;
         let since_ms = u64::try_from(self.now.since(self.contact_since).as_millis()).unwrap_or(u64::MAX);
         match rank {
-            CopyRank::Clean if !unproven => Ok(Plan::Alone(Origin::Promoted)),
+            CopyRank::Outdated if is_planted(Bug::PromoteOutdated) => Ok(Plan::Alone(Origin::Promoted)),
+            CopyRank::Clean if !unproven || is_planted(Bug::PromoteUnproven) => {
+                Ok(Plan::Alone(Origin::Promoted))
+            }
             CopyRank::Clean if flags.accept_data_loss => {
                 Ok(Plan::Alone(Origin::DataLoss { from: CopyRank::Clean }))
             }
@@ -335,7 +341,8 @@ impl Node {
 
     /// One superblock write: the copy's state, the new generation, the term (ordering 4: before the export opens).
     fn promote_alone(&mut self, origin: Origin) {
-        let rotate = self.peer_may_carry_current() || !matches!(origin, Origin::Promoted);
+        let carries = self.peer_may_carry_current() && !is_planted(Bug::PromoteWithoutRotation);
+        let rotate = carries || !matches!(origin, Origin::Promoted);
         if rotate {
             self.rotate_without_peer(origin);
         }
@@ -348,6 +355,10 @@ impl Node {
             }
         }
         self.note_may_be_written();
+        if is_planted(Bug::ExportBeforeRecord) {
+            self.commit(Effect::Confirmed);
+            return self.on_promoted();
+        }
         self.commit(Effect::Promoted);
     }
 
@@ -371,7 +382,10 @@ impl Node {
         self.discard = None;
         self.set_role(Role::Primary);
         self.notice_generation();
-        if self.mirror_link().is_none() && self.peer_may_carry_current() {
+        if self.mirror_link().is_none()
+            && self.peer_may_carry_current()
+            && !is_planted(Bug::PromoteWithoutRotation)
+        {
             mark(Mark::RotatedAfterAgreement);
             // The peer agreed and was lost before the record was durable here.
             self.rotate();
@@ -420,6 +434,10 @@ impl Node {
             }
         }
         self.note_may_be_written();
+        if is_planted(Bug::GrantBeforeRecord) {
+            self.commit(Effect::Confirmed);
+            return self.on_granted(link, term);
+        }
         self.commit(Effect::Granted(link, term));
     }
 
@@ -517,7 +535,9 @@ impl Node {
                 demoting.stage = DemoteStage::Flushing;
             }
             DemoteStage::Flushing
-                if (self.undurable.len() == 0 || self.without_disk() && self.served_link().is_none())
+                if (self.undurable.len() == 0
+                    || is_planted(Bug::DemoteBeforeFlush)
+                    || self.without_disk() && self.served_link().is_none())
                     && !self.rotating
                     && self.resync.as_ref().is_none_or(|resync| resync.is_drained()) =>
             {

@@ -219,12 +219,14 @@ impl Node {
             task.range = self.whole_granules(task.range);
         }
         let link = self.mirror_link();
-        if link.is_none() {
+        if link.is_none() && !is_planted(Bug::WriteAloneWithoutBits) {
             self.set_dirty(task.range);
         }
-        let pos = self.undurable.push(task.range, Some(region), id, link.is_some(), self.now);
         // From here the region's use belongs to the entry of the table.
-        (task.region, task.pos, task.stage) = (None, Some(pos), Stage::Running);
+        let (kept, passed) =
+            if is_planted(Bug::RetireMarkTooEarly) { (Some(region), None) } else { (None, Some(region)) };
+        let pos = self.undurable.push(task.range, passed, id, link.is_some(), self.now);
+        (task.region, task.pos, task.stage) = (kept, Some(pos), Stage::Running);
         (task.local_pending, task.peer_pending, task.link) = (true, link.is_some(), link);
         task.began = self.now;
         self.put_task(id, task);
@@ -319,7 +321,8 @@ impl Node {
         if task.stage != Stage::Running || task.local_pending || waits_for_peer {
             return;
         }
-        if self.rotating || self.peer_takes_leave() {
+        let rotates = self.rotating && !is_planted(Bug::AckDuringRotation);
+        if rotates || self.peer_takes_leave() && !is_planted(Bug::AckDuringFarewell) {
             mark(if self.rotating { Mark::HeldByRotation } else { Mark::HeldByFarewell });
             self.hold_reply(id);
             return;
@@ -431,7 +434,9 @@ impl Node {
     }
 
     pub(super) fn on_flushed(&mut self, purpose: FlushFor, result: Result<(), DiskError>) {
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !is_planted(Bug::IgnoreFlushError)
+        {
             mark(Mark::FlushFailed);
             // The kernel may have dropped the dirty pages: the copy is failed for good, never flushed again.
             if !self.without_disk() {
@@ -439,7 +444,7 @@ impl Node {
             }
             return self.lose_disk();
         }
-        if self.without_disk() {
+        if self.without_disk() && !is_planted(Bug::TrustLaterFlush) {
             // Two may be under way, and the kernel tells one of them only of what both lost: what ends after the copy
             // has failed says nothing of it any more (ordering 6).
             mark(Mark::FlushAfterFailure);

@@ -6,6 +6,7 @@ use crate::action::CloseReason;
 use crate::frame::Frame;
 use crate::ids::Instant;
 use core::time::Duration;
+use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// When the core wants [`crate::Event::Tick`], and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl Node {
         set(7, self.idle_due(), "cooling");
         set(8, self.resync.as_ref().map(|_| self.now + SAMPLE), "resync progress");
         set(12, self.pace_due(), "resync limit");
-        set(11, self.retry_due(), "unreadable blocks");
+        set(11, self.retry_due().filter(|_| !is_planted(Bug::NoTimerForRetry)), "unreadable blocks");
         set(13, timing.disk_timeout.and_then(|limit| self.ops.due(limit)), "disk timeout");
         list.into_iter().flatten().min_by_key(|deadline| deadline.at)
     }
@@ -131,7 +132,7 @@ impl Node {
         if self.attached && self.now.since(self.meta.used_at) >= timing.epoch * IDLE_EPOCHS {
             self.cool(u32::MAX);
         }
-        if self.retry_due().is_some_and(|at| at <= self.now) {
+        if self.retry_due().is_some_and(|at| at <= self.now) && !is_planted(Bug::NoTimerForRetry) {
             self.retry_unreadable();
         }
         self.watch_disk();

@@ -9,6 +9,7 @@ use super::{Standstill, SyncWhy, Verdict, may_carry};
 use crate::snapshot::Snapshot;
 use crate::status::{DiskState, Role};
 use core::cmp::Reverse;
+use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::{Base, CopyRank, GenerationId, Origin};
 
 type Decision = Result<Verdict, Standstill>;
@@ -63,9 +64,12 @@ fn by_generation(low: &Snapshot, high: &Snapshot) -> Decision {
         return same_generation(low, high);
     }
     match (low.log.contains(of_high), high.log.contains(of_low)) {
+        (true, false) | (false, true) if is_planted(Bug::ClaimSplitBrain) => parted(low, high),
+        (true, false) if is_planted(Bug::SyncFromBehind) => ahead(high, low),
         (true, false) if !gave_up_better(low, high) => ahead(low, high),
         (false, true) if !gave_up_better(high, low) => ahead(high, low),
         // Each knowing the other's is a contradiction: neither is only behind, so the operator decides.
+        _ if is_planted(Bug::SettleSplitBrain) => ahead(low, high),
         _ => parted(low, high),
     }
 }
@@ -97,7 +101,8 @@ fn same_generation(low: &Snapshot, high: &Snapshot) -> Decision {
 }
 
 fn ahead(source: &Snapshot, target: &Snapshot) -> Decision {
-    sync(source, target, !reaches_back(source, target), SyncWhy::Ahead)
+    let full = !reaches_back(source, target) || is_planted(Bug::CopyInFull);
+    sync(source, target, full, SyncWhy::Ahead)
 }
 
 /// The target is Inconsistent or has no generation; the source is whole.
@@ -280,7 +285,7 @@ fn awaited(target: &Snapshot) -> Option<GenerationId> {
 
 /// The offered number was used before: this copy's metadata is older than what the peer did with it.
 fn restored(copy: &Snapshot, peer: &Snapshot) -> bool {
-    copy.session_offered < peer.session_used
+    copy.session_offered < peer.session_used && !is_planted(Bug::TrustOldImage)
 }
 
 fn cannot_give(copy: &Snapshot) -> bool {
