@@ -185,6 +185,23 @@ impl Node {
         self.send_write(link, &task, pos);
     }
 
+    /// A target whose record says already that its copy is complete: it counts as UpToDate once that is durable, with
+    /// or without its link, so that it has to take every write itself from here on (ordering 10).
+    pub(super) fn is_complete_on_record(&self) -> bool {
+        let complete = self.store.as_ref().is_some_and(|store| {
+            store.superblock.inconsistent.is_none() && store.superblock.log.current().is_some()
+        });
+        self.disk == DiskState::Inconsistent && complete
+    }
+
+    /// Back to the gate until the copy counts.
+    pub(super) fn wait_for_own_copy(&mut self, id: u32) {
+        if let Some(region) = self.tasks.get_mut(id).and_then(|task| task.region.take()) {
+            self.release_region(region);
+        }
+        self.regate(id);
+    }
+
     pub(super) fn put_task(&mut self, id: u32, task: Task) {
         if let Some(entry) = self.tasks.get_mut(id) {
             *entry = task;

@@ -212,6 +212,9 @@ impl Node {
             return;
         }
         if task.filled_bytes < self.granule_bytes() && self.needs_fill(&task) {
+            if self.is_complete_on_record() {
+                return self.wait_for_own_copy(id);
+            }
             return self.submit_elsewhere(id, task);
         }
         let Some(region) = task.region else { return };
