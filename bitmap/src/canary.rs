@@ -107,6 +107,8 @@ bugs! {
     LeaveBeforeWritesEnd, "D1", "A node has left before its last writes have ended.";
     FarewellWithoutFlush, "D1", "The copy that stays agrees to a farewell without an fdatasync.";
     HalfAWriteIsDone, "D1", "A write whose client stops in the middle of it is answered as if it were done.";
+    WriteElsewhereAtTheEnd, "10",
+        "A target whose record says that it is complete lets a write go to the peer alone.";
     InvalidateInACheckpoint, "7", "A copy is declared wrong while a batch is made durable, which then clears bits.";
     TrustDoubtfulDigest, "D4", "An equal digest counts where a write has failed at the source.";
     ForgetDoubtsAtDemotion, "D1", "A target may be promoted that has a write which failed at its source.";

@@ -110,7 +110,7 @@ pub(crate) fn aimed(bug: Bug, seed: u64) -> Setup {
 
 /// A short storm over a small volume under load.
 fn small(seed: u64) -> Setup {
-    let mut s = Setup { one_device: [true; 2], ..Setup::of(seed) };
+    let mut s = Setup { one_device: [false; 2], ..Setup::of(seed) };
     s.sectors = 2048 + s.sectors % 1024 / 8 * 8;
     s.hot_sectors = 64 << (seed % 4);
     (s.clients, s.depth) = (2, s.depth.max(4));

@@ -14,11 +14,12 @@ use std::time::Instant;
 const SEEDS: u64 = 400;
 
 /// Too rare for seeds: the kept scenario of the same name finds it.
-const BY_SCENARIO: [Bug; 4] = [
+const BY_SCENARIO: [Bug; 5] = [
     Bug::InvalidateInACheckpoint,
     Bug::TrustDoubtfulDigest,
     Bug::ForgetDoubtsAtDemotion,
     Bug::DurableOvertakes,
+    Bug::WriteElsewhereAtTheEnd,
 ];
 
 /// What the checkers made of one bug.

@@ -212,7 +212,7 @@ impl Node {
             return;
         }
         if task.filled_bytes < self.granule_bytes() && self.needs_fill(&task) {
-            if self.is_complete_on_record() {
+            if self.is_complete_on_record() && !is_planted(Bug::WriteElsewhereAtTheEnd) {
                 return self.wait_for_own_copy(id);
             }
             return self.submit_elsewhere(id, task);
