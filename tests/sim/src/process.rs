@@ -98,8 +98,8 @@ impl World {
     pub(crate) fn feed(&mut self, n: usize, input: Input) {
         let Some(mut node) = self.hosts[n].node.take() else { return };
         self.log_input(n, &input);
-        self.hosts[n].book.hear(&node, &input);
         let current = self.hosts[n].conn.map(|conn| self.conns[conn].ends[n].link);
+        self.hosts[n].book.hear(&node, &input, current);
         self.hosts[n].book.hears_old_link =
             matches!(&input, Input::Frame { link, .. } if current.is_some_and(|current| current != *link));
         let now = self.local(n, self.now);

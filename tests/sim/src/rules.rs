@@ -50,11 +50,15 @@ pub(crate) struct Book {
 
 impl Book {
     /// An input for the core.
-    pub(crate) fn hear(&mut self, node: &Node, input: &Input) {
+    pub(crate) fn hear(&mut self, node: &Node, input: &Input, current: Option<LinkId>) {
         if let Input::MetaDone { op, .. } = input {
             self.pending.remove(op);
         }
         let Input::Frame { link, arrived } = input else { return };
+        if current != Some(*link) {
+            // Of a link that is gone: it counts for nothing.
+            return;
+        }
         match arrived.frame {
             Frame::FinishRequest => self.left_at_finish = node.status().peers[0].out_of_sync_bytes,
             Frame::Verdict { .. } => self.heard = Some(*link),
