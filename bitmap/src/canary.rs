@@ -104,7 +104,6 @@ bugs! {
     TakeOlderRecord, "D8", "Recovery takes the older one of two superblocks.";
     IgnoreMetadataError, "D8", "A metadata write that failed counts as durable.";
     SecondaryStandsBehind, "D7", "A Secondary whose disk is given up records itself as behind.";
-    LeaveBeforeWritesEnd, "D1", "A node has left before its last writes have ended.";
     FarewellWithoutFlush, "D1", "The copy that stays agrees to a farewell without an fdatasync.";
     HalfAWriteIsDone, "D1", "A write whose client stops in the middle of it is answered as if it were done.";
     WriteElsewhereAtTheEnd, "10",

@@ -50,10 +50,6 @@ pub(crate) fn aimed(bug: Bug, seed: u64) -> Setup {
         Bug::ForgetUnrecordedFailure | Bug::IgnoreMetadataError => disks(&mut s, METADATA_FAILS),
         Bug::ServeOverOwnLink => disks(&mut s, &[1, 3, 4, 7]),
         Bug::SecondaryStandsBehind => disks(&mut s, &[6]),
-        Bug::LeaveBeforeWritesEnd => {
-            disks(&mut s, &[1, 3, 4]);
-            operator(&mut s, LEAVES);
-        }
         Bug::RepairWithoutLock => disks(&mut s, READS_FAIL),
         Bug::ClearDespiteNewWrite | Bug::FinishWithBitsLeft => {
             disks(&mut s, WRITES_FAIL);

@@ -123,9 +123,7 @@ impl Node {
                 }
             }
             // A copy that failed on the way is not made clean, but what it was given still lands.
-            LeaveStage::Settling
-                if self.is_settled() && (!self.uses_disk() || is_planted(Bug::LeaveBeforeWritesEnd)) =>
-            {
+            LeaveStage::Settling if self.is_settled() && !self.uses_disk() => {
                 self.change = None;
                 let done = if leaving.recorded { Done::LeftAsOutdated } else { Done::LeftAsIs };
                 self.finish_command(leaving.id, Ok(done));
