@@ -107,7 +107,7 @@ fn list() -> Result<VecDeque<Test>> {
 }
 
 /// Names and paths of the test executables in cargo's report.
-fn executables(report: &str) -> Vec<(String, PathBuf)> {
+pub(crate) fn executables(report: &str) -> Vec<(String, PathBuf)> {
     let messages = report.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let tests = messages.filter(|message| message["profile"]["test"] == true);
     let executable = |message: Value| {

@@ -7,6 +7,7 @@ mod bans;
 mod cited;
 mod e2e;
 mod fuzz;
+mod memory;
 mod setup;
 mod shell;
 mod suite;
@@ -28,12 +29,9 @@ usage: cargo xtask COMMAND
   tidy                sizes, headers, leftovers, links, cited tests
   bans                dependencies of the pure crates
   e2e                 the end-to-end tests, in as many rounds as in CI
-<<<<<<< HEAD
-  sim ARGS            the simulator: run --seed S | replay FILE | swarm --minutes N | seeds N | canary
-  fuzz [TARGETS]      the fuzz targets, each for LOCKSTEP_FUZZ_SECONDS (60); all when none is named
-=======
   sim ARGS            the simulator: run --seed S | replay FILE | swarm --minutes N | seeds N | small | canary
->>>>>>> ecee88c (Crash three writes at every step, with every outcome)
+  fuzz [TARGETS]      the fuzz targets, each for LOCKSTEP_FUZZ_SECONDS (60); all when none is named
+  memory              end-to-end tests under the address sanitizer, the pure crates' tests under valgrind
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
   bench ARGS          the benchmarks
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, by
@@ -62,6 +60,7 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["e2e"] => suite::end_to_end(Extent::Test),
         ["sim", rest @ ..] => suite::sim(rest),
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
+        ["memory"] => memory::sanitized().and(memory::valgrind()),
         ["vm"] => vm::vm(vm::KERNELS, 2),
         ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], 2),
         ["bench", rest @ ..] => suite::bench(rest),

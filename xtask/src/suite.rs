@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::shell::{self, PROFILE, Run, cargo};
-use crate::{bans, e2e, fuzz, setup, tidy, vm};
+use crate::{bans, e2e, fuzz, memory, setup, tidy, vm};
 
 /// How much of the suite to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,6 +86,8 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     }
     if extent == Extent::Nightly {
         stages.run("fuzz", || fuzz::fuzz(&[]));
+        stages.run("sanitizer", memory::sanitized);
+        stages.run("valgrind", memory::valgrind);
     }
     stages.finish()
 }
