@@ -58,8 +58,6 @@ bugs! {
     TrustLaterFlush, "6", "An fdatasync that ends after another one failed counts.";
     ForgetWhatPeerLacks, "7", "What a lost peer has not confirmed as durable does not become dirty bits.";
     WriteAloneWithoutBits, "7", "A write without the peer sets no bits.";
-    WriteElsewhereWithoutBits, "7",
-        "A write that only the peer takes, since the rest of its block is stale here, sets no bits.";
     ServeWithoutBits, "7", "A write served for a node without disk sets no bits.";
     RefuseWithoutBits, "7", "A write that failed on the only good copy sets no bits on either side.";
     ClearBeforeTheTargetsFlush, "7", "Bits are cleared when the target has written the blocks, before its fdatasync.";

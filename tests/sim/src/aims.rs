@@ -56,7 +56,7 @@ pub(crate) fn aimed(bug: Bug, seed: u64) -> Setup {
             operator(&mut s, REBUILDS);
             s.faults.crash = true;
         }
-        Bug::RefuseWithoutBits | Bug::WriteElsewhereWithoutBits => {
+        Bug::RefuseWithoutBits => {
             disks(&mut s, WRITES_FAIL);
             operator(&mut s, SLOW_COPIES);
             slow_copies(&mut s);

@@ -174,9 +174,7 @@ impl Node {
         };
         mark(Mark::StaleEdge);
         // Whatever was copied of it before counts no longer (ordering 7).
-        if !is_planted(Bug::WriteElsewhereWithoutBits) {
-            self.set_dirty(task.range);
-        }
+        self.set_dirty(task.range);
         let pos = self.undurable.push(task.range, task.region.take(), id, true, self.now);
         self.undurable.local_done(pos);
         (task.pos, task.stage, task.link) = (Some(pos), Stage::Running, Some(link));
