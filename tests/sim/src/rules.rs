@@ -279,9 +279,12 @@ impl World {
         if before.may_be_written && !after.may_be_written && self.hosts[n].disk.unflushed().next().is_some() {
             return self.fail("O16 clean", format!("node {n}: says that it is clean, and is not flushed"));
         }
-        // The end of a resync brings the source's generations.
+        // The end of a resync brings the source's generations, to a restored machine also its own: nobody else has one
+        // that it begins.
+        let begun = |id| !self.durable(1 - n).is_ok_and(|theirs| theirs.log.contains(id));
         let own = after.log.current().filter(|new| new.node == after.identity.node);
-        let new = own.filter(|new| Some(new.id) != before.log.current().map(|old| old.id));
+        let changed = own.filter(|new| Some(new.id) != before.log.current().map(|old| old.id));
+        let new = changed.filter(|new| begun(new.id));
         let alone = new.is_some_and(|new| new.origin == Origin::Promoted && after.term > before.term);
         let copy = before.peers[0].copy;
         let carries = matches!(copy, PeerCopy::MayHold | PeerCopy::LeftOutdated | PeerCopy::ToldToFinish);
