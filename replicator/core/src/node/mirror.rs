@@ -84,6 +84,8 @@ impl Node {
                     let origin = Origin::Agreed;
                     // The lower node id proposed it; both logs say so.
                     self.begin_generation(generation, origin, me.min(theirs.node));
+                    // It is used up: offered again, to serve alone, it would be no new generation (ordering 5).
+                    self.proposal = self.rng.generation_id();
                 }
             }
             Verdict::Refuse(_) => {}
