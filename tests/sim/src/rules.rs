@@ -241,6 +241,9 @@ impl World {
             format!("acts on snapshot {:?}, and is {now:?}", book.offered)
         })?;
         let record = self.durable(n)?;
+        // Whatever it is to this node: from here on it goes on with what that machine has now.
+        let boot_id = self.hosts[1 - n].boot_id;
+        let before = self.hosts[n].book.mirrored_with.replace(boot_id);
         if status.disk != DiskState::Inconsistent {
             return self.check_extent(n, code, &record);
         }
@@ -249,8 +252,6 @@ impl World {
         })?;
         let source = self.durable(1 - n)?;
         let unclean = source.unclean_in.is_some() && source.unclean_in == source.log.current().map(|g| g.id);
-        let boot_id = self.hosts[1 - n].boot_id;
-        let before = self.hosts[n].book.mirrored_with.replace(boot_id);
         let lost = unclean && before.is_some_and(|before| before != boot_id);
         or_broken(status.role == Role::Secondary || !lost, "O13 resend", || {
             "goes on as Primary through a copy that lost power since".into()
