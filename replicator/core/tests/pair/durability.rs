@@ -337,3 +337,22 @@ fn a_copy_that_a_primary_gave_up_is_behind() {
     w.settled();
     assert_eq!(w.hosts[0].data[0], 2);
 }
+
+/// Ordering 5: whose copies were declared equal, the lower node proposed their generation. When the other one loses its
+/// disk, the server begins a new one all the same: the lost copy carries the one that was adopted.
+#[test]
+fn a_generation_that_was_adopted_is_not_begun_again_to_serve_alone() {
+    for primary in [0, 1] {
+        let zero = vec![0; usize::try_from(SIZE).unwrap()];
+        let mut w = World::with([meta_file(0, false, true), meta_file(1, false, true)], zero);
+        w.settled();
+        let adopted = w.status(0).generation;
+        assert_eq!(adopted, w.status(1).generation);
+        w.promote(primary).unwrap();
+        assert_eq!(w.command(1, Command::Detach), Ok(Done::Changed));
+        w.until("the link is up again", |w| w.status(1).peers[0].connection == ConnectionState::Connected);
+        w.write(primary, 0, 3, 4096);
+        let generation = w.status(0).generation;
+        assert!(generation.is_some() && generation != adopted, "{generation:?} with node {primary} Primary");
+    }
+}
