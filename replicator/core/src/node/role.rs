@@ -346,9 +346,11 @@ impl Node {
         if rotate {
             self.rotate_without_peer(origin);
         }
+        // Above every term that this node has seen, its own record and what it served or agreed to without a disk.
+        let term = self.term() + 1;
         if let Some(store) = self.store.as_mut() {
             let sb = &mut store.superblock;
-            sb.term += 1;
+            sb.term = term;
             (sb.inconsistent, sb.outdated, sb.was_primary) = (None, false, true);
             if rotate {
                 sb.unclean_in = None;

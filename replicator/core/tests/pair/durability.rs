@@ -356,3 +356,25 @@ fn a_generation_that_was_adopted_is_not_begun_again_to_serve_alone() {
         assert!(generation.is_some() && generation != adopted, "{generation:?} with node {primary} Primary");
     }
 }
+
+/// Ordering 15: a term that a node agreed to while it had no disk counts when it is promoted alone, on record too: its
+/// next life must not take part in a term that it has already used.
+#[test]
+fn a_promotion_records_a_term_above_every_one_seen() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    assert_eq!(w.command(1, Command::Detach), Ok(Done::Changed));
+    w.until("the Primary serves", |w| w.status(1).peers[0].connection == ConnectionState::Connected);
+    for _ in 0..3 {
+        assert_eq!(w.command(0, Command::Demote { force: false }), Ok(Done::Changed));
+        w.promote(0).unwrap();
+    }
+    w.until("its files are closed", |w| w.hosts[1].inbox.is_empty());
+    w.cut();
+    w.attach(1);
+    let promote = Command::Promote { peer_is_down: true, accept_data_loss: true };
+    assert_eq!(w.command(1, promote), Ok(Done::Changed));
+    assert!(w.status(1).term > w.status(0).term, "{} and {}", w.status(1).term, w.status(0).term);
+    assert_eq!(open(&w.hosts[1].meta).superblock.term, w.status(1).term);
+}

@@ -44,7 +44,7 @@ impl World {
     }
 
     /// The disk that a node gave up is given back to it.
-    fn attach(&mut self, i: usize) {
+    pub(super) fn attach(&mut self, i: usize) {
         let id = CommandId(self.next_req);
         self.next_req += 1;
         let store = open(&self.hosts[i].meta);
