@@ -37,7 +37,9 @@ impl World {
     fn check_progress(&self, n: usize, node: &Node) -> Result<(), Broken> {
         let host = &self.hosts[n];
         let unfinished = !host.requests.is_empty() || !host.commands.is_empty() || node.pieces() > 0;
+        // What came while it stood still is to be acted on first, and may be the command that is not finished.
         let moves = node.next_deadline().is_some()
+            || !host.backlog.is_empty()
             || host.dialing
             || host.book.is_ending_a_disk()
             || !(host.ops.is_empty() && host.meta_ops.is_empty())
