@@ -180,7 +180,7 @@ impl Node {
             serving: diskless::Serving::default(),
             link: None,
             dialer: Dialer::new(&cfg),
-            receiver: Receiver::default(),
+            receiver: Receiver::with_capacity(cfg.undurable_max),
             resync: None,
             resynced_bytes_total: 0,
             pace: pace::Pace::new(),

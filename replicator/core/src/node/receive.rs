@@ -40,6 +40,13 @@ pub const PEER_TASKS_MAX: usize = 4096;
 /// far smaller.
 pub(super) const WINDOW_MAX: usize = 1 << 16;
 
+impl Receiver {
+    /// Nothing received, with room for so many positions before it takes more memory.
+    pub(super) fn with_capacity(positions: usize) -> Self {
+        Receiver { window: VecDeque::with_capacity(positions), ..Receiver::default() }
+    }
+}
+
 impl Node {
     /// Checks a range that the peer named against our volume and block size.
     pub(super) fn peer_range(&self, offset: u64, len: u32) -> Option<ByteRange> {
@@ -282,7 +289,7 @@ impl Node {
 
     /// The link is gone: what was received and not begun is dropped, what runs will complete in silence.
     pub(super) fn drop_received(&mut self) {
-        self.receiver = Receiver::default();
+        self.receiver = Receiver::with_capacity(self.cfg.undurable_max);
         let waiting = self.tasks_where(|task| {
             let for_peer = !task.is_client();
             let busy = task.stage == Stage::Fill || task.stage == Stage::Running && task.local_pending;
