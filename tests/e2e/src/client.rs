@@ -1,13 +1,12 @@
-//! A blocking NBD client over a unix socket, with many requests in flight if the caller likes.
+//! A blocking NBD client over a unix socket or TCP, with many requests in flight if the caller likes.
 //!
 //! Every receive has a time limit, so that a server that does not answer fails a test and never hangs it.
 
+use crate::dial::{Stream, Target};
 use lockstep_nbd::client::{ClientError, Connected, Handshake, Reply, next_reply};
 use lockstep_nbd::{Command, NbdError, Request};
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Duration;
 
 /// Longest silence of a server, longer than any time-out of a daemon under test.
@@ -17,7 +16,7 @@ const INPUT_BYTES: usize = 256 << 10;
 /// An open export.
 #[derive(Debug)]
 pub struct Connection {
-    stream: UnixStream,
+    stream: Stream,
     input: Vec<u8>,
     cookie: u64,
     /// Data that follows the reply, by cookie of a read.
@@ -37,12 +36,10 @@ pub struct Answer {
 }
 
 impl Connection {
-    /// Opens `export` at a unix socket. A refusal of the server is an error of kind `PermissionDenied` with
-    /// its words.
-    pub fn open(socket: &Path, export: &str) -> io::Result<Connection> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+    /// Opens `export` at a unix socket, or where else a server listens. A refusal of the server is an error of kind
+    /// `PermissionDenied` with its words.
+    pub fn open(target: impl Into<Target>, export: &str) -> io::Result<Connection> {
+        let mut stream = target.into().connect(ANSWER_LIMIT)?;
         let mut handshake = Handshake::new(export, false);
         let mut input = Vec::new();
         loop {
@@ -145,7 +142,7 @@ impl Connection {
     }
 }
 
-fn receive_some(stream: &mut UnixStream, input: &mut Vec<u8>) -> io::Result<()> {
+fn receive_some(stream: &mut Stream, input: &mut Vec<u8>) -> io::Result<()> {
     let filled = input.len();
     input.resize(filled + INPUT_BYTES, 0);
     // A wait with a time limit ends early when the process was stopped meanwhile.

@@ -232,9 +232,13 @@ pub fn temp_dir(on_disk: bool) -> TempDir {
 fn config(plan: &Plan, dir: &Path, addresses: &[String; 2]) -> String {
     let dir = dir.display();
     let mut text = format!("cluster = \"{}\"\nsecret-file = \"{dir}/secret\"\n", plan.cluster);
-    for (name, address) in NODES.iter().zip(addresses) {
+    for (which, (name, address)) in NODES.iter().zip(addresses).enumerate() {
         text += &format!("[node.{name}]\naddress = \"{address}\"\n");
-        text += &format!("nbd = [\"unix:{dir}/{name}/nbd.sock\"]\n");
+        let socket = format!("unix:{dir}/{name}/nbd.sock");
+        text += &match plan.hosts {
+            Some(_) => format!("nbd = [\"{socket}\", \"{}\"]\ntls = \"off\"\n", Wires::NBD[which]),
+            None => format!("nbd = [\"{socket}\"]\n"),
+        };
     }
     let heartbeat_ms = plan.timeout_ms / 10;
     let resources: &[(&str, &str)] = &[(RESOURCE, "disk"), (SECOND, "disk2")];

@@ -4,11 +4,12 @@
 //! A ledger outlives its loads: [`Ledger::start`] begins one, [`Load::stop`] ends it, the promises stay. A
 //! clone is the history up to now, for the two sides of a split brain.
 
+use crate::dial::Target;
 use crate::wait::wait_for;
 use crate::writer::{BLOCK_BYTES, Writer};
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -38,7 +39,7 @@ pub struct Load {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) stop: AtomicBool,
-    pub(crate) target: Mutex<PathBuf>,
+    pub(crate) target: Mutex<Target>,
     pub(crate) depth: usize,
     pub(crate) last_error: Mutex<String>,
     pub(crate) interruptions: AtomicU64,
@@ -90,11 +91,11 @@ impl Ledger {
         self
     }
 
-    /// Sets the writers to work on the export at `socket`, each with so many requests in flight.
-    pub fn start(self, socket: &Path, depth: usize) -> Load {
+    /// Sets the writers to work on the export at `target`, each with so many requests in flight.
+    pub fn start(self, target: impl Into<Target>, depth: usize) -> Load {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
-            target: Mutex::new(socket.to_path_buf()),
+            target: Mutex::new(target.into()),
             depth,
             last_error: Mutex::new("none".to_string()),
             interruptions: AtomicU64::new(0),
@@ -162,8 +163,8 @@ impl Load {
     }
 
     /// Where writers connect when they connect next.
-    pub fn retarget(&self, socket: &Path) {
-        *self.shared.target.lock().expect("lock of the target") = socket.to_path_buf();
+    pub fn retarget(&self, target: impl Into<Target>) {
+        *self.shared.target.lock().expect("lock of the target") = target.into();
     }
 
     /// Until so many more writes were acknowledged.

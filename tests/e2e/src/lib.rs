@@ -11,6 +11,7 @@
 mod backup;
 mod client;
 mod cluster;
+mod dial;
 mod diary;
 mod faulty;
 mod foreign;
@@ -39,6 +40,7 @@ mod writer;
 pub use backup::Backup;
 pub use client::{Answer, Connection};
 pub use cluster::{Cluster, NODES, Plan, RESOURCE, SECOND, temp_dir};
+pub use dial::Target;
 pub use diary::{Moment, Promised};
 pub use faulty::{Fault, FaultyDisk, UNREADABLE};
 pub use foreign::{Tool, qemu_uri, tool};

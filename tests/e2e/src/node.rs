@@ -302,7 +302,7 @@ impl Node {
 
     /// An NBD client of this node.
     pub fn connect(&self) -> std::io::Result<Connection> {
-        Connection::open(&self.nbd, RESOURCE)
+        Connection::open(self.nbd(), RESOURCE)
     }
 
     /// Prints the end of the daemon's log.

@@ -57,7 +57,7 @@ impl Served {
         let mut server = Process::start(&require("qemu-storage-daemon"), &arguments, &said, None);
         wait_until("a server behind a file", START_LIMIT, || {
             assert!(server.is_running(), "the storage daemon ended:\n{}", words(&said));
-            Connection::open(&socket, EXPORT).is_ok()
+            Connection::open(socket.as_path(), EXPORT).is_ok()
         });
         let uri = format!("nbd+unix:///{EXPORT}?socket={}", socket.display());
         let mut fuse = Process::start(&require("nbdfuse"), &[file.display().to_string(), uri], &said, None);

@@ -87,8 +87,8 @@ impl Writer {
     /// Writes until told to stop; connects again whenever the connection is lost.
     pub(crate) fn work(mut self, shared: &Shared) -> Writer {
         while !shared.stop.load(SeqCst) {
-            let socket = shared.target.lock().expect("lock of the target").clone();
-            let ended = match Connection::open(&socket, crate::cluster::RESOURCE) {
+            let target = shared.target.lock().expect("lock of the target").clone();
+            let ended = match Connection::open(target, crate::cluster::RESOURCE) {
                 Ok(connection) => self.session(connection, shared),
                 Err(error) => Err(error),
             };

@@ -1,6 +1,6 @@
-//! A random walk through everything that can happen to a pair, under load, by a seed: cables and packets, frozen and
-//! killed daemons, disks that fail, fill up, hang and crawl, and operators who move, part, rejoin, invalidate and
-//! pause.
+//! A random walk through everything that can happen to a pair, under load, by a seed: cables, those to the clients'
+//! host too, and packets, frozen and killed daemons, disks that fail, fill up, hang and crawl, and operators who move,
+//! part, rejoin, invalidate and pause.
 //!
 //! The walk is a row of episodes. An episode is some steps drawn from the seed and its number, so that a printed seed
 //! repeats it (but for the moments at which things happen); then everything is mended, and the pair must come to

@@ -20,6 +20,8 @@ const NAMES: [&str; 2] = ["alpha", "beta"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     PullCable,
+    /// Between the client and one of them.
+    PullClient(usize),
     /// So many of a hundred packets vanish on the way to one of them.
     Lose(usize, u64),
     /// To both.
@@ -91,7 +93,7 @@ impl Walk {
         };
         let disks = [start(0), start(1)];
         cluster.begin();
-        let load = Some(Ledger::new(SIZE_BYTES, 4, seed).start(cluster.alpha.nbd(), 8));
+        let load = Some(Ledger::new(SIZE_BYTES, 4, seed).start(wires.export_of(0), 8));
         Walk {
             disks,
             cluster,
@@ -162,7 +164,7 @@ impl Walk {
         let all_up = self.is_up(0) && self.is_up(1);
         let by_role = |role| self.by_role(role);
         match step {
-            Step::PullCable | Step::Lose(..) | Step::LoseBoth(_) => self.is_wired,
+            Step::PullCable | Step::PullClient(_) | Step::Lose(..) | Step::LoseBoth(_) => self.is_wired,
             Step::Freeze(role) => self.is_up(by_role(role)),
             // What hangs in a disk cannot be killed; and where one copy failed, the other one is all there is.
             Step::Kill(role) => self.is_up(by_role(role)) && !self.is_sick(),
@@ -186,6 +188,10 @@ impl Walk {
         }
         match step {
             Step::PullCable => self.unwire(|wires| wires.plug(false)),
+            Step::PullClient(role) => {
+                let node = self.by_role(role);
+                self.unwire(|wires| wires.plug_client(node, false));
+            }
             Step::Lose(role, percent) => {
                 let to = self.by_role(role);
                 self.unwire(|wires| wires.lose(to, percent));
@@ -269,9 +275,8 @@ impl Walk {
     fn lead(&mut self, which: usize) {
         self.primary = which;
         self.is_vacant = false;
-        let nodes = [&self.cluster.alpha, &self.cluster.beta];
         if let Some(load) = &self.load {
-            load.retarget(nodes[which].nbd());
+            load.retarget(self.wires.export_of(which));
         }
     }
 
@@ -392,8 +397,7 @@ impl Walk {
         if rng.below(4) == 0 {
             self.restart(rng);
         }
-        let nodes = [&self.cluster.alpha, &self.cluster.beta];
-        self.load = Some(ledger.start(nodes[self.primary].nbd(), 8));
+        self.load = Some(ledger.start(self.wires.export_of(self.primary), 8));
     }
 
     fn look_at_log(&mut self, which: usize) {
@@ -456,7 +460,7 @@ impl Walk {
             if ran.code == 0 { Ok(()) } else { Err(ran.to_string()) }
         });
         self.cluster.wait_synced();
-        self.load = Some(ledger.start(nodes[winner].nbd(), 8));
+        self.load = Some(ledger.start(self.wires.export_of(winner), 8));
         self.lead(winner);
     }
 }
@@ -473,7 +477,8 @@ fn replace(node: &Node, is_primary: bool) {
 fn draw(rng: &mut Rng) -> Step {
     let role = rng.below(2) as usize;
     match rng.below(32) {
-        0..3 => Step::PullCable,
+        0..2 => Step::PullCable,
+        2 => Step::PullClient(role),
         3..5 => Step::Lose(role, 100),
         5 => Step::Lose(role, 1 + rng.below(40)),
         6..8 => Step::LoseBoth(1 + rng.below(20)),
