@@ -315,8 +315,9 @@ impl World {
                 ));
                 if let Some(meta) = meta {
                     (self.hosts[n].meta, self.hosts[n].lost_flush) = (meta, false);
-                    // The old image went with the old disk.
+                    // The old image went with the old disk, and how that was stopped.
                     self.hosts[n].restored = false;
+                    self.hosts[n].unclean_expected = None;
                     self.hosts[n].replaced = self.next_seq();
                     let garbage = |s: usize| (1 << 63) | ((n as u64 + 11) << 40) | s as u64;
                     self.hosts[n].disk = DataDisk::new((0..self.setup.sectors).map(garbage).collect());
