@@ -15,7 +15,7 @@ use std::process::Command;
 
 const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/VERBS.md"));
 /// Verbs that do not depend on the state of a pair, or run until they are stopped.
-const STATELESS: &[&str] = &["compare", "config", "demo", "version"];
+const STATELESS: &[&str] = &["compare", "config", "demo", "nbd", "version"];
 
 /// A row of the document.
 #[derive(Debug, PartialEq)]
