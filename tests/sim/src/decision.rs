@@ -9,6 +9,7 @@
 //! that depend on the moment and on nothing else, see `prng.rs`.
 
 use crate::host::{Host, Stop};
+use crate::setup::Setup;
 use crate::world::{Ev, Phase, World, node_id};
 use lockstep_core::{Command, RequestKind};
 
@@ -236,7 +237,15 @@ impl World {
     /// The operator types something: in the storm that is a decision, afterwards it follows from what is seen.
     pub(crate) fn type_in(&mut self, n: usize, command: Command) {
         match self.phase {
-            Phase::Stormy => self.propose(0, Decision::Command(n, command)),
+            Phase::Stormy => {
+                self.propose(0, Decision::Command(n, command));
+                if command == Command::Leave && self.setup.faults.reset && self.rng.fault.chance(300) {
+                    // While it asks, flushes, records that it left, or says so.
+                    let Setup { wire_ns, flush_ns, meta_ns, .. } = self.setup;
+                    let delay = self.rng.fault.below(4 * wire_ns + 2 * flush_ns + 2 * meta_ns);
+                    self.propose(delay, Decision::Fault(Fault::Reset));
+                }
+            }
             _ => self.command(n, command),
         }
     }
