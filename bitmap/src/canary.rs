@@ -64,6 +64,8 @@ bugs! {
     ClearBeforeTheSourcesFlush, "7", "Bits are cleared before the fdatasync of the source.";
     ClearDespiteNewWrite, "7", "A block that was dirtied again while it was copied is cleared with its batch.";
     IgnoreThePeersBits, "7", "A resync goes over the own bits only, not over the union.";
+    TakeChangedSnapshot, "8",
+        "A snapshot is told while it changes, and a verdict is acted on although it has changed since.";
     ActBeforeThePeersVerdict, "9", "A verdict is acted on before the peer has said its own.";
     MirrorBeforeInconsistent, "10", "A target takes writes before it is durably Inconsistent.";
     UpToDateBeforeRecorded, "10", "A target says that it is UpToDate before that is durable.";
@@ -72,6 +74,7 @@ bugs! {
     ForgetBeforeConfirmed, "11", "A source forgets that the target is behind before the target has confirmed.";
     ResyncReadsStale, "12", "A resync piece is read without the lock of its range.";
     TargetPrimaryWithoutLock, "12", "A Primary that is the target asks for a piece without holding its lock.";
+    GoOnAfterPowerLoss, "13", "A Primary that is the target goes on through a source that lost power since.";
     ExportBeforeRecord, "15", "The export opens before the promotion is durable.";
     GrantBeforeRecord, "15", "A promotion is agreed to before that is durable.";
     PromoteOverPieces, "15", "A target is promoted while resync pieces are under way that hold no lock.";

@@ -83,6 +83,13 @@ pub(crate) fn aimed(bug: Bug, seed: u64) -> Setup {
                 s.wire_ns = 5000 * US;
             }
         }
+        Bug::TakeChangedSnapshot => {
+            // The rotation takes longer than the next link.
+            s.faults = Faults { reset: true, ..Faults::default() };
+            (s.meta_ns, s.wire_ns) = (8000 * US, 200 * US);
+            s.timing.redial_min = Duration::from_micros(100);
+            s.timing.redial_max = s.timing.redial_min;
+        }
         Bug::TrustOldImage => s.faults = Faults { image: true, reset: true, ..Faults::default() },
         Bug::NoTimerForRetry => {
             operator(&mut s, &[7]);

@@ -14,12 +14,13 @@ use std::time::Instant;
 const SEEDS: u64 = 400;
 
 /// Too rare for seeds: the kept scenario of the same name finds it.
-const BY_SCENARIO: [Bug; 5] = [
+const BY_SCENARIO: [Bug; 6] = [
     Bug::InvalidateInACheckpoint,
     Bug::TrustDoubtfulDigest,
     Bug::ForgetDoubtsAtDemotion,
     Bug::DurableOvertakes,
     Bug::WriteElsewhereAtTheEnd,
+    Bug::GoOnAfterPowerLoss,
 ];
 
 /// What the checkers made of one bug.

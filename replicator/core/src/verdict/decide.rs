@@ -219,7 +219,7 @@ fn serve(server: &Snapshot, lost: &Snapshot) -> Decision {
 fn reads_through(source: &Snapshot, target: &Snapshot) -> bool {
     source.role == Role::Secondary
         && source.disk >= DiskState::Consistent
-        && (!source.unclean || target.continues)
+        && (!source.unclean || target.continues || is_planted(Bug::GoOnAfterPowerLoss))
         && target.disk != DiskState::UpToDate
         && current(source).is_some_and(|generation| target.wrote_through == Some((generation, source.term)))
 }
