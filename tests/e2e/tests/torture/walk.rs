@@ -7,7 +7,7 @@ use lockstep_e2e::{
 use serde_json::Value;
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -348,17 +348,15 @@ impl Walk {
 
     /// Without a flag: all there is takes part, so that nothing can be given up.
     fn promote_somebody(&mut self) {
-        let deadline = Instant::now() + MEND_LIMIT;
-        for turn in 0.. {
-            let which = (self.primary + turn) % 2;
+        let mut turn = self.primary;
+        let which = wait_for("a node that can be promoted", MEND_LIMIT, || {
+            let which = turn % 2;
+            turn += 1;
             let ran = self.node(which).promote();
-            if ran.code == 0 {
-                println!("    {}: promoted", NAMES[which]);
-                return self.lead(which);
-            }
-            assert!(Instant::now() < deadline, "nobody can be promoted: {ran}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+            if ran.code == 0 { Ok(which) } else { Err(ran.to_string()) }
+        });
+        println!("    {}: promoted", NAMES[which]);
+        self.lead(which);
     }
 
     /// A disk that is well again is taken back, or takes the place of itself that failed.
