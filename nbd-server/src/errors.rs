@@ -96,9 +96,9 @@ pub enum ProtocolError {
     /// A request did not begin with the request magic.
     #[error("bad request magic {0:#010x}")]
     BadRequestMagic(u32),
-    /// A write announced more than the server is willing to read and throw away.
-    #[error("write of {0} bytes")]
-    WriteTooLong(u32),
+    /// A request announced more payload than the server is willing to read and throw away.
+    #[error("payload of {0} bytes")]
+    PayloadTooLong(u64),
 }
 
 #[cfg(test)]

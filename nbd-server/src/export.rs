@@ -6,6 +6,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::reply::Framing;
 use crate::wire::transmission_flag;
 
 /// Request sizes of an export, in bytes.
@@ -59,17 +60,26 @@ pub struct ExportInfo {
     pub rotational: bool,
     /// Whether a flush on one connection covers the writes answered on all.
     pub multi_conn: bool,
+    /// Whether a client may ask for zeroes on condition that they are faster than a write of them.
+    pub fast_zero: bool,
+    /// Names of the metadata contexts that can be asked for, `namespace:leaf`; at most
+    /// [`CONTEXTS_MAX`](crate::CONTEXTS_MAX) of them are used.
+    pub contexts: Vec<String>,
 }
 
 impl ExportInfo {
-    /// The transmission flags of this export on a connection with or without structured replies.
-    pub(crate) const fn transmission_flags(&self, structured: bool) -> u16 {
+    /// The transmission flags of this export on a connection that negotiated such replies, and metadata
+    /// contexts or not.
+    pub(crate) fn transmission_flags(&self, framing: Framing, has_contexts: bool) -> u16 {
         use transmission_flag as flag;
         let mut flags = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_CACHE;
         if self.read_only {
             flags |= flag::READ_ONLY;
         } else {
             flags |= flag::SEND_TRIM | flag::SEND_WRITE_ZEROES;
+            if self.fast_zero {
+                flags |= flag::SEND_FAST_ZERO;
+            }
         }
         if self.rotational {
             flags |= flag::ROTATIONAL;
@@ -77,8 +87,11 @@ impl ExportInfo {
         if self.multi_conn {
             flags |= flag::CAN_MULTI_CONN;
         }
-        if structured {
+        if framing != Framing::Simple {
             flags |= flag::SEND_DF;
+        }
+        if framing == Framing::Extended && has_contexts {
+            flags |= flag::BLOCK_STATUS_PAYLOAD;
         }
         flags
     }

@@ -1,10 +1,11 @@
-//! The NBD protocol (fixed newstyle, 32-bit requests) as state machines without I/O, clock or threads.
+//! The NBD protocol (fixed newstyle, with extended headers) as state machines without I/O, clock or threads.
 //!
 //! The caller owns sockets, buffers and timers. A server connection goes through two machines:
 //!
 //! 1. [`Negotiation`]: send [`Negotiation::greeting`], then alternate `receive` (bytes in) and `poll`
 //!    (bytes out) until it says [`Step::Transmission`] or [`Step::Close`].
-//! 2. [`RequestParser`]: `next` on the received bytes, one request per call; answers come from [`reply`].
+//! 2. [`RequestParser`]: `next` on the received bytes, one request per call; answers come from [`ReplyTo`] and
+//!    [`put_status`].
 //!
 //! [`client`] holds the other side of the same wire, for the demo, the tests and the tools.
 //!
@@ -28,10 +29,15 @@ mod export;
 mod negotiate;
 pub mod reply;
 mod request;
+mod status;
 mod wire;
 
 pub use errors::{HandshakeError, NbdError, ProtocolError};
 pub use export::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
 pub use negotiate::{Limits, Negotiation, Step, Transmission};
-pub use reply::ReplyHeader;
+pub use reply::{Framing, ReplyHeader, ReplyTo};
 pub use request::{Command, PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser};
+pub use status::{
+    ALLOCATION_CONTEXT, ALLOCATION_HOLE, ALLOCATION_ZERO, CONTEXTS_MAX, ContextSet, EXTENTS_MAX, Extent,
+    Extents, put_status,
+};

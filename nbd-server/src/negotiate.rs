@@ -7,12 +7,17 @@
 //! follow the protocol end the connection. Buffered bytes never exceed what arrived, nor one option. Time
 //! is the caller's: a handshake deadline belongs there.
 
+mod contexts;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem;
 
+use contexts::Selection;
+
 use crate::errors::HandshakeError;
 use crate::export::{ExportDirectory, ExportInfo, Lookup};
+use crate::reply::Framing;
 use crate::wire::{
     FixedBytes, GREETING_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, Reader, STRING_BYTES_MAX, handshake_flag,
     info, option, option_reply, prefix_of,
@@ -55,8 +60,10 @@ pub enum Step {
 pub struct Transmission {
     /// The export, as the client was told.
     pub export: ExportInfo,
-    /// Whether reads are answered in chunks.
-    pub structured: bool,
+    /// How requests and answers are framed.
+    pub framing: Framing,
+    /// Metadata contexts that were selected for this export; the number of one is its position plus 1.
+    pub contexts: Vec<String>,
 }
 
 /// The handshake of one connection.
@@ -69,7 +76,8 @@ pub struct Negotiation {
     options_seen: u32,
     fixed_newstyle: bool,
     no_zeroes: bool,
-    structured: bool,
+    framing: Framing,
+    selection: Selection,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -95,7 +103,8 @@ impl Negotiation {
             options_seen: 0,
             fixed_newstyle: false,
             no_zeroes: false,
-            structured: false,
+            framing: Framing::Simple,
+            selection: Selection::default(),
         }
     }
 
@@ -142,7 +151,10 @@ impl Negotiation {
                 Step::Close
             }
             option::LIST => answer_list(&data, directory, out),
-            option::STRUCTURED_REPLY => self.answer_structured_reply(&data, out),
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => self.answer_framing(option, &data, out),
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                self.answer_meta_context(option, &data, directory, out)
+            }
             option::STARTTLS => refuse(out, option, option_reply::ERR_UNSUP, "TLS is not offered"),
             _ => refuse(out, option, option_reply::ERR_UNSUP, "option not supported"),
         };
@@ -219,16 +231,20 @@ impl Negotiation {
         let Ok(name) = check_name(data) else {
             return Step::Close;
         };
+        if self.framing == Framing::Extended {
+            // Its answer has no extended form, and the specification forbids it.
+            return Step::Close;
+        }
         match directory.find(name) {
             Lookup::NotReady => Step::Hold { name: name.into() },
             Lookup::Unknown | Lookup::Refused { .. } => Step::Close,
             Lookup::Found(export) => {
                 out.extend_from_slice(&export.size_bytes.to_be_bytes());
-                out.extend_from_slice(&export.transmission_flags(self.structured).to_be_bytes());
+                out.extend_from_slice(&self.transmission_flags(&export).to_be_bytes());
                 if !self.no_zeroes {
                     out.extend_from_slice(&[0; ZEROES_BYTES]);
                 }
-                Step::Transmission(Transmission { export, structured: self.structured })
+                Step::Transmission(self.agreed(export))
             }
         }
     }
@@ -244,19 +260,11 @@ impl Negotiation {
             Ok(query) => query,
             Err(BadName { reply_type, why }) => return refuse(out, option, reply_type, why),
         };
-        let export = match directory.find(query.name) {
-            Lookup::NotReady => {
-                return Step::Hold { name: query.name.into() };
-            }
-            Lookup::Unknown => {
-                return refuse(out, option, option_reply::ERR_UNKNOWN, "no such export");
-            }
-            Lookup::Refused { reason } => {
-                return refuse(out, option, option_reply::ERR_POLICY, &reason);
-            }
-            Lookup::Found(export) => export,
+        let export = match found(option, query.name, directory, out) {
+            Ok(export) => export,
+            Err(absent) => return absent.into(),
         };
-        put_export_info(out, option, &export, self.structured);
+        put_export_info(out, option, &export, self.transmission_flags(&export));
         if query.wants_name {
             put_info(out, option, info::NAME, &[export.name.as_bytes()]);
         }
@@ -265,21 +273,76 @@ impl Negotiation {
             put_info(out, option, info::DESCRIPTION, &[text.as_bytes()]);
         }
         put_reply(out, option, option_reply::ACK, &[]);
-        if option == option::GO {
-            Step::Transmission(Transmission { export, structured: self.structured })
-        } else {
-            Step::NeedMore
-        }
+        if option == option::GO { Step::Transmission(self.agreed(export)) } else { Step::NeedMore }
     }
 
-    fn answer_structured_reply(&mut self, data: &[u8], out: &mut Vec<u8>) -> Step {
+    /// Structured replies, and extended headers, which include them.
+    fn answer_framing(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Step {
         if !data.is_empty() {
-            return refuse(out, option::STRUCTURED_REPLY, option_reply::ERR_INVALID, NO_DATA_EXPECTED);
+            return refuse(out, option, option_reply::ERR_INVALID, NO_DATA_EXPECTED);
         }
-        self.structured = true;
-        put_reply(out, option::STRUCTURED_REPLY, option_reply::ACK, &[]);
+        let is_extended = self.framing == Framing::Extended;
+        match option {
+            option::STRUCTURED_REPLY if is_extended => {
+                return refuse(
+                    out,
+                    option,
+                    option_reply::ERR_EXT_HEADER_REQD,
+                    "extended headers were agreed",
+                );
+            }
+            option::STRUCTURED_REPLY => self.framing = Framing::Structured,
+            _ if is_extended => {
+                return refuse(out, option, option_reply::ERR_INVALID, "extended headers were agreed");
+            }
+            _ => self.framing = Framing::Extended,
+        }
+        put_reply(out, option, option_reply::ACK, &[]);
         Step::NeedMore
     }
+
+    fn transmission_flags(&self, export: &ExportInfo) -> u16 {
+        export.transmission_flags(self.framing, !self.selection.of(export).is_empty())
+    }
+
+    fn agreed(&self, export: ExportInfo) -> Transmission {
+        let contexts = self.selection.of(&export).to_vec();
+        Transmission { export, framing: self.framing, contexts }
+    }
+}
+
+/// Why there is no export to speak of now.
+enum Absent {
+    /// It is not ready.
+    Held(String),
+    /// The client was told why.
+    Refused,
+}
+
+impl From<Absent> for Step {
+    fn from(absent: Absent) -> Self {
+        match absent {
+            Absent::Held(name) => Self::Hold { name },
+            Absent::Refused => Self::NeedMore,
+        }
+    }
+}
+
+/// The export of this name; a refusal is put into `out`.
+fn found(
+    option: u32,
+    name: &str,
+    directory: &dyn ExportDirectory,
+    out: &mut Vec<u8>,
+) -> Result<ExportInfo, Absent> {
+    let (reply_type, why) = match directory.find(name) {
+        Lookup::Found(export) => return Ok(export),
+        Lookup::NotReady => return Err(Absent::Held(name.into())),
+        Lookup::Unknown => (option_reply::ERR_UNKNOWN, "no such export".into()),
+        Lookup::Refused { reason } => (option_reply::ERR_POLICY, reason),
+    };
+    refuse(out, option, reply_type, &why);
+    Err(Absent::Refused)
 }
 
 fn answer_list(data: &[u8], directory: &dyn ExportDirectory, out: &mut Vec<u8>) -> Step {
@@ -309,10 +372,11 @@ struct BadName {
     why: &'static str,
 }
 
+const MALFORMED: BadName =
+    BadName { reply_type: option_reply::ERR_INVALID, why: "lengths inside the option do not add up" };
+
 impl<'a> InfoQuery<'a> {
     fn read(data: &'a [u8]) -> Result<Self, BadName> {
-        const MALFORMED: BadName =
-            BadName { reply_type: option_reply::ERR_INVALID, why: "lengths inside the option do not add up" };
         let mut reader = Reader::new(data);
         let name_bytes = reader.u32().ok_or(MALFORMED)? as usize;
         let name = reader.bytes(name_bytes).ok_or(MALFORMED)?;
@@ -340,11 +404,10 @@ fn check_name(bytes: &[u8]) -> Result<&str, BadName> {
     }
 }
 
-fn put_export_info(out: &mut Vec<u8>, option: u32, export: &ExportInfo, structured: bool) {
+fn put_export_info(out: &mut Vec<u8>, option: u32, export: &ExportInfo, flags: u16) {
     assert!(export.block.is_valid(), "block sizes of the export break the specification");
     let size = export.size_bytes.to_be_bytes();
-    let flags = export.transmission_flags(structured).to_be_bytes();
-    put_info(out, option, info::EXPORT, &[&size, &flags]);
+    put_info(out, option, info::EXPORT, &[&size, &flags.to_be_bytes()]);
     let block = &export.block;
     let sizes = [block.min.to_be_bytes(), block.preferred.to_be_bytes(), block.max.to_be_bytes()];
     put_info(out, option, info::BLOCK_SIZE, &[sizes.as_flattened()]);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::reply;
+use crate::reply::{Framing, ReplyTo};
 
 fn greeting(flags: u16) -> Vec<u8> {
     let mut bytes = b"NBDMAGICIHAVEOPT".to_vec();
@@ -16,6 +17,10 @@ fn option_reply(option: u32, reply_type: u32, data: &[u8]) -> Vec<u8> {
     }
     bytes.extend_from_slice(data);
     bytes
+}
+
+fn to(cookie: u64) -> ReplyTo {
+    ReplyTo { framing: Framing::Structured, cookie, offset: 0 }
 }
 
 #[test]
@@ -72,15 +77,15 @@ fn reads_every_reply_that_the_server_writes() {
         Reply::Simple { consumed: 16, cookie: 7, error: Some(NbdError::NoSpace) }
     );
     assert_eq!(
-        next_reply(reply::data_chunk(7, 512, 1024, true).as_bytes()),
+        next_reply(to(7).data_chunk(512, 1024, true).as_bytes()),
         Reply::Data { consumed: 28, cookie: 7, offset: 512, length: 1024, done: true }
     );
     assert_eq!(
-        next_reply(reply::hole_chunk(7, 512, 1024, false).as_bytes()),
+        next_reply(to(7).hole_chunk(512, 1024, false).as_bytes()),
         Reply::Hole { consumed: 32, cookie: 7, offset: 512, length: 1024, done: false }
     );
-    assert_eq!(next_reply(reply::none_chunk(7).as_bytes()), Reply::Done { consumed: 20, cookie: 7 });
-    let error = reply::error_offset_chunk(7, NbdError::Io, "disk", 9, true);
+    assert_eq!(next_reply(to(7).none_chunk().as_bytes()), Reply::Done { consumed: 20, cookie: 7 });
+    let error = to(7).error_offset_chunk(NbdError::Io, "disk", 9, true);
     assert_eq!(
         next_reply(error.as_bytes()),
         Reply::Failed {
@@ -101,18 +106,18 @@ fn reads_every_reply_that_the_server_writes() {
 fn bad_replies_are_refused() {
     assert!(matches!(next_reply(&[0; 16]), Reply::Bad(_)));
     // An empty chunk that is not the last, data without bytes, a hole of odd length, success as an error.
-    let mut none = reply::none_chunk(1).as_bytes().to_vec();
+    let mut none = to(1).none_chunk().as_bytes().to_vec();
     none[5] = 0;
     assert!(matches!(next_reply(&none), Reply::Bad(_)));
-    let mut data = reply::data_chunk(1, 0, 1, true).as_bytes().to_vec();
+    let mut data = to(1).data_chunk(0, 1, true).as_bytes().to_vec();
     data[19] = 8;
     assert!(matches!(next_reply(&data), Reply::Bad(_)));
     data[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
     assert!(matches!(next_reply(&data), Reply::Bad(_)));
-    let mut hole = reply::hole_chunk(1, 0, 1, true).as_bytes().to_vec();
+    let mut hole = to(1).hole_chunk(0, 1, true).as_bytes().to_vec();
     hole[19] = 13;
     assert!(matches!(next_reply(&hole), Reply::Bad(_)));
-    let mut error = reply::error_chunk(1, NbdError::Io, "", true).as_bytes().to_vec();
+    let mut error = to(1).error_chunk(NbdError::Io, "", true).as_bytes().to_vec();
     error[23] = 0;
     assert!(matches!(next_reply(&error), Reply::Bad(_)));
 }

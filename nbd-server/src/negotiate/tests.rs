@@ -32,10 +32,12 @@ fn export() -> ExportInfo {
         block: BlockSizes::default(),
         rotational: false,
         multi_conn: true,
+        fast_zero: true,
+        contexts: vec!["base:allocation".into(), "x-test:one".into(), "x-test:two".into()],
     }
 }
 
-fn option(option: u32, data: &[u8]) -> Vec<u8> {
+pub(super) fn option(option: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = b"IHAVEOPT".to_vec();
     bytes.extend_from_slice(&option.to_be_bytes());
     bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
@@ -43,7 +45,7 @@ fn option(option: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn query(name: &[u8], infos: &[u16]) -> Vec<u8> {
+pub(super) fn query(name: &[u8], infos: &[u16]) -> Vec<u8> {
     let mut bytes = (name.len() as u32).to_be_bytes().to_vec();
     bytes.extend_from_slice(name);
     bytes.extend_from_slice(&(infos.len() as u16).to_be_bytes());
@@ -51,13 +53,13 @@ fn query(name: &[u8], infos: &[u16]) -> Vec<u8> {
     bytes
 }
 
-fn negotiation(client_flags: u32) -> Negotiation {
+pub(super) fn negotiation(client_flags: u32) -> Negotiation {
     let mut negotiation = Negotiation::new(Limits::default());
     assert_eq!(negotiation.receive(&client_flags.to_be_bytes()), Ok(4));
     negotiation
 }
 
-fn ask(negotiation: &mut Negotiation, bytes: &[u8]) -> (Step, Vec<u8>) {
+pub(super) fn ask(negotiation: &mut Negotiation, bytes: &[u8]) -> (Step, Vec<u8>) {
     assert_eq!(negotiation.receive(bytes), Ok(bytes.len()));
     let mut out = Vec::new();
     let step = negotiation.poll(&Directory, &mut out);
@@ -65,7 +67,7 @@ fn ask(negotiation: &mut Negotiation, bytes: &[u8]) -> (Step, Vec<u8>) {
 }
 
 /// Splits an answer into option, type and data of each reply.
-fn replies(bytes: &[u8]) -> Vec<(u32, u32, Vec<u8>)> {
+pub(super) fn replies(bytes: &[u8]) -> Vec<(u32, u32, Vec<u8>)> {
     let mut reader = Reader::new(bytes);
     let mut replies = Vec::new();
     while let Some(magic) = reader.u64() {
@@ -78,7 +80,7 @@ fn replies(bytes: &[u8]) -> Vec<(u32, u32, Vec<u8>)> {
     replies
 }
 
-fn reply_types(bytes: &[u8]) -> Vec<u32> {
+pub(super) fn reply_types(bytes: &[u8]) -> Vec<u32> {
     replies(bytes).iter().map(|reply| reply.1).collect()
 }
 
@@ -96,10 +98,13 @@ fn golden_answer_to_go() {
     assert_eq!(negotiation.receive(&input), Ok(input.len() - 9));
     let mut out = Vec::new();
     let step = negotiation.poll(&Directory, &mut out);
-    assert_eq!(step, Step::Transmission(Transmission { export: export(), structured: false }));
+    assert_eq!(
+        step,
+        Step::Transmission(Transmission { export: export(), framing: Framing::Simple, contexts: vec![] })
+    );
     let magic = b"\0\x03\xe8\x89\x04\x55\x65\xa9";
     let mut expected = magic.to_vec();
-    expected.extend_from_slice(b"\0\0\0\x07\0\0\0\x03\0\0\0\x0c\0\0\0\0\0\0\x40\0\0\0\x05\x6d");
+    expected.extend_from_slice(b"\0\0\0\x07\0\0\0\x03\0\0\0\x0c\0\0\0\0\0\0\x40\0\0\0\x0d\x6d");
     expected.extend_from_slice(magic);
     expected.extend_from_slice(b"\0\0\0\x07\0\0\0\x03\0\0\0\x0e\0\x03\0\0\0\x01\0\0\x10\0\x02\0\0\0");
     expected.extend_from_slice(magic);
@@ -134,8 +139,8 @@ fn structured_replies_offer_df() {
     let (_, out) = ask(&mut negotiation, &option(8, &[]));
     assert_eq!(reply_types(&out), [1]);
     let (step, out) = ask(&mut negotiation, &option(7, &query(b"v0", &[])));
-    assert!(matches!(step, Step::Transmission(Transmission { structured: true, .. })));
-    assert_eq!(replies(&out)[0].2[10..], [0x05, 0xed]);
+    assert!(matches!(step, Step::Transmission(Transmission { framing: Framing::Structured, .. })));
+    assert_eq!(replies(&out)[0].2[10..], [0x0d, 0xed]);
 }
 
 #[test]
@@ -144,14 +149,17 @@ fn transmission_flags_follow_the_export() {
     export.read_only = true;
     export.multi_conn = false;
     export.rotational = true;
-    assert_eq!(export.transmission_flags(false), 0b100_0001_1111);
+    assert_eq!(export.transmission_flags(Framing::Simple, false), 0b100_0001_1111);
+    assert_eq!(export.transmission_flags(Framing::Structured, true), 0b100_1001_1111);
+    assert_eq!(export.transmission_flags(Framing::Extended, false), 0b100_1001_1111);
+    assert_eq!(export.transmission_flags(Framing::Extended, true), 0b1_0100_1001_1111);
 }
 
 #[test]
 fn export_name_with_and_without_zeroes() {
     let (step, out) = ask(&mut negotiation(3), &option(1, b"v0"));
     assert!(matches!(step, Step::Transmission(_)));
-    assert_eq!(out, [0, 0, 0, 0, 0x40, 0, 0, 0, 0x05, 0x6d]);
+    assert_eq!(out, [0, 0, 0, 0, 0x40, 0, 0, 0, 0x0d, 0x6d]);
     for client_flags in [0, 1] {
         let (step, out) = ask(&mut negotiation(client_flags), &option(1, b""));
         assert!(matches!(step, Step::Transmission(_)));
@@ -191,7 +199,7 @@ fn abort_is_acknowledged_with_or_without_data() {
 #[test]
 fn other_options_are_unsupported_and_harmless() {
     let mut negotiation = negotiation(3);
-    for number in [0, 4, 5, 9, 10, 11, 12, u32::MAX] {
+    for number in [0, 4, 5, 12, u32::MAX] {
         let (step, out) = ask(&mut negotiation, &option(number, b"data"));
         assert_eq!(step, Step::NeedMore);
         assert_eq!((replies(&out)[0].0, reply_types(&out)), (number, vec![0x8000_0001]));

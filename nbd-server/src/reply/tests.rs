@@ -1,9 +1,16 @@
 //! Golden bytes of every reply.
 
+use alloc::vec;
+
 use super::*;
 use crate::errors::NbdError;
 
 const COOKIE: u64 = 0x0102_0304_0506_0708;
+const OFFSET: u64 = 0x0a00_0000_0000_0b00;
+
+fn to(framing: Framing) -> ReplyTo {
+    ReplyTo { framing, cookie: COOKIE, offset: OFFSET }
+}
 
 #[test]
 fn simple_replies() {
@@ -11,7 +18,7 @@ fn simple_replies() {
     assert_eq!(simple_reply(COOKIE, None), good);
     let bad = [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28, 1, 2, 3, 4, 5, 6, 7, 8];
     assert_eq!(simple_reply(COOKIE, Some(NbdError::NoSpace)), bad);
-    assert_eq!(read_reply(false, COOKIE, 4096, 512).as_bytes(), good);
+    assert_eq!(to(Framing::Simple).data(4096, 512).as_bytes(), good);
 }
 
 #[test]
@@ -20,11 +27,10 @@ fn data_chunk_is_the_header_of_a_structured_read() {
         0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 2, 8, // 512 + 8 bytes
         0, 0, 0, 0, 0, 0, 0x10, 0,
     ];
-    assert_eq!(read_reply(true, COOKIE, 4096, 512).as_bytes(), expected);
-    assert_eq!(expected.len(), DATA_CHUNK_HEADER_BYTES);
+    assert_eq!(to(Framing::Structured).data(4096, 512).as_bytes(), expected);
     let mut more_follows = expected;
     more_follows[5] = 0;
-    assert_eq!(data_chunk(COOKIE, 4096, 512, false).as_bytes(), more_follows);
+    assert_eq!(to(Framing::Structured).data_chunk(4096, 512, false).as_bytes(), more_follows);
 }
 
 #[test]
@@ -33,9 +39,9 @@ fn hole_and_none_chunks() {
         0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 2, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 12, // offset, size
         0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 2, 0,
     ];
-    assert_eq!(hole_chunk(COOKIE, 4096, 512, true).as_bytes(), hole);
+    assert_eq!(to(Framing::Structured).hole_chunk(4096, 512, true).as_bytes(), hole);
     let none = [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0];
-    assert_eq!(none_chunk(COOKIE).as_bytes(), none);
+    assert_eq!(to(Framing::Structured).none_chunk().as_bytes(), none);
 }
 
 #[test]
@@ -44,18 +50,21 @@ fn error_chunks() {
         0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 8, // error, text
         0, 0, 0, 5, 0, 2, b'n', b'o',
     ];
-    assert_eq!(error_chunk(COOKIE, NbdError::Io, "no", true).as_bytes(), error);
+    assert_eq!(to(Framing::Structured).error_chunk(NbdError::Io, "no", true).as_bytes(), error);
     let error_offset = [
         0x66, 0x8e, 0x33, 0xef, 0, 0, 0x80, 2, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 16, // error, text
         0, 0, 0, 5, 0, 2, b'n', b'o', 0, 0, 0, 0, 0, 0, 0x10, 0,
     ];
-    assert_eq!(error_offset_chunk(COOKIE, NbdError::Io, "no", 4096, false).as_bytes(), error_offset);
+    assert_eq!(
+        to(Framing::Structured).error_offset_chunk(NbdError::Io, "no", 4096, false).as_bytes(),
+        error_offset
+    );
 }
 
 #[test]
 fn long_messages_are_cut_between_characters() {
     let message = "é".repeat(MESSAGE_BYTES_MAX);
-    let reply = error_offset_chunk(COOKIE, NbdError::Io, &message, u64::MAX, true);
+    let reply = to(Framing::Structured).error_offset_chunk(NbdError::Io, &message, u64::MAX, true);
     let bytes = reply.as_bytes();
     let text_bytes = usize::from(u16::from_be_bytes([bytes[24], bytes[25]]));
     assert_eq!(text_bytes, MESSAGE_BYTES_MAX / 2 * 2);
@@ -64,20 +73,31 @@ fn long_messages_are_cut_between_characters() {
 }
 
 #[test]
-fn only_reads_are_answered_in_chunks() {
-    let mut request = Request {
-        command: Command::Write,
-        fua: false,
-        no_hole: false,
-        df: false,
-        cookie: 9,
-        offset: 0,
-        length: 1,
-    };
+fn only_what_is_answered_with_data_is_refused_in_chunks() {
     let failed = Err(NbdError::Io);
-    assert_eq!(request_reply(true, &request, Ok(()), "").as_bytes(), simple_reply(9, None));
-    assert_eq!(request_reply(true, &request, failed, "").as_bytes(), simple_reply(9, Some(NbdError::Io)));
-    request.command = Command::Read;
-    assert_eq!(request_reply(true, &request, failed, "why"), error_chunk(9, NbdError::Io, "why", true));
-    assert_eq!(request_reply(false, &request, failed, "").as_bytes(), simple_reply(9, Some(NbdError::Io)));
+    let [simple, chunks] = [Framing::Simple, Framing::Structured].map(to);
+    let refusal = simple_reply(COOKIE, Some(NbdError::Io));
+    assert_eq!(chunks.result(Command::Write, Ok(()), "").as_bytes(), simple_reply(COOKIE, None));
+    assert_eq!(chunks.result(Command::Write, failed, "").as_bytes(), refusal);
+    for command in [Command::Read, Command::BlockStatus] {
+        assert_eq!(chunks.result(command, failed, "why"), chunks.error_chunk(NbdError::Io, "why", true));
+        assert_eq!(simple.result(command, failed, "").as_bytes(), refusal);
+    }
+}
+
+#[test]
+fn with_extended_headers_everything_is_a_chunk_that_repeats_the_offset() {
+    let extended = to(Framing::Extended);
+    let head = |kind: [u8; 2], length: u8| {
+        let mut bytes = vec![0x6e, 0x8a, 0x27, 0x8c, 0, 1, kind[0], kind[1], 1, 2, 3, 4, 5, 6, 7, 8];
+        bytes.extend([0x0a, 0, 0, 0, 0, 0, 0x0b, 0, 0, 0, 0, 0, 0, 0, 0, length]);
+        bytes
+    };
+    for command in [Command::Write, Command::Flush, Command::Trim, Command::Cache, Command::WriteZeroes] {
+        assert_eq!(extended.result(command, Ok(()), "").as_bytes(), head([0, 0], 0));
+        let refusal = extended.result(command, Err(NbdError::Io), "no");
+        assert_eq!(refusal.as_bytes(), [&head([0x80, 1], 8)[..], &[0, 0, 0, 5, 0, 2, b'n', b'o']].concat());
+    }
+    let data = extended.data(0x1000, 3);
+    assert_eq!(data.as_bytes(), [&head([0, 1], 11)[..], &[0, 0, 0, 0, 0, 0, 0x10, 0]].concat());
 }

@@ -5,8 +5,8 @@
 //! through fits the export.
 
 use lockstep_nbd::{
-    BlockSizes, Command, ExportDirectory, ExportInfo, HandshakeError, Limits, Lookup, Negotiation, Parsed,
-    ProtocolError, ReplyHeader, Request, RequestParser, Step, reply,
+    BlockSizes, Command, ExportDirectory, ExportInfo, Extents, Framing, HandshakeError, Limits, Lookup,
+    Negotiation, Parsed, ProtocolError, ReplyHeader, ReplyTo, Request, RequestParser, Step, put_status,
 };
 
 pub(crate) const DISK_BYTES: usize = 64 << 10;
@@ -36,6 +36,8 @@ pub(crate) fn export() -> ExportInfo {
         block: BlockSizes { min: 1, preferred: 4096, max: 16 << 10 },
         rotational: false,
         multi_conn: true,
+        fast_zero: true,
+        contexts: vec!["base:allocation".into(), "x-test:odd".into()],
     }
 }
 
@@ -49,8 +51,8 @@ pub(crate) enum End {
 
 pub(crate) struct Server {
     handshake: Negotiation,
-    /// The parser and whether reads are answered in chunks, once the handshake is over.
-    session: Option<(RequestParser, bool)>,
+    /// The parser and how answers are framed, once the handshake is over.
+    session: Option<(RequestParser, Framing)>,
     disk: Vec<u8>,
     received: Vec<u8>,
     /// Payload still to be thrown away, and the refusal to send behind it.
@@ -83,7 +85,7 @@ impl Server {
     fn turn(&mut self) -> bool {
         match self.session.clone() {
             None => self.handshake_turn(),
-            Some((parser, structured)) => self.request_turn(&parser, structured),
+            Some((parser, framing)) => self.request_turn(&parser, framing),
         }
     }
 
@@ -104,14 +106,13 @@ impl Server {
             Step::Close => self.end = Some(End::Polite),
             Step::Transmission(agreed) => {
                 assert_eq!(agreed.export, export());
-                let parser = RequestParser::new(&agreed.export, agreed.structured);
-                self.session = Some((parser, agreed.structured));
+                self.session = Some((RequestParser::new(&agreed), agreed.framing));
             }
         }
         true
     }
 
-    fn request_turn(&mut self, parser: &RequestParser, structured: bool) -> bool {
+    fn request_turn(&mut self, parser: &RequestParser, framing: Framing) -> bool {
         if let Some((bytes, reply)) = self.skip {
             let skipped = bytes.min(self.received.len() as u64);
             self.received.drain(..skipped as usize);
@@ -137,19 +138,19 @@ impl Server {
                 true
             }
             Parsed::Request { consumed, request } => {
-                assert!(request.offset + u64::from(request.length) <= DISK_BYTES as u64);
+                assert!(request.offset + request.length <= DISK_BYTES as u64);
                 let whole = consumed + request.payload_bytes() as usize;
                 if self.received.len() < whole {
                     return false;
                 }
                 let payload = self.received.drain(..whole).skip(consumed).collect::<Vec<_>>();
-                self.serve(&request, structured, &payload);
+                self.serve(&request, &ReplyTo::new(framing, &request), &payload);
                 true
             }
         }
     }
 
-    fn serve(&mut self, request: &Request, structured: bool, payload: &[u8]) {
+    fn serve(&mut self, request: &Request, to: &ReplyTo, payload: &[u8]) {
         self.requests.push(*request);
         let range = request.offset as usize..request.offset as usize + request.length as usize;
         match request.command {
@@ -158,17 +159,31 @@ impl Server {
                 return;
             }
             Command::Read => {
-                let header = reply::read_reply(structured, request.cookie, request.offset, request.length);
+                let header = to.data(request.offset, request.length as u32);
                 self.output.extend_from_slice(header.as_bytes());
                 self.output.extend_from_slice(&self.disk[range]);
                 return;
             }
             Command::Write => self.disk[range].copy_from_slice(payload),
             Command::Trim | Command::WriteZeroes => self.disk[range].fill(0),
+            Command::BlockStatus => return self.describe(request, to),
             Command::Flush | Command::Cache => {}
         }
-        let done = reply::request_reply(structured, request, Ok(()), "");
+        let done = to.result(request.command, Ok(()), "");
         self.output.extend_from_slice(done.as_bytes());
+    }
+
+    /// Every context says which bytes are zero; the second one the other way round.
+    fn describe(&mut self, request: &Request, to: &ReplyTo) {
+        let range = request.offset as usize..(request.offset + request.length) as usize;
+        let positions: Vec<usize> = request.contexts.positions().collect();
+        for position in &positions {
+            let mut extents = Extents::new(request.length, request.req_one);
+            for byte in &self.disk[range.clone()] {
+                extents.push(1, u32::from((*byte == 0) == (*position == 0)));
+            }
+            put_status(to, *position, &extents, Some(position) == positions.last(), &mut self.output);
+        }
     }
 
     pub(crate) fn disk(&self) -> &[u8] {

@@ -14,7 +14,7 @@ use crate::disk::Storage;
 use crate::link;
 use crate::nbd;
 use crate::ring::MESSAGE_MEMORY_BYTES;
-use crate::shard::{Pools, RESYNC_WINDOW, UNDURABLE_MAX, WRITES_MAX};
+use crate::shard::{Pools, RESYNC_WINDOW, STATUS_MEMORY_BYTES, UNDURABLE_MAX, WRITES_MAX};
 use crate::slots::{Arena, PoolSize};
 use crate::stock::MESSAGES_KEPT;
 
@@ -117,7 +117,7 @@ fn connection_bytes() -> usize {
 
 fn clients_bytes(limits: &Limits) -> u64 {
     let early = (limits.handshakes_max + limits.held_max) * (nbd::HANDSHAKE_BUFFER_BYTES + EARLY_BYTES);
-    let served = limits.clients_max * (nbd::BUFFER_BYTES + connection_bytes());
+    let served = limits.clients_max * (nbd::BUFFER_BYTES + STATUS_MEMORY_BYTES + connection_bytes());
     // As many again may be ending: they have no receive buffer any more.
     (early + served + limits.clients_max * connection_bytes()) as u64
 }

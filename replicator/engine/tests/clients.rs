@@ -12,7 +12,7 @@ use common::{Client, Pair, promote, report, status, wait_for, wait_protected};
 use lockstep_nbd::{Command as Nbd, Request};
 
 fn raw_request(command: Nbd, offset: u64, length: u32) -> [u8; 28] {
-    Request { command, fua: false, no_hole: false, df: false, cookie: 7, offset, length }.encode()
+    Request::new(command, 7, offset, length.into()).encode()
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Connection {
     ) -> io::Result<u64> {
         self.cookie += 1;
         let cookie = self.cookie;
-        let request = Request { command, fua, no_hole: false, df: false, cookie, offset, length };
+        let request = Request { fua, ..Request::new(command, cookie, offset, length.into()) };
         let mut bytes = request.encode().to_vec();
         bytes.extend_from_slice(payload);
         if command == Command::Read {
@@ -84,8 +84,7 @@ impl Connection {
     /// for nothing more than being kept.
     pub fn try_send(&mut self, command: Command, offset: u64, length: u32, payload: &[u8]) -> bool {
         self.cookie += 1;
-        let (fua, no_hole, df, cookie) = (false, false, false, self.cookie);
-        let request = Request { command, fua, no_hole, df, cookie, offset, length };
+        let request = Request::new(command, self.cookie, offset, length.into());
         let mut bytes = request.encode().to_vec();
         bytes.extend_from_slice(payload);
         self.stream.set_nonblocking(true).expect("a socket that does not wait");

@@ -7,8 +7,8 @@
 use lockstep_counting::measure;
 use lockstep_nbd::client::{ClientError, Connected, Handshake, Reply, next_reply};
 use lockstep_nbd::{
-    BlockSizes, Command, ExportDirectory, ExportInfo, HandshakeError, Limits, Lookup, NbdError, Negotiation,
-    PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser, Step, Transmission,
+    BlockSizes, Command, ExportDirectory, ExportInfo, Framing, HandshakeError, Limits, Lookup, NbdError,
+    Negotiation, PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser, Step, Transmission,
 };
 
 use crate::input::{Cuts, Input};
@@ -32,6 +32,8 @@ fn export() -> ExportInfo {
         block: BlockSizes { min: 512, preferred: 4096, max: 1 << 20 },
         rotational: false,
         multi_conn: true,
+        fast_zero: false,
+        contexts: Vec::new(),
     }
 }
 
@@ -183,7 +185,8 @@ pub(crate) fn transmission(data: &[u8]) {
     let made = input.flag();
     let (export, structured) = any_export(&mut input);
     let stream = if made { headers(&mut input, &export) } else { input.rest().to_vec() };
-    let parser = RequestParser::new(&export, structured);
+    let framing = if structured { Framing::Structured } else { Framing::Simple };
+    let parser = RequestParser::new(&Transmission { export: export.clone(), framing, contexts: Vec::new() });
     let mut rest = stream.as_slice();
     loop {
         let header = &rest[..rest.len().min(REQUEST_HEADER_BYTES)];
@@ -202,7 +205,7 @@ pub(crate) fn transmission(data: &[u8]) {
             Parsed::Request { consumed, request } => {
                 assert_eq!(refused(header, &export, structured), None, "{request:?} is let through");
                 check_request(&request, header, &parser);
-                (consumed, u64::from(request.payload_bytes()))
+                (consumed, request.payload_bytes())
             }
             Parsed::Invalid { consumed, cookie, error, payload_to_skip, reply } => {
                 assert_eq!(refused(header, &export, structured), Some(error), "{header:?}");

@@ -212,8 +212,8 @@ impl World {
             RequestKind::Zero { no_hole } => (Command::WriteZeroes, no_hole),
             RequestKind::Flush => (Command::Flush, false),
         };
-        let (offset, length) = (range.0 as u64 * 512, range.1 as u32 * 512);
-        let request = Request { command, fua, no_hole, df: false, cookie: 0, offset, length };
+        let (offset, length) = (range.0 as u64 * 512, range.1 as u64 * 512);
+        let request = Request { fua, no_hole, ..Request::new(command, 0, offset, length) };
         let Some(request) = self.ask(client, request, Some(kind), write) else { return };
         if let Some(write) = write {
             let line = self.lines.of[n];
@@ -259,7 +259,7 @@ impl World {
             Wrong::Empty => (Command::Read, 0, 0, false),
             Wrong::Flag => (Command::Read, 0, 512, true),
         };
-        let request = Request { command, fua: false, no_hole, df: false, cookie: 0, offset, length };
+        let request = Request { no_hole, ..Request::new(command, 0, offset, length) };
         if let Some(request) = self.ask(client, request, None, None)
             && let Some(link) = &mut self.clients[client].link
         {
@@ -274,9 +274,7 @@ impl World {
             return self.leave_host(client);
         }
         link.is_leaving = true;
-        let (command, cookie) = (Command::Disconnect, link.cookies + 1);
-        let goodbye =
-            Request { command, fua: false, no_hole: false, df: false, cookie, offset: 0, length: 0 };
+        let goodbye = Request::new(Command::Disconnect, link.cookies + 1, 0, 0);
         link.outbox.extend(goodbye.encode());
         self.pump_client(client);
     }
@@ -392,7 +390,7 @@ impl Attached {
                 if asked != Some(offset) {
                     return Err(Some(format!("data from {offset} for {asked:?}")));
                 }
-                (consumed, cookie, length, None)
+                (consumed, cookie, u64::from(length), None)
             }
             Reply::Failed { consumed, cookie, error, .. } => (consumed, cookie, 0, Some(error)),
             other => return Err(Some(format!("answer {other:?}"))),

@@ -11,6 +11,7 @@ use lockstep_bitmap::GenerationId;
 use lockstep_core::{
     Command, DiskError, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind,
 };
+use lockstep_nbd::ReplyTo;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// An input of the core that owns its data, so that it can wait for a paused process.
@@ -98,8 +99,8 @@ pub(crate) struct Request {
     pub(crate) session: u32,
     /// As it came.
     pub(crate) asked: lockstep_nbd::Request,
-    /// Reads are answered in chunks.
-    pub(crate) structured: bool,
+    /// Where its answer goes.
+    pub(crate) to: ReplyTo,
     /// What it asks.
     pub(crate) kind: RequestKind,
     /// First sector and number.

@@ -6,7 +6,7 @@ use crate::setup::{MS, US};
 use crate::socket::bytes_of;
 use crate::world::{Ev, Phase, World};
 use lockstep_core::{IoError, RequestKind};
-use lockstep_nbd::{NbdError, reply};
+use lockstep_nbd::{NbdError, ReplyTo};
 
 /// How long a client that goes may take to read its answers.
 const DRAIN_NS: u64 = 2000 * MS;
@@ -110,13 +110,13 @@ impl World {
         let Some((asked, kind)) = asked.and_then(|asked| Some((asked, asked.kind?))) else {
             return self.fail("nbd", format!("node {n}: {request:?} was taken, and nobody asked that"));
         };
-        let structured = session.admitted(req, &request);
+        let framing = session.admitted(req, &request);
         let range = ((request.offset / 512) as usize, request.length as usize / 512);
         let entry = Request {
             client: Some(session.client),
             session: number,
             asked: request,
-            structured,
+            to: ReplyTo::new(framing, &request),
             kind,
             range,
             write: asked.write,
@@ -126,7 +126,7 @@ impl World {
             found: if kind == RequestKind::Read { vec![None; range.1] } else { Vec::new() },
         };
         host.requests.insert(req, entry);
-        let (offset, len) = (request.offset, u64::from(request.length));
+        let (offset, len) = (request.offset, request.length);
         let fua = request.fua && request.command.modifies();
         self.feed(n, Input::Request { req, kind, offset, len, fua });
     }
@@ -333,11 +333,11 @@ impl World {
         session.answered(req);
         let result = result.map_err(wire_error);
         let tags: Vec<u64> = request.found.iter().map(|tag| tag.unwrap_or_default()).collect();
-        let (asked, structured) = (&request.asked, request.structured);
+        let (asked, to) = (&request.asked, &request.to);
         let header = if result.is_ok() && request.kind == RequestKind::Read {
-            reply::read_reply(structured, asked.cookie, asked.offset, asked.length)
+            to.data(asked.offset, asked.length as u32)
         } else {
-            reply::request_reply(structured, asked, result, "as the core says")
+            to.result(asked.command, result, "as the core says")
         };
         let mut bytes = header.as_bytes().to_vec();
         if result.is_ok() {

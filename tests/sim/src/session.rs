@@ -9,8 +9,8 @@ use crate::setup::MS;
 use crate::socket::{SECTOR_BYTES, Socket, tags_of};
 use lockstep_core::{ExportState, PIECE_BYTES_MAX, RequestKind};
 use lockstep_nbd::{
-    BlockSizes, Command, ExportDirectory, ExportInfo, Limits, Lookup, Negotiation, Parsed, Request,
-    RequestParser, Step, reply,
+    BlockSizes, Command, ExportDirectory, ExportInfo, Framing, Limits, Lookup, Negotiation, Parsed, ReplyTo,
+    Request, RequestParser, Step,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -65,6 +65,8 @@ impl ExportDirectory for Offer {
                 block: BlockSizes { min: 512, preferred: 4096, max: 32 << 20 },
                 rotational: false,
                 multi_conn: true,
+                fast_zero: false,
+                contexts: Vec::new(),
             }),
             ExportState::Hold if self.may_hold => Lookup::NotReady,
             _ => Lookup::Refused { reason: "not here".into() },
@@ -81,7 +83,7 @@ enum Phase {
 
 struct Serving {
     parser: RequestParser,
-    structured: bool,
+    framing: Framing,
     write: Option<Writing>,
     /// Bytes of payload to be thrown away.
     skip: usize,
@@ -237,9 +239,8 @@ impl Session {
             Step::Close => Next::Drain,
             Step::Transmission(agreed) => {
                 self.deadline_ns = None;
-                let parser = RequestParser::new(&agreed.export, agreed.structured);
-                let structured = agreed.structured;
-                let serving = Serving { parser, structured, write: None, skip: 0, refusal: None };
+                let (parser, framing) = (RequestParser::new(&agreed), agreed.framing);
+                let serving = Serving { parser, framing, write: None, skip: 0, refusal: None };
                 self.phase = Phase::Serving(Box::new(serving));
                 Next::Begin
             }
@@ -298,7 +299,8 @@ impl Session {
                     Command::Cache => {
                         self.asked.remove(&request.cookie);
                         self.unsent += 1;
-                        let answer = reply::request_reply(false, &request, Ok(()), "");
+                        let to = ReplyTo::new(serving.framing, &request);
+                        let answer = to.result(request.command, Ok(()), "");
                         self.outbox.push_back((answer.as_bytes().to_vec(), true));
                         Next::Again
                     }
@@ -308,16 +310,16 @@ impl Session {
         }
     }
 
-    /// A request is the core's. Says whether its reads are answered in chunks.
-    pub(crate) fn admitted(&mut self, req: u32, request: &Request) -> bool {
+    /// A request is the core's. Says how it is answered.
+    pub(crate) fn admitted(&mut self, req: u32, request: &Request) -> Framing {
         (self.unsent, self.in_core) = (self.unsent + 1, self.in_core + 1);
-        let Phase::Serving(serving) = &mut self.phase else { return false };
+        let Phase::Serving(serving) = &mut self.phase else { return Framing::Simple };
         let pieces = payload_pieces(request);
         if !pieces.is_empty() {
             let is_zeroes = request.command == Command::WriteZeroes;
             serving.write = Some(Writing { req, pieces, got: Vec::new(), is_zeroes });
         }
-        serving.structured
+        serving.framing
     }
 
     /// The core has answered: what is missing of its payload is thrown away.

@@ -16,7 +16,7 @@ pub(crate) fn payload_bytes(request: &Request) -> usize {
 }
 
 /// Bytes that stand for so many of the volume.
-pub(crate) fn sector_bytes(len: u32) -> usize {
+pub(crate) fn sector_bytes(len: u64) -> usize {
     len.div_ceil(512) as usize * SECTOR_BYTES
 }
 

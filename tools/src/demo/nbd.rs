@@ -120,7 +120,7 @@ impl Client {
 
 fn request(command: Command, cookie: u64, offset: u64, length_bytes: usize) -> io::Result<Request> {
     let length = u32::try_from(length_bytes).map_err(io::Error::other)?;
-    Ok(Request { command, fua: false, no_hole: false, df: false, cookie, offset, length })
+    Ok(Request::new(command, cookie, offset, length.into()))
 }
 
 fn succeeded(done: Done) -> io::Result<()> {

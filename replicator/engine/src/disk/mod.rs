@@ -4,6 +4,7 @@
 //! open file description that does the I/O, so that it is free only when the last request of a killed
 //! predecessor has ended (ordering 19). Buffered and direct I/O are never mixed on one open file.
 
+mod allocation;
 pub(crate) mod failed;
 mod identity;
 pub(crate) mod inspect;
@@ -52,6 +53,8 @@ pub(crate) struct OpenDisk {
     pub(crate) may_block: bool,
     /// RWF_DSYNC makes a write durable; otherwise an fdatasync behind it does.
     pub(crate) keeps_dsync: bool,
+    /// The file system is known to make a hole of any size by a note.
+    pub(crate) has_holes: bool,
 }
 
 /// A disk in use by a shard.
@@ -64,6 +67,7 @@ pub(crate) struct Disk {
     pub(crate) granule_bytes: u32,
     pub(crate) may_block: bool,
     pub(crate) keeps_dsync: bool,
+    pub(crate) has_holes: bool,
     /// Not yet refused.
     pub(crate) can_punch: bool,
     pub(crate) can_zero_range: bool,
@@ -79,6 +83,7 @@ impl From<OpenDisk> for Disk {
             granule_bytes: open.granule_bytes,
             may_block: open.may_block,
             keeps_dsync: open.keeps_dsync,
+            has_holes: open.has_holes,
             can_punch: true,
             can_zero_range: true,
         }
@@ -96,6 +101,11 @@ impl Disk {
     /// stays set: what makes it durable is still to be done.
     pub(crate) fn take_dsync(&self, fua: &mut bool) -> bool {
         self.keeps_dsync && std::mem::take(fua)
+    }
+
+    /// Whether a range of any size becomes zeroes in no more time than a small write takes, holes allowed.
+    pub(crate) fn zeroes_fast(&self) -> bool {
+        self.has_holes && self.can_punch
     }
 
     /// In words, for reports.
@@ -119,8 +129,8 @@ const MEMORY_MAGICS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 /// it was asked not to: one slow disk would hold up every resource, and the heartbeats.
 const FUSE_MAGIC: i64 = 0x6573_5546;
 
-/// ext4, XFS and btrfs: what they do with RWF_DSYNC is known to be what it says. FUSE forgets it, of a write with
-/// O_DIRECT that it completes later, as those of the ring are.
+/// ext4, XFS and btrfs: what they do with RWF_DSYNC is known to be what it says, and a hole is a note. FUSE forgets
+/// RWF_DSYNC, of a write with O_DIRECT that it completes later, as those of the ring are.
 const DSYNC_MAGICS: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
 
 /// Opens and locks a disk. Waits up to `lock_wait` for a predecessor whose last request is still ending.
@@ -159,6 +169,8 @@ fn open_block(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenD
         granule_bytes,
         may_block: false,
         keeps_dsync: true,
+        // Whether it can do that, and how fast, is seen when it is tried.
+        has_holes: false,
     })
 }
 
@@ -186,6 +198,7 @@ fn open_file(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDi
         granule_bytes: GRANULE_BYTES_MIN,
         may_block: kind == FUSE_MAGIC,
         keeps_dsync: DSYNC_MAGICS.contains(&kind),
+        has_holes: DSYNC_MAGICS.contains(&kind) || kind == MEMORY_MAGICS[0],
     };
     match direct_granule {
         Some(granule_bytes) if size_bytes.is_multiple_of(u64::from(granule_bytes)) => {

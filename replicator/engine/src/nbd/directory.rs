@@ -3,7 +3,7 @@
 use lockstep_core::{ExportState, Role};
 use lockstep_nbd::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
 
-use super::REQUEST_BYTES_MAX;
+use super::{REQUEST_BYTES_MAX, context_names};
 
 /// One resource as clients may see it.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub(crate) struct Export {
     pub(crate) read_only: bool,
     /// Name of the peer, for advice.
     pub(crate) peer: Option<String>,
+    /// A zeroed range may cost no more than a note of the file system.
+    pub(crate) fast_zero: bool,
 }
 
 /// All resources.
@@ -55,6 +57,8 @@ impl Directory {
             block: BlockSizes { min: 1, preferred: 4096, max: REQUEST_BYTES_MAX },
             rotational: false,
             multi_conn: true,
+            fast_zero: export.fast_zero,
+            contexts: context_names(export.peer.is_some()),
         }
     }
 
@@ -84,6 +88,7 @@ mod tests {
             size_bytes: 1 << 20,
             read_only: false,
             peer: Some("beta".into()),
+            fast_zero: true,
         };
         Directory {
             exports: states.iter().enumerate().map(export).collect(),

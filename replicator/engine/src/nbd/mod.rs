@@ -4,13 +4,15 @@
 //! bound is not read further until it is below it again. Whatever a client does, its requests in the core are
 //! answered before its entry goes.
 
+mod contexts;
 mod directory;
 
 use std::time::SystemTime;
 
 use lockstep_core::{Instant, PIECE_BYTES_MAX, SlotId};
-use lockstep_nbd::{Negotiation, ReplyHeader, RequestParser};
+use lockstep_nbd::{Framing, Negotiation, ReplyHeader, ReplyTo, RequestParser};
 
+pub(crate) use contexts::{Context, names as context_names};
 pub(crate) use directory::{Directory, Export};
 
 use crate::ring::Fd;
@@ -43,7 +45,9 @@ pub(crate) enum Phase {
 pub(crate) struct Serving {
     pub(crate) resource: u16,
     pub(crate) parser: RequestParser,
-    pub(crate) structured: bool,
+    pub(crate) framing: Framing,
+    /// What its questions for block status are about, in the order that was agreed.
+    pub(crate) contexts: Vec<Context>,
     /// A write whose payload is arriving.
     pub(crate) write: Option<Writing>,
     /// A read that is larger than a part, and the only request under way.
@@ -60,11 +64,11 @@ pub(crate) struct Serving {
 pub(crate) struct LongRead {
     request: lockstep_nbd::Request,
     /// Bytes that were asked of the core.
-    asked: u32,
+    asked: u64,
 }
 
 /// Largest read that is answered as a whole; it needs 17 slots if it is not aligned.
-pub(crate) const READ_PART_BYTES: u32 = 2 << 20;
+pub(crate) const READ_PART_BYTES: u64 = 2 << 20;
 
 /// Which part of a read a request in the core is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +76,7 @@ pub(crate) enum Part {
     /// All of it; and every other request.
     Whole,
     /// The beginning of a read of so many bytes.
-    First { whole_bytes: u32 },
+    First { whole_bytes: u64 },
     /// Neither the beginning nor the end.
     Middle,
     /// The end.
@@ -88,10 +92,11 @@ impl LongRead {
     /// The next part, as a read of its own whose slots have no more bytes than these; `None` if they are less
     /// than a piece needs.
     pub(crate) fn next_part(&self, slot_bytes: u64) -> Option<(lockstep_nbd::Request, Part)> {
-        let offset = self.request.offset + u64::from(self.asked);
+        let offset = self.request.offset + self.asked;
         let (mut length, mut free_bytes) = (0, slot_bytes);
         for (offset, piece_bytes) in pieces(offset, self.left_bytes()) {
-            let needed_bytes = slot_bytes_needed(offset, piece_bytes);
+            let (piece_bytes, needed_bytes) =
+                (u64::from(piece_bytes), slot_bytes_needed(offset, piece_bytes.into()));
             if needed_bytes > free_bytes || length + piece_bytes > READ_PART_BYTES {
                 break;
             }
@@ -106,13 +111,18 @@ impl LongRead {
         (length > 0).then_some((lockstep_nbd::Request { offset, length, ..self.request }, part))
     }
 
+    /// As it came.
+    pub(crate) fn whole(&self) -> &lockstep_nbd::Request {
+        &self.request
+    }
+
     /// A part was asked of the core.
-    pub(crate) fn advance(&mut self, bytes: u32) {
+    pub(crate) fn advance(&mut self, bytes: u64) {
         self.asked += bytes;
     }
 
     /// Bytes that were not asked of the core.
-    pub(crate) fn left_bytes(&self) -> u32 {
+    pub(crate) fn left_bytes(&self) -> u64 {
         self.request.length - self.asked
     }
 }
@@ -137,7 +147,7 @@ pub(crate) struct Writing {
 impl Writing {
     /// The payload of a request, if it has any.
     pub(crate) fn of(id: u32, request: &lockstep_nbd::Request) -> Option<Self> {
-        let (offset, end) = (request.offset, request.offset + u64::from(request.length));
+        let (offset, end) = (request.offset, request.offset + request.length);
         let ((offset, left), then) = match request.command {
             lockstep_nbd::Command::Write => ((offset, end - offset), (0, 0)),
             lockstep_nbd::Command::WriteZeroes => {
@@ -280,7 +290,8 @@ pub(crate) const LIST_MEMORY_BYTES: usize =
 pub(crate) struct Request {
     pub(crate) client: u32,
     pub(crate) request: lockstep_nbd::Request,
-    pub(crate) structured: bool,
+    /// Where its answer goes.
+    pub(crate) to: ReplyTo,
     pub(crate) part: Part,
     /// Slots of a read, one per piece.
     pub(crate) slots: Vec<SlotId>,
@@ -307,7 +318,7 @@ pub(crate) fn take_all(
     arena: &mut Arena,
     pool: PoolId,
     offset: u64,
-    len: u32,
+    len: u64,
     slots: &mut Vec<SlotId>,
 ) -> bool {
     let (small, large) = slots_needed(offset, len);
@@ -323,7 +334,7 @@ pub(crate) fn take_all(
 }
 
 /// How many pieces of a range fit a small slot, and how many need a large one.
-fn slots_needed(offset: u64, len: u32) -> (u32, u32) {
+fn slots_needed(offset: u64, len: u64) -> (u32, u32) {
     pieces(offset, len).fold((0, 0), |(small, large), (offset, len)| match fits_small(offset, len) {
         true => (small + 1, large),
         false => (small, large + 1),
@@ -331,14 +342,14 @@ fn slots_needed(offset: u64, len: u32) -> (u32, u32) {
 }
 
 /// Bytes of the slots that a range needs.
-pub(crate) fn slot_bytes_needed(offset: u64, len: u32) -> u64 {
+pub(crate) fn slot_bytes_needed(offset: u64, len: u64) -> u64 {
     let (small, large) = slots_needed(offset, len);
     u64::from(small) * SMALL_BYTES as u64 + u64::from(large) * LARGE_BYTES as u64
 }
 
 /// Offset and length of each piece of a range.
-fn pieces(offset: u64, len: u32) -> impl Iterator<Item = (u64, u32)> {
-    let end = offset + u64::from(len);
+fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (u64, u32)> {
+    let end = offset + len;
     let piece = move |offset: u64| (offset < end).then(|| (offset, piece_bytes(offset, end - offset)));
     std::iter::successors(piece(offset), move |(offset, len)| piece(offset + u64::from(*len)))
 }
@@ -348,13 +359,14 @@ mod tests {
     use super::*;
     use crate::slots::PoolSize;
 
-    fn asked(command: lockstep_nbd::Command, offset: u64, length: u32) -> lockstep_nbd::Request {
-        lockstep_nbd::Request { command, fua: false, no_hole: false, df: false, cookie: 1, offset, length }
+    fn asked(command: lockstep_nbd::Command, offset: u64, length: u64) -> lockstep_nbd::Request {
+        lockstep_nbd::Request::new(command, 1, offset, length)
     }
 
-    fn read(offset: u64, length: u32) -> Request {
+    fn read(offset: u64, length: u64) -> Request {
         let request = asked(lockstep_nbd::Command::Read, offset, length);
-        Request { client: 0, request, structured: false, part: Part::Whole, slots: Vec::new() }
+        let to = ReplyTo::new(Framing::Simple, &request);
+        Request { client: 0, request, to, part: Part::Whole, slots: Vec::new() }
     }
 
     #[test]
@@ -372,8 +384,8 @@ mod tests {
             parts,
             [
                 (4096, size - 4096, Part::First { whole_bytes: 2 * size }),
-                (u64::from(size), size, Part::Middle),
-                (2 * u64::from(size), 4096, Part::Last),
+                (size, size, Part::Middle),
+                (2 * size, 4096, Part::Last),
             ]
         );
         let long = LongRead::new(whole);
@@ -409,7 +421,7 @@ mod tests {
     #[test]
     fn a_range_is_cut_at_pieces_and_every_byte_finds_its_slot() {
         let mut arena = Arena::new(&[PoolSize { small: 1, large: 3 }]).unwrap();
-        let (offset, length) = (PIECE_BYTES_MAX - 10, PIECE_BYTES_MAX as u32 + 20);
+        let (offset, length) = (PIECE_BYTES_MAX - 10, PIECE_BYTES_MAX + 20);
         let mut request = read(offset, length);
         assert!(take_all(&mut arena, PoolId(0), offset, length, &mut request.slots));
         let spans: Vec<Span> = request.spans().collect();
@@ -425,9 +437,9 @@ mod tests {
     fn a_range_that_does_not_fit_takes_nothing() {
         let mut arena = Arena::new(&[PoolSize { small: 0, large: 2 }]).unwrap();
         let mut slots = Vec::new();
-        assert!(!take_all(&mut arena, PoolId(0), 0, 3 * PIECE_BYTES_MAX as u32, &mut slots));
+        assert!(!take_all(&mut arena, PoolId(0), 0, 3 * PIECE_BYTES_MAX, &mut slots));
         assert!(slots.is_empty());
         assert_eq!((arena.in_use(), arena.frees()), (0, 0), "nothing was taken and given back");
-        assert!(take_all(&mut arena, PoolId(0), 0, 2 * PIECE_BYTES_MAX as u32, &mut slots));
+        assert!(take_all(&mut arena, PoolId(0), 0, 2 * PIECE_BYTES_MAX, &mut slots));
     }
 }

@@ -13,7 +13,8 @@ use super::Shard;
 use super::resource::Resource;
 use super::turns::Turns;
 use crate::config::ResourceConfig;
-use crate::nbd::{Client, Directory, Export, Phase, Serving};
+use crate::disk::Disk;
+use crate::nbd::{Client, Context, Directory, Export, Phase, Serving};
 use crate::ring::{Completion, Fd, Op};
 use crate::token::Token;
 
@@ -100,6 +101,7 @@ impl Shard {
             size_bytes: resource.node.as_ref().and_then(|node| node.geometry()).map_or(0, |g| g.size_bytes()),
             read_only: config.read_only,
             peer: config.peer.as_ref().map(|peer| peer.name.clone()),
+            fast_zero: resource.storage.disk.as_ref().is_some_and(Disk::zeroes_fast),
         };
         let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();
         Directory { exports, node_name: self.config.node_name.clone(), may_hold }
@@ -169,13 +171,16 @@ impl Shard {
             return self.drain(index);
         }
         client.inbox.grow(crate::nbd::BUFFER_BYTES);
-        let parser = RequestParser::new(&agreed.export, agreed.structured);
+        let parser = RequestParser::new(&agreed);
         let resource = resource as u16;
-        let structured = agreed.structured;
+        let framing = agreed.framing;
+        // Each name was offered by the directory.
+        let contexts = agreed.contexts.iter().filter_map(|name| Context::named(name)).collect();
         client.phase = Phase::Serving(Box::new(Serving {
             resource,
             parser,
-            structured,
+            framing,
+            contexts,
             write: None,
             long_read: None,
             skip: 0,

@@ -8,6 +8,7 @@
 mod actions;
 mod clients;
 mod control;
+mod describe;
 mod links;
 mod listen;
 mod reads;
@@ -41,6 +42,7 @@ use listen::Socket;
 use resource::Resource;
 
 pub(crate) use control::{RESYNC_WINDOW, UNDURABLE_MAX, WRITES_MAX};
+pub(crate) use describe::STATUS_MEMORY_BYTES;
 pub(crate) use resource::Pools;
 
 /// How often connections with a time limit are looked at.

@@ -7,11 +7,13 @@
 //! way, so that nothing comes between its parts.
 
 use lockstep_core::{Event, IoError, ReqId, RequestKind, SlotId};
-use lockstep_nbd::{Command, ReplyHeader, reply};
+use lockstep_nbd::{Command, Framing, ReplyHeader, ReplyTo};
 
 use super::Shard;
 use super::requests::{Next, counted_bytes, wire_error, words};
-use crate::nbd::{Client, LongRead, Part, Phase, READ_PART_BYTES, Request, slot_bytes_needed, take_all};
+use crate::nbd::{
+    Client, LongRead, Part, Phase, READ_PART_BYTES, REQUEST_BYTES_MAX, Request, slot_bytes_needed, take_all,
+};
 use crate::slots::LARGE_BYTES;
 
 impl Shard {
@@ -71,6 +73,7 @@ impl Shard {
             && let Phase::Serving(serving) = &mut client.phase
         {
             match (&mut serving.long_read, part) {
+                // It is asked for as if it had fitted from the start.
                 (read, Part::Whole) => *read = None,
                 (Some(read), _) => read.advance(request.length),
                 (None, _) => {}
@@ -110,10 +113,12 @@ impl Shard {
         let Some(client) = self.clients.get_mut(index) else { return };
         let Phase::Serving(serving) = &client.phase else { return };
         client.requests += 1;
-        let (resource, structured) = (usize::from(serving.resource), serving.structured);
+        let resource = usize::from(serving.resource);
+        let whole = serving.long_read.as_ref().map_or(&request, LongRead::whole);
+        let to = ReplyTo::new(serving.framing, whole);
         let entry = &mut self.resources[resource];
-        let id = entry.requests.insert(Request { client: index, request, structured, part, slots });
-        let (offset, len) = (request.offset, u64::from(request.length));
+        let id = entry.requests.insert(Request { client: index, request, to, part, slots });
+        let (offset, len) = (request.offset, request.length);
         self.feed(
             resource,
             Event::Request { req: ReqId(id), kind: RequestKind::Read, offset, len, fua: false },
@@ -133,22 +138,26 @@ pub(super) enum Answer {
 
 /// The beginning of the answer to a request with this result.
 pub(super) fn answer_to(request: &Request, result: Result<(), IoError>) -> Answer {
-    let (asked, structured) = (&request.request, request.structured);
+    let (asked, to) = (&request.request, &request.to);
     // A chunk for each part, unless the client wants one for all.
-    let in_chunks = structured && !asked.df;
+    let in_chunks = to.framing() != Framing::Simple && !asked.df;
     Answer::Header(match (result, request.part) {
         (Ok(()), Part::Whole) if asked.command == Command::Read => {
-            reply::read_reply(structured, asked.cookie, asked.offset, asked.length)
+            to.data(asked.offset, wire_bytes(asked.length))
         }
-        (Ok(()), Part::Whole) => reply::request_reply(structured, asked, Ok(()), ""),
+        (Ok(()), Part::Whole) => to.result(asked.command, Ok(()), ""),
         (Ok(()), part) if in_chunks => {
-            reply::data_chunk(asked.cookie, asked.offset, asked.length, part == Part::Last)
+            to.data_chunk(asked.offset, wire_bytes(asked.length), part == Part::Last)
         }
-        (Ok(()), Part::First { whole_bytes }) => {
-            reply::read_reply(structured, asked.cookie, asked.offset, whole_bytes)
-        }
+        (Ok(()), Part::First { whole_bytes }) => to.data(asked.offset, wire_bytes(whole_bytes)),
         (Ok(()), Part::Middle | Part::Last) => return Answer::Data,
         (Err(_), Part::Middle | Part::Last) if !in_chunks => return Answer::Broken,
-        (Err(error), _) => reply::request_reply(structured, asked, Err(wire_error(error)), words(error)),
+        (Err(error), _) => to.result(asked.command, Err(wire_error(error)), words(error)),
     })
+}
+
+/// Length of a read, which the largest block bounds.
+fn wire_bytes(length: u64) -> u32 {
+    debug_assert!(length <= u64::from(REQUEST_BYTES_MAX), "a read longer than is offered");
+    length as u32
 }

@@ -3,13 +3,14 @@
 //! A request is admitted when its bounds and slots allow; until then its header stays unread. A write's
 //! payload goes to the core piece by piece, as it arrives.
 
-use lockstep_core::{Event, IoError, ReqId, RequestKind, SlotId};
-use lockstep_nbd::{Command, NbdError, Parsed, reply};
+use lockstep_core::{Event, IoError, Node, ReqId, RequestKind, SlotId};
+use lockstep_nbd::{Command, NbdError, Parsed, ReplyTo};
 
 use super::Shard;
 use super::reads::{Answer, answer_to};
 use super::resource::Resource;
-use crate::nbd::{Part, Phase, Piece, Request, Writing, piece_bytes};
+use crate::disk::Disk;
+use crate::nbd::{Client, Part, Phase, Piece, Request, Writing, piece_bytes};
 use crate::slots::Span;
 use crate::token::{Io, Token};
 
@@ -101,8 +102,12 @@ impl Shard {
             Command::Read => RequestKind::Read,
             Command::Write => RequestKind::Write,
             Command::Trim => RequestKind::Trim,
+            Command::WriteZeroes if request.fast && !self.zeroes_fast(index, &request) => {
+                return self.refuse(index, consumed, &request, NbdError::NotSupported);
+            }
             Command::WriteZeroes => RequestKind::Zero { no_hole: request.no_hole },
             Command::Flush => RequestKind::Flush,
+            Command::BlockStatus => return self.admit_status(index, consumed, &request),
             Command::Disconnect | Command::Cache => {
                 return self.admit_without_core(index, consumed, &request);
             }
@@ -131,10 +136,11 @@ impl Shard {
         client.requests += 1;
         client.unsent += 1;
         client.unsent_bytes += bytes;
-        let (structured, part, slots) = (serving.structured, Part::Whole, Vec::new());
-        let id = entry.requests.insert(Request { client: index, request, structured, part, slots });
+        let (part, slots) = (Part::Whole, Vec::new());
+        let to = ReplyTo::new(serving.framing, &request);
+        let id = entry.requests.insert(Request { client: index, request, to, part, slots });
         serving.write = Writing::of(id, &request);
-        let (offset, len) = (request.offset, u64::from(request.length));
+        let (offset, len) = (request.offset, request.length);
         let fua = request.fua && request.command.modifies();
         self.feed(resource, Event::Request { req: ReqId(id), kind, offset, len, fua });
         Next::Again
@@ -149,7 +155,38 @@ impl Shard {
         }
         // Nothing is cached here that could be filled.
         client.unsent += 1;
-        self.answer(index, reply::request_reply(false, request, Ok(()), "").as_bytes());
+        let Phase::Serving(serving) = &client.phase else { return Next::Wait };
+        let done = ReplyTo::new(serving.framing, request).result(request.command, Ok(()), "");
+        self.answer(index, done.as_bytes());
+        Next::Again
+    }
+
+    /// Whether zeroes cost less than a write of them: a hole on this disk alone. What the peer's disk would take is
+    /// not known here.
+    fn zeroes_fast(&self, index: u32, request: &lockstep_nbd::Request) -> bool {
+        let resource = self.clients.get(index).and_then(Client::served_resource);
+        let entry = resource.map(|resource| &self.resources[usize::from(resource)]);
+        entry.is_some_and(|entry| {
+            let is_alone = entry.node.as_ref().is_some_and(Node::writes_alone);
+            is_alone && !request.no_hole && entry.storage.disk.as_ref().is_some_and(Disk::zeroes_fast)
+        })
+    }
+
+    /// Answers a request with an error, nothing done.
+    fn refuse(
+        &mut self,
+        index: u32,
+        consumed: usize,
+        request: &lockstep_nbd::Request,
+        error: NbdError,
+    ) -> Next {
+        let Some(client) = self.clients.get_mut(index) else { return Next::Wait };
+        let Phase::Serving(serving) = &client.phase else { return Next::Wait };
+        client.inbox.consume(consumed);
+        client.unsent += 1;
+        let answer =
+            ReplyTo::new(serving.framing, request).result(request.command, Err(error), "not as fast");
+        self.answer(index, answer.as_bytes());
         Next::Again
     }
 
@@ -238,7 +275,7 @@ impl Shard {
             && let Phase::Serving(serving) = &mut client.phase
         {
             if is_end {
-                bytes += serving.long_read.take().map_or(0, |long| u64::from(long.left_bytes()));
+                bytes += serving.long_read.take().map_or(0, |long| long.left_bytes());
             } else {
                 // Its next part is asked for when no action is being executed.
                 self.reading_on.push(request.client);
@@ -275,7 +312,7 @@ impl Shard {
     }
 
     /// Queues an answer that the core was not asked for.
-    fn answer(&mut self, index: u32, header: &[u8]) {
+    pub(super) fn answer(&mut self, index: u32, header: &[u8]) {
         let Some(client) = self.clients.get_mut(index) else { return };
         if let Some(message) = client.outbox.message(false) {
             message.push_head(header);
@@ -299,7 +336,7 @@ fn take_for_write(io: &mut Io, entry: &mut Resource, index: u32, offset: u64, le
 /// What a request counts against the bound of its client.
 pub(super) fn counted_bytes(request: &lockstep_nbd::Request) -> u64 {
     match request.command {
-        Command::Read | Command::Write => u64::from(request.length),
+        Command::Read | Command::Write => request.length,
         _ => 0,
     }
 }

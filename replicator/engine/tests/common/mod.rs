@@ -235,7 +235,7 @@ impl Client {
     pub(crate) fn begin(&mut self, command: Nbd, fua: bool, offset: u64, length: u32, payload: &[u8]) -> u64 {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        let request = Request { command, fua, no_hole: false, df: false, cookie, offset, length };
+        let request = Request { fua, ..Request::new(command, cookie, offset, length.into()) };
         self.stream.write_all(&request.encode()).unwrap();
         self.stream.write_all(payload).unwrap();
         cookie

@@ -33,6 +33,8 @@ impl ExportDirectory for Directory {
             block: BlockSizes::default(),
             rotational: false,
             multi_conn: true,
+            fast_zero: false,
+            contexts: Vec::new(),
         })
     }
 }
@@ -57,7 +59,7 @@ fn serve(mut stream: UnixStream, disk: &Disk) -> io::Result<()> {
             let step = handshake.poll(&Directory, &mut output);
             stream.write_all(&output)?;
             match step {
-                Step::Transmission(agreed) => parser = Some(RequestParser::new(&agreed.export, false)),
+                Step::Transmission(agreed) => parser = Some(RequestParser::new(&agreed)),
                 Step::NeedMore if consumed > 0 => {}
                 _ => break,
             }
@@ -69,7 +71,7 @@ fn serve(mut stream: UnixStream, disk: &Disk) -> io::Result<()> {
             let payload: Vec<u8> =
                 input.drain(..consumed + request.payload_bytes() as usize).skip(consumed).collect();
             let mut bytes = disk.bytes.lock().unwrap();
-            let (at, end) = (request.offset as usize, (request.offset + u64::from(request.length)) as usize);
+            let (at, end) = (request.offset as usize, (request.offset + request.length) as usize);
             let mut answer = reply::simple_reply(request.cookie, None).to_vec();
             match request.command {
                 Command::Write if disk.writes_left.load(Ordering::SeqCst) == 0 => return Ok(()),

@@ -52,6 +52,7 @@ fn buffered(path: &Path) -> disk::OpenDisk {
         granule_bytes: 512,
         may_block: false,
         keeps_dsync: true,
+        has_holes: true,
     }
 }
 
