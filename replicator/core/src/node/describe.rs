@@ -2,7 +2,7 @@
 //! differ. Nothing here changes anything.
 
 use super::Node;
-use crate::status::{DiskState, ReplicationState};
+use crate::status::DiskState;
 use lockstep_bitmap::DirtyBitmap;
 
 impl Node {
@@ -19,12 +19,10 @@ impl Node {
         copy.map(|store| &store.slots[0].bits)
     }
 
-    /// Whether these blocks are being copied from one of the copies to the other.
+    /// Whether these blocks are to be copied from one of the copies to the other by a resync that has begun, be it
+    /// paused or not.
     pub fn is_resyncing(&self) -> bool {
-        matches!(
-            self.replication(),
-            ReplicationState::Exchanging | ReplicationState::SyncSource | ReplicationState::SyncTarget
-        )
+        self.resync.is_some()
     }
 
     /// Whether what clients write goes to this node's disk and nowhere else.

@@ -4,8 +4,9 @@
 //! requests), `describe` (what clients may ask of a range), `stream` (writes in the resource's stream and their
 //! durability), `receive` (the peer's writes), `meta` (what is made durable, and when), `handshake`, `mirror` (begin
 //! and end of replication), `resync`, `role`, `leave`, `invalidate`, `repair` (reads that fail), `failure`, `serve`
-//! and `detach` (a copy that is lost or given up, and its node's clients), `timers`, `view` (status). All of them follow one pattern: change the state in memory,
-//! write what must be durable, and run the effect that relies on it from the completion.
+//! and `detach` (a copy that is lost or given up, and its node's clients), `timers`, `view` (status). All of them
+//! follow one pattern: change the state in memory, write what must be durable, and run the effect that relies on it
+//! from the completion.
 
 mod attach;
 mod describe;
