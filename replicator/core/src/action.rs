@@ -263,6 +263,8 @@ pub enum Action {
         req: ReqId,
         /// How.
         result: Result<(), IoError>,
+        /// Where it failed, if that is known: the begin of the first piece that did.
+        at: Option<u64>,
     },
     /// The core is done with a slot. The shell keeps it for a disk operation that still uses it.
     ReleaseSlot {

@@ -267,7 +267,7 @@ impl Host {
             Action::Dial => self.dialing = true,
             Action::ReleaseSlot { slot } => assert!(self.slots.remove(&slot.0).is_some(), "released twice"),
             Action::Supply { slot, .. } => assert!(self.slots.remove(&slot.0).is_some()),
-            Action::Reply { req, result } => self.replies.push((req, result)),
+            Action::Reply { req, result, .. } => self.replies.push((req, result)),
             Action::CommandDone { id, result } => self.done.push((id, result)),
             Action::DiskFill { op, slot, offset, len, granule_bytes } => {
                 let granule = u64::from(granule_bytes);

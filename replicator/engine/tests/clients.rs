@@ -177,7 +177,8 @@ fn a_long_read_that_fails_in_the_middle_does_not_pass_for_data() {
     let alpha = pair.start(0);
     promote(&alpha);
     std::fs::OpenOptions::new().write(true).open(pair.disk(0)).unwrap().set_len(7 << 20).unwrap();
-    for (structured, error) in [(true, Some(lockstep_nbd::NbdError::Io)), (false, None)] {
+    let expected = (lockstep_nbd::NbdError::Io, Some(7 << 20));
+    for (structured, error) in [(true, Some(expected)), (false, None)] {
         let mut client = Client::connect(&pair.socket(0), "r0", structured).unwrap();
         client.begin(Nbd::Read, false, 0, 12 << 20, &[]);
         assert_eq!(client.take_error(), error);

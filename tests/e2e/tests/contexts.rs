@@ -82,10 +82,12 @@ fn holes_are_told_of_the_copy_that_is_read() {
 }
 
 #[test]
-fn contexts_are_listed_by_their_names() {
+fn contexts_are_listed_and_the_copies_described() {
     let cluster = cluster();
     let uri = qemu_uri(cluster.alpha.nbd(), RESOURCE);
     let text = tool("nbdinfo").arg("--json").arg(uri).run().ok();
     let info: Value = serde_json::from_str(&text).expect("nbdinfo prints JSON");
-    assert_eq!(info["exports"][0]["contexts"], serde_json::json!(["base:allocation", OUT_OF_SYNC]));
+    let export = &info["exports"][0];
+    assert_eq!(export["contexts"], serde_json::json!(["base:allocation", OUT_OF_SYNC]));
+    assert_eq!(export["description"], "r0 on alpha: Primary, UpToDate; beta: Connected, Established");
 }

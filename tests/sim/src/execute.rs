@@ -75,7 +75,7 @@ impl World {
             }
             Action::CloseLink { link, .. } => self.close(n, link),
             Action::Supply { req, offset, len, slot } => self.supply(n, req.0, (offset, len), slot.0),
-            Action::Reply { req, result } => {
+            Action::Reply { req, result, .. } => {
                 let status = node.status();
                 let held = match status.disk {
                     DiskState::UpToDate if status.protected => 3,

@@ -31,6 +31,8 @@ struct Request {
     expected: u64,
     outstanding: u32,
     failed: Option<IoError>,
+    /// Begin of the piece that failed, the first one of several.
+    failed_at: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +77,7 @@ const CUT_ALIGN: u64 = 4096;
 impl Node {
     pub(super) fn on_request(&mut self, req: ReqId, kind: RequestKind, offset: u64, len: u64, fua: bool) {
         if self.export != ExportState::Open {
-            return self.act(Action::Reply { req, result: Err(IoError::Shutdown) });
+            return self.act(Action::Reply { req, result: Err(IoError::Shutdown), at: None });
         }
         let range = ByteRange::new(offset, len);
         let mut request = Request {
@@ -85,6 +87,7 @@ impl Node {
             expected: 0,
             outstanding: 0,
             failed: None,
+            failed_at: None,
         };
         match kind {
             RequestKind::Write => request.expected = len,
@@ -400,7 +403,10 @@ impl Node {
             },
         ) {
             request.outstanding -= 1;
-            request.failed = request.failed.or(failed);
+            if failed.is_some() {
+                request.failed = request.failed.or(failed);
+                request.failed_at = Some(request.failed_at.unwrap_or(u64::MAX).min(task.range.start));
+            }
             self.finish_if_done(req);
         }
     }
@@ -415,9 +421,9 @@ impl Node {
     }
 
     fn end_request(&mut self, req: ReqId, failed: Option<IoError>) {
-        if self.requests.table.get_mut(req.0 as usize).and_then(Option::take).is_some() {
+        if let Some(request) = self.requests.table.get_mut(req.0 as usize).and_then(Option::take) {
             self.requests.open -= 1;
-            self.act(Action::Reply { req, result: failed.map_or(Ok(()), Err) });
+            self.act(Action::Reply { req, result: failed.map_or(Ok(()), Err), at: request.failed_at });
         }
     }
 

@@ -44,6 +44,15 @@ pub fn device_facts(path: &Path) -> io::Result<DeviceFacts> {
     Ok(DeviceFacts { identity: identity_of(&text), text, size_bytes, is_block, is_ambiguous })
 }
 
+/// Whether the device under a file or block device has seek times, as far as the kernel says so.
+pub(super) fn is_rotational(metadata: &fs::Metadata) -> bool {
+    let device = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
+    let folder = Path::new("/sys/dev/block").join(format!("{}:{}", major(device), minor(device)));
+    // A partition's folder lies inside that of its disk.
+    let told = [folder.join("queue/rotational"), folder.join("../queue/rotational")];
+    told.iter().find_map(|file| read_line(file)).is_some_and(|line| line == "1")
+}
+
 const HASH_BYTES: usize = 24;
 
 fn identity_of(text: &str) -> DeviceIdentity {

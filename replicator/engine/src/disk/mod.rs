@@ -55,6 +55,8 @@ pub(crate) struct OpenDisk {
     pub(crate) keeps_dsync: bool,
     /// The file system is known to make a hole of any size by a note.
     pub(crate) has_holes: bool,
+    /// It has seek times.
+    pub(crate) is_rotational: bool,
 }
 
 /// A disk in use by a shard.
@@ -68,6 +70,7 @@ pub(crate) struct Disk {
     pub(crate) may_block: bool,
     pub(crate) keeps_dsync: bool,
     pub(crate) has_holes: bool,
+    pub(crate) is_rotational: bool,
     /// Not yet refused.
     pub(crate) can_punch: bool,
     pub(crate) can_zero_range: bool,
@@ -84,6 +87,7 @@ impl From<OpenDisk> for Disk {
             may_block: open.may_block,
             keeps_dsync: open.keeps_dsync,
             has_holes: open.has_holes,
+            is_rotational: open.is_rotational,
             can_punch: true,
             can_zero_range: true,
         }
@@ -135,20 +139,20 @@ const DSYNC_MAGICS: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
 
 /// Opens and locks a disk. Waits up to `lock_wait` for a predecessor whose last request is still ending.
 pub(crate) fn open(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
-    let kind = match fs::metadata(path) {
-        Ok(metadata) => metadata.file_type(),
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(AttachError::NoDisk(path.to_owned()));
         }
         Err(error) => return Err(AttachError::io(path, error)),
     };
-    if kind.is_block_device() {
-        open_block(path, read_only, lock_wait)
-    } else if kind.is_file() {
-        open_file(path, read_only, lock_wait)
-    } else {
-        Err(AttachError::Kind(path.to_owned()))
-    }
+    let mut disk = match metadata.file_type() {
+        kind if kind.is_block_device() => open_block(path, read_only, lock_wait)?,
+        kind if kind.is_file() => open_file(path, read_only, lock_wait)?,
+        _ => return Err(AttachError::Kind(path.to_owned())),
+    };
+    disk.is_rotational = identity::is_rotational(&metadata);
+    Ok(disk)
 }
 
 fn open_block(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDisk, AttachError> {
@@ -171,6 +175,7 @@ fn open_block(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenD
         keeps_dsync: true,
         // Whether it can do that, and how fast, is seen when it is tried.
         has_holes: false,
+        is_rotational: false,
     })
 }
 
@@ -199,6 +204,7 @@ fn open_file(path: &Path, read_only: bool, lock_wait: Duration) -> Result<OpenDi
         may_block: kind == FUSE_MAGIC,
         keeps_dsync: DSYNC_MAGICS.contains(&kind),
         has_holes: DSYNC_MAGICS.contains(&kind) || kind == MEMORY_MAGICS[0],
+        is_rotational: false,
     };
     match direct_granule {
         Some(granule_bytes) if size_bytes.is_multiple_of(u64::from(granule_bytes)) => {

@@ -17,6 +17,9 @@ pub(crate) struct Export {
     pub(crate) peer: Option<String>,
     /// A zeroed range may cost no more than a note of the file system.
     pub(crate) fast_zero: bool,
+    pub(crate) is_rotational: bool,
+    /// How its copies are, for people.
+    pub(crate) condition: String,
 }
 
 /// All resources.
@@ -51,11 +54,11 @@ impl Directory {
     fn info(&self, export: &Export) -> ExportInfo {
         ExportInfo {
             name: export.name.clone(),
-            description: format!("{} on {}", export.name, self.node_name),
+            description: format!("{} on {}{}", export.name, self.node_name, export.condition),
             size_bytes: export.size_bytes,
             read_only: export.read_only,
             block: BlockSizes { min: 1, preferred: 4096, max: REQUEST_BYTES_MAX },
-            rotational: false,
+            rotational: export.is_rotational,
             multi_conn: true,
             fast_zero: export.fast_zero,
             contexts: context_names(export.peer.is_some()),
@@ -89,6 +92,8 @@ mod tests {
             read_only: false,
             peer: Some("beta".into()),
             fast_zero: true,
+            is_rotational: false,
+            condition: String::new(),
         };
         Directory {
             exports: states.iter().enumerate().map(export).collect(),

@@ -103,7 +103,7 @@ impl Shard {
                 self.release_from_core(slot);
             }
             Action::ReleaseSlot { slot } => self.release_from_core(slot),
-            Action::Reply { req, result } => self.reply(resource, req.0, result),
+            Action::Reply { req, result, at } => self.reply(resource, req.0, result, at),
             Action::Export { state } => {
                 self.exports_changed = true;
                 if state != ExportState::Open {

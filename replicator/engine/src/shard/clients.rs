@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lockstep_core::{Event, Instant, ReqId};
+use lockstep_core::{Event, Instant, Node, ReqId};
 use lockstep_nbd::{Limits, Negotiation, RequestParser, Step, Transmission};
 
 use super::Shard;
@@ -102,6 +102,8 @@ impl Shard {
             read_only: config.read_only,
             peer: config.peer.as_ref().map(|peer| peer.name.clone()),
             fast_zero: resource.storage.disk.as_ref().is_some_and(Disk::zeroes_fast),
+            is_rotational: resource.storage.disk.as_ref().is_some_and(|disk| disk.is_rotational),
+            condition: config.peer.as_ref().map_or(String::new(), |peer| condition(resource, &peer.name)),
         };
         let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();
         Directory { exports, node_name: self.config.node_name.clone(), may_hold }
@@ -407,6 +409,16 @@ impl Shard {
                 (_, Some(_)) => self.want_sweep(),
             }
         }
+    }
+}
+
+/// How the copies of a resource are, in a few words.
+fn condition(resource: &Resource, peer_name: &str) -> String {
+    let Some(status) = resource.node.as_ref().map(Node::status) else { return String::new() };
+    let own = format!(": {}, {}", status.role, status.disk);
+    match status.peers.first() {
+        Some(peer) => format!("{own}; {peer_name}: {}, {}", peer.connection, peer.replication),
+        None => own,
     }
 }
 

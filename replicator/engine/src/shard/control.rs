@@ -314,7 +314,7 @@ impl Shard {
         let open: Vec<u32> = entry.requests.iter().map(|(id, _)| id).collect();
         let pools: Pools = entry.pools;
         for id in open {
-            self.reply(resource, id, Err(lockstep_core::IoError::Shutdown));
+            self.reply(resource, id, Err(lockstep_core::IoError::Shutdown), None);
         }
         self.io().arena().reclaim_from_core(&pools.all());
         commands.into_iter().for_each(|(_, reply)| reply(Err(Refusal::Leaving)));

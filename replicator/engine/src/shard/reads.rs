@@ -136,8 +136,8 @@ pub(super) enum Answer {
     Broken,
 }
 
-/// The beginning of the answer to a request with this result.
-pub(super) fn answer_to(request: &Request, result: Result<(), IoError>) -> Answer {
+/// The beginning of the answer to a request with this result; where it failed, if that is known.
+pub(super) fn answer_to(request: &Request, result: Result<(), IoError>, at: Option<u64>) -> Answer {
     let (asked, to) = (&request.request, &request.to);
     // A chunk for each part, unless the client wants one for all.
     let in_chunks = to.framing() != Framing::Simple && !asked.df;
@@ -152,7 +152,14 @@ pub(super) fn answer_to(request: &Request, result: Result<(), IoError>) -> Answe
         (Ok(()), Part::First { whole_bytes }) => to.data(asked.offset, wire_bytes(whole_bytes)),
         (Ok(()), Part::Middle | Part::Last) => return Answer::Data,
         (Err(_), Part::Middle | Part::Last) if !in_chunks => return Answer::Broken,
-        (Err(error), _) => to.result(asked.command, Err(wire_error(error)), words(error)),
+        (Err(error), _) => {
+            // Only a chunk can say where.
+            let is_told = asked.command == Command::Read && to.framing() != Framing::Simple;
+            match at.filter(|_| is_told) {
+                Some(at) => to.error_offset_chunk(wire_error(error), words(error), at, true),
+                None => to.result(asked.command, Err(wire_error(error)), words(error)),
+            }
+        }
     })
 }
 

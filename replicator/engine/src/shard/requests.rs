@@ -247,7 +247,7 @@ impl Shard {
     }
 
     /// The core answers a request.
-    pub(super) fn reply(&mut self, resource: usize, id: u32, result: Result<(), IoError>) {
+    pub(super) fn reply(&mut self, resource: usize, id: u32, result: Result<(), IoError>, at: Option<u64>) {
         let Self { io: Some(io), clients, resources, .. } = self else { return };
         let entry = &mut resources[resource];
         let Some(mut request) = entry.requests.remove(id) else {
@@ -269,7 +269,7 @@ impl Shard {
         }
         let is_read = request.request.command == Command::Read;
         let mut bytes = counted_bytes(&request.request);
-        let answer = answer_to(&request, result);
+        let answer = answer_to(&request, result, at);
         let is_end = result.is_err() || matches!(request.part, Part::Whole | Part::Last);
         if request.part != Part::Whole
             && let Phase::Serving(serving) = &mut client.phase

@@ -317,7 +317,7 @@ impl Client {
     }
 
     /// Waits for the end of an answer: its error, or that the server closed.
-    pub(crate) fn take_error(&mut self) -> Option<NbdError> {
+    pub(crate) fn take_error(&mut self) -> Option<(NbdError, Option<u64>)> {
         loop {
             match next_reply(&self.received) {
                 Reply::NeedMore => read_more(&mut self.stream, &mut self.received).ok()?,
@@ -333,8 +333,8 @@ impl Client {
                     while read_more(&mut self.stream, &mut self.received).is_ok() {}
                     return None;
                 }
-                Reply::Simple { error, .. } => return error,
-                Reply::Failed { error, .. } => return Some(error),
+                Reply::Simple { error, .. } => return error.map(|error| (error, None)),
+                Reply::Failed { error, offset, .. } => return Some((error, offset)),
                 other => panic!("{other:?}"),
             }
         }

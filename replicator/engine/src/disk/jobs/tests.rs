@@ -53,6 +53,7 @@ fn buffered(path: &Path) -> disk::OpenDisk {
         may_block: false,
         keeps_dsync: true,
         has_holes: true,
+        is_rotational: false,
     }
 }
 
