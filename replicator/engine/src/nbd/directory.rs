@@ -11,6 +11,8 @@ pub(crate) struct Export {
     pub(crate) name: String,
     /// `None`: the resource is down.
     pub(crate) state: Option<(ExportState, Role)>,
+    /// The peer is Primary, or its promotion is what comes next: whoever comes here is at the wrong address.
+    pub(crate) is_elsewhere: bool,
     pub(crate) size_bytes: u64,
     pub(crate) read_only: bool,
     /// Name of the peer, for advice.
@@ -44,8 +46,21 @@ impl ExportDirectory for Directory {
         let Some(export) = export else { return Lookup::Unknown };
         match export.state {
             Some((ExportState::Open, _)) if export.size_bytes > 0 => Lookup::Found(self.info(export)),
-            Some((ExportState::Hold, _)) if self.may_hold => Lookup::NotReady,
+            Some((state, _)) if self.may_hold && export.is_about_to_open(state) => Lookup::NotReady,
             _ => Lookup::Refused { reason: self.reason(export) },
+        }
+    }
+}
+
+impl Export {
+    /// A promotion is under way, or nobody is known to be Primary: the gap of every take-over, after the restart of a
+    /// Primary's daemon or the death of the other node. A client that came back too early waits it out here; refused, it
+    /// would back off for longer than the gap, or give up.
+    fn is_about_to_open(&self, state: ExportState) -> bool {
+        match state {
+            ExportState::Hold => true,
+            ExportState::Closed => !self.is_elsewhere,
+            ExportState::Open => false,
         }
     }
 }
@@ -88,6 +103,7 @@ mod tests {
         let export = |(index, state): (usize, &Option<_>)| Export {
             name: format!("r{index}"),
             state: *state,
+            is_elsewhere: true,
             size_bytes: 1 << 20,
             read_only: false,
             peer: Some("beta".into()),

@@ -198,6 +198,8 @@ pub(crate) struct Client {
     pub(crate) phase: Phase,
     /// When patience ends, in every phase but `Serving`.
     pub(crate) deadline: Option<Instant>,
+    /// Until when it may be kept waiting for a role change, once it was.
+    pub(crate) hold_until: Option<Instant>,
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
     /// Operations in the ring.
@@ -236,6 +238,7 @@ impl Client {
             since: SystemTime::now(),
             phase: Phase::Handshake(Box::new(negotiation)),
             deadline: Some(deadline),
+            hold_until: None,
             inbox: Inbox::new(fd.clone(), HANDSHAKE_BUFFER_BYTES),
             outbox: Outbox::new(fd.clone(), stock),
             ops: 0,

@@ -106,7 +106,10 @@ impl Shard {
             Action::Reply { req, result, at } => self.reply(resource, req.0, result, at),
             Action::Export { state } => {
                 self.exports_changed = true;
-                if state != ExportState::Open {
+                if state == ExportState::Open {
+                    let entry = &mut self.resources[resource];
+                    entry.opened_in = entry.node.as_ref().map(|node| node.status().term);
+                } else {
                     self.close_clients(resource);
                 }
             }

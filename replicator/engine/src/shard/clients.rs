@@ -95,15 +95,23 @@ impl Shard {
     }
 
     fn directory(&self, may_hold: bool) -> Directory {
-        let export = |(resource, config): (&Resource, &ResourceConfig)| Export {
-            name: resource.name.clone(),
-            state: resource.node.as_ref().map(|node| (node.export(), node.status().role)),
-            size_bytes: resource.node.as_ref().and_then(|node| node.geometry()).map_or(0, |g| g.size_bytes()),
-            read_only: config.read_only,
-            peer: config.peer.as_ref().map(|peer| peer.name.clone()),
-            fast_zero: resource.storage.disk.as_ref().is_some_and(Disk::zeroes_fast),
-            is_rotational: resource.storage.disk.as_ref().is_some_and(|disk| disk.is_rotational),
-            condition: config.peer.as_ref().map_or(String::new(), |peer| condition(resource, &peer.name)),
+        let export = |(resource, config): (&Resource, &ResourceConfig)| {
+            let status = resource.node.as_ref().map(|node| (node.export(), node.status()));
+            Export {
+                name: resource.name.clone(),
+                is_elsewhere: status.as_ref().is_some_and(|(_, status)| resource.is_elsewhere(status)),
+                state: status.map(|(export, status)| (export, status.role)),
+                size_bytes: resource
+                    .node
+                    .as_ref()
+                    .and_then(|node| node.geometry())
+                    .map_or(0, |g| g.size_bytes()),
+                read_only: config.read_only,
+                peer: config.peer.as_ref().map(|peer| peer.name.clone()),
+                fast_zero: resource.storage.disk.as_ref().is_some_and(Disk::zeroes_fast),
+                is_rotational: resource.storage.disk.as_ref().is_some_and(|disk| disk.is_rotational),
+                condition: config.peer.as_ref().map_or(String::new(), |peer| condition(resource, &peer.name)),
+            }
         };
         let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();
         Directory { exports, node_name: self.config.node_name.clone(), may_hold }
@@ -118,10 +126,10 @@ impl Shard {
         else {
             return;
         };
-        let in_time = !was_held || client.deadline.is_some_and(|deadline| self.clock.now() < deadline);
+        let now = self.clock.now();
+        let in_time = client.hold_until.is_none_or(|hold_until| now < hold_until);
         let held = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Held(_))).count();
         let directory = self.directory(in_time && held < self.config.limits.held_max);
-        let hold_until = self.clock.now() + self.config.hold_greeting;
         let Some(client) = self.clients.get_mut(index) else { return };
         let mut answer = Vec::new();
         let step = match negotiation.receive(client.inbox.data()) {
@@ -141,15 +149,19 @@ impl Shard {
         match step {
             Step::NeedMore => {
                 client.phase = Phase::Handshake(negotiation);
+                if was_held {
+                    // It was kept waiting: that is not its own time.
+                    client.deadline = Some(now + self.config.limits.handshake_timeout);
+                }
                 // The next option is looked at when this answer is sent: who does not read gets no more.
                 if !is_answered {
                     self.receive_from(index);
                 }
             }
             Step::Hold { .. } => {
-                if !was_held {
-                    client.deadline = Some(hold_until);
-                }
+                // Once for each connection: who asks again and again is not held for ever.
+                let hold_until = *client.hold_until.get_or_insert(now + self.config.hold_greeting);
+                client.deadline = Some(hold_until);
                 client.phase = Phase::Held(negotiation);
                 self.want_sweep();
             }

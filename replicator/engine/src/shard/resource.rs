@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use lockstep_core::{CommandId, Event, Node, SlotId};
+use lockstep_core::{CommandId, Event, Node, Role, SlotId, Status};
 
 use crate::attach::Attached;
 use crate::config::{Limits, ResourceConfig};
@@ -108,6 +108,8 @@ pub(crate) struct Resource {
     pub(crate) next_command: u32,
     /// Clients the core was told of.
     pub(crate) clients: u32,
+    /// In which term this daemon opened the export last.
+    pub(crate) opened_in: Option<u64>,
     /// Why there is no disk.
     pub(crate) error: Option<String>,
     /// Why there is no link.
@@ -145,6 +147,7 @@ impl Resource {
             commands: Vec::new(),
             next_command: 1,
             clients: 0,
+            opened_in: None,
             error: None,
             link_error: None,
             bitmaps_bytes: 0,
@@ -158,6 +161,13 @@ impl Resource {
         let id = self.command_id();
         self.commands.push((id, reply));
         id
+    }
+
+    /// Whether clients belong to the other node: it is Primary, or this node was the last one and was demoted, so that
+    /// their address is about to move. Kept waiting here, they would miss it.
+    pub(crate) fn is_elsewhere(&self, status: &Status) -> bool {
+        let peer_is_primary = status.peers.iter().any(|peer| peer.role == Some(Role::Primary));
+        peer_is_primary || (status.role == Role::Secondary && self.opened_in == Some(status.term))
     }
 
     /// Number of a command to leave; `None` while one is under way.
