@@ -201,6 +201,15 @@ impl Load {
         self.shared.sent[first..=last].iter().map(|bucket| bucket.load(SeqCst)).sum()
     }
 
+    /// The longest time between two moments in which nothing was sent: everything in flight waited for its answer.
+    pub fn longest_silence(&self, from: Instant, to: Instant) -> Duration {
+        let (first, last) = (self.shared.bucket(from), self.shared.bucket(to));
+        let is_silent = |bucket: &AtomicU64| bucket.load(SeqCst) == 0;
+        let runs = self.shared.sent[first..=last].chunk_by(|one, two| is_silent(one) == is_silent(two));
+        let longest = runs.filter(|run| is_silent(&run[0])).map(|run| run.len() as u64).max();
+        Duration::from_millis(longest.unwrap_or(0) * BUCKET_MS)
+    }
+
     /// Lets the writers finish what is in flight, and takes the ledger back.
     pub fn stop(mut self) -> Ledger {
         self.shared.stop.store(true, SeqCst);

@@ -134,6 +134,9 @@ pub(super) enum Answer {
     Data,
     /// The client was promised data that cannot be had, and there is no way to tell it but this: to close.
     Broken,
+    /// There is none, the export closed before: the client finds its connection closed. Those that come back ask the
+    /// next Primary; an error would be the end of it for them.
+    Unanswered,
 }
 
 /// The beginning of the answer to a request with this result; where it failed, if that is known.
@@ -142,6 +145,7 @@ pub(super) fn answer_to(request: &Request, result: Result<(), IoError>, at: Opti
     // A chunk for each part, unless the client wants one for all.
     let in_chunks = to.framing() != Framing::Simple && !asked.df;
     Answer::Header(match (result, request.part) {
+        (Err(IoError::Shutdown), _) => return Answer::Unanswered,
         (Ok(()), Part::Whole) if asked.command == Command::Read => {
             to.data(asked.offset, wire_bytes(asked.length))
         }

@@ -282,7 +282,8 @@ impl Shard {
             }
         }
         let sends_data = is_read && result.is_ok();
-        if let (Some(message), false) = (client.outbox.message(false), matches!(answer, Answer::Broken)) {
+        let has_answer = !matches!(answer, Answer::Broken | Answer::Unanswered);
+        if let Some(message) = has_answer.then(|| client.outbox.message(false)).flatten() {
             if let Answer::Header(header) = answer {
                 message.push_head(header.as_bytes());
             }
@@ -307,6 +308,10 @@ impl Shard {
         }
         match answer {
             Answer::Broken => self.hang_up(request.client),
+            Answer::Unanswered => {
+                self.drain(request.client);
+                self.list_talking(request.client);
+            }
             Answer::Header(_) | Answer::Data => self.list_talking(request.client),
         }
     }
