@@ -33,9 +33,12 @@ usage: cargo xtask COMMAND
   fuzz [TARGETS]      the fuzz targets, each for LOCKSTEP_FUZZ_SECONDS (60); all when none is named
   memory              end-to-end tests under the address sanitizer, the pure crates' tests under valgrind
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
+                      (--matrix: every way to attach the kernel's client against restart and failover, as a table)
   bench ARGS          the benchmarks
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, by
 LOCKSTEP_TORTURE_MINUTES and by LOCKSTEP_SIM_SEEDS.";
+
+const TEST: vm::Job = vm::Job::Test { cuts: 2 };
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,8 +64,10 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["sim", rest @ ..] => suite::sim(rest),
         ["fuzz", rest @ ..] => fuzz::fuzz(rest),
         ["memory"] => memory::sanitized().and(memory::valgrind()),
-        ["vm"] => vm::vm(vm::KERNELS, 2),
-        ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], 2),
+        ["vm"] => vm::vm(vm::KERNELS, TEST),
+        ["vm", "--matrix"] => vm::vm(vm::KERNELS, vm::Job::Matrix),
+        ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], TEST),
+        ["vm", kernel, "--matrix"] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], vm::Job::Matrix),
         ["bench", rest @ ..] => suite::bench(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -81,10 +81,15 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     stages.run("end to end", || end_to_end(extent));
     if extent != Extent::Quick {
         for kernel in vm::KERNELS {
-            stages.run(&format!("kernel {kernel}"), || vm::vm(&[kernel], extent.cuts(kernel)));
+            stages.run(&format!("kernel {kernel}"), || {
+                vm::vm(&[kernel], vm::Job::Test { cuts: extent.cuts(kernel) })
+            });
         }
     }
     if extent == Extent::Nightly {
+        for kernel in vm::KERNELS {
+            stages.run(&format!("matrix {kernel}"), || vm::vm(&[kernel], vm::Job::Matrix));
+        }
         stages.run("fuzz", || fuzz::fuzz(&[]));
         stages.run("sanitizer", memory::sanitized);
         stages.run("valgrind", memory::valgrind);

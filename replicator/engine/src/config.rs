@@ -34,7 +34,7 @@ pub struct EngineConfig {
     pub memory_max_bytes: u64,
     /// Longest busy wait before the thread sleeps, in microseconds; 0 never spins.
     pub spin_us: u32,
-    /// How long a client is kept waiting while a role change is under way.
+    /// How long a client is kept waiting while a promotion is under way, or nobody is known to be Primary.
     pub hold_greeting: Duration,
     /// How long an attach waits for the locks of a predecessor whose last requests are still ending.
     pub lock_wait: Duration,
@@ -100,7 +100,7 @@ pub struct Limits {
     pub clients_max: usize,
     /// NBD clients in the handshake.
     pub handshakes_max: usize,
-    /// NBD clients that wait for a role change.
+    /// NBD clients that wait until there is a Primary.
     pub held_max: usize,
     /// Peers in the hello exchange.
     pub hellos_max: usize,

@@ -20,10 +20,10 @@ const ELSEWHERE: &[(&str, &str, &[&str])] = &[
     ("cargo xtask test", ".ci/run", &["cargo xtask test"]),
     (
         "modprobe nbd",
-        "tests/vm/guest.sh",
+        "tests/vm/move.sh",
         &["modprobe nbd", "nbd-client -unix", "mkfs.ext4 -q /dev/nbd0", "mount /dev/nbd0 /mnt"],
     ),
-    ("umount /mnt", "tests/vm/guest.sh", &["umount /mnt", "nbd-client -d /dev/nbd0"]),
+    ("umount /mnt", "tests/vm/move.sh", &["umount /mnt", "nbd-client -d /dev/nbd0"]),
     // The address is what QEMU takes; that it boots from it needs no test of ours.
     ("qemu-system-x86_64", "tests/e2e/tests/clients.rs", &["qemu_uri"]),
 ];

@@ -1,0 +1,63 @@
+# The kernel's NBD client: attach, detach, load. Sourced by guest.sh.
+#
+# `attach` goes to the address that moves with the Primary. `attach_through_qemu` puts qemu-nbd in between, on the
+# client's host: it connects again and sends again what was not answered, which nbd-client does not.
+
+relay_pid=
+
+has_size() { [ "$(blockdev --getsize64 /dev/nbd0)" = $((disk_mib << 20)) ]; }
+is_detached() { ! nbd-client -check /dev/nbd0; }
+
+attach() {
+    timeout $step_seconds nbd-client "$shared_address" $port -name r0 /dev/nbd0 "$@" || die "attach $*"
+    eventually has_size
+}
+
+attach_through_qemu() {
+    local server="driver=nbd,server.type=inet,server.host=$shared_address,server.port=$port,export=r0"
+    # The command returns when the socket is there.
+    qemu-nbd --fork --pid-file=/run/relay.pid --persistent --shared=4 --socket=/run/relay.sock --discard=unmap \
+        --cache=none --aio=threads --image-opts "$server,reconnect-delay=120"
+    relay_pid=$(cat /run/relay.pid)
+    timeout $step_seconds nbd-client -unix /run/relay.sock /dev/nbd0 "$@" || die "attach through QEMU $*"
+    eventually has_size
+}
+
+# Also where the server is gone and requests wait: disconnecting ends them.
+detach() {
+    timeout $step_seconds nbd-client -d /dev/nbd0 || die "nbd-client -d does not return"
+    eventually is_detached
+    if [ -n "$relay_pid" ]; then
+        kill -TERM "$relay_pid"
+        relay_pid=
+    fi
+}
+
+# Starts writers, which verify what they wrote when all of it is written. Sets load_pid.
+start_load() {
+    local file=$1 mib=$2
+    fio --name=load --filename="$file" --size="${mib}M" --rw=randwrite --bsrange=4k-16k --ioengine=libaio --iodepth=8 \
+        --direct=1 --rate=",$((mib / 6))m" --fsync=64 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=7 \
+        --verify_state_save=0 --minimal >/run/load.out 2>/run/load.err &
+    load_pid=$!
+}
+
+diagnose() { ps axlww | grep "[f]io\|[q]emu\|[j]bd2"; for p in $load_pid $relay_pid; do for t in /proc/$p/task/*; do echo "$(cat $t/comm) $(cat $t/wchan)"; cat $t/stack; done; done; dmesg | tail -5; ss -tnp; for n in alpha beta; do ctl $n status r0 --json; tail -3 $work/$n.log; done; }
+load_ended() { ! kill -0 "$load_pid" 2>/dev/null; }
+
+# Waits for its end, for this many seconds. Sets outcome and stall_s, the longest time that one write took.
+end_load() {
+    local end=$((SECONDS + $1))
+    until load_ended || [ $SECONDS -ge $end ]; do sleep 0.2; done
+    stall_s=-
+    if ! load_ended; then
+        outcome=hangs
+        diagnose || true
+    elif wait "$load_pid" && [ "$(cut -d';' -f5 /run/load.out)" = 0 ]; then
+        outcome=rides-over
+        # Longest latency of a write, from its submission to its answer, in microseconds.
+        stall_s=$(cut -d';' -f80 /run/load.out | awk '{ printf "%.1f", $1 / 1000000 }')
+    else
+        outcome=error
+    fi
+}
