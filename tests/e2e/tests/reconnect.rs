@@ -1,5 +1,5 @@
-//! What becomes of clients when the Primary's daemon is restarted or killed, and when the other node takes over: clients
-//! that come back on their own notice a pause and nothing else, clients that do not get an error, and nothing that was
+//! What becomes of clients when the Primary's daemon is restarted or killed, and when the other node takes over: those
+//! that come back on their own notice a pause and nothing else, those that do not get an error, and nothing that was
 //! answered is lost either way. What each event costs is printed.
 //!
 //! The kernel's client is in `tests/vm`.

@@ -1,5 +1,5 @@
-//! A node that is Primary no more, because it was demoted or because the other one took over: what it was still sent has
-//! no effect after that, and never overwrites what its successor wrote.
+//! A node that is Primary no more, because it was demoted or because the other one took over: what it was still sent
+//! has no effect after that, and never overwrites what its successor wrote.
 
 use lockstep_e2e::{Cluster, Connection, Plan, RESOURCE};
 use lockstep_nbd::Command;

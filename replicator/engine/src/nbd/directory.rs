@@ -54,8 +54,8 @@ impl ExportDirectory for Directory {
 
 impl Export {
     /// A promotion is under way, or nobody is known to be Primary: the gap of every take-over, after the restart of a
-    /// Primary's daemon or the death of the other node. A client that came back too early waits it out here; refused, it
-    /// would back off for longer than the gap, or give up.
+    /// Primary's daemon or the death of the other node. A client that came back too early waits it out here; refused,
+    /// it would back off for longer than the gap, or give up.
     fn is_about_to_open(&self, state: ExportState) -> bool {
         match state {
             ExportState::Hold => true,
