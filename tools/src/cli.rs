@@ -1,6 +1,9 @@
 //! The command line: one table of verbs for parser, help and man page.
 
+use crate::config::CLIENTS_MAX;
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lockstep_engine::Limits;
 use std::path::PathBuf;
 
 /// Block volumes kept in lockstep on two machines, served over NBD.
@@ -363,6 +366,14 @@ pub(crate) struct Nbd {
     /// Refuse everything that changes data.
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Serve so many clients at the same time.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = Limits::CLIENTS_MAX,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=CLIENTS_MAX as u64)
+    )]
+    pub(crate) max_clients: usize,
     /// Write the process id there as soon as clients are served.
     #[arg(long, value_name = "PATH")]
     pub(crate) pid_file: Option<PathBuf>,

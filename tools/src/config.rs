@@ -62,7 +62,7 @@ const NAME_BYTES_MAX: usize = 64;
 const NBD_LISTENERS_MAX: usize = 16;
 const RESOURCES_MAX: usize = 64;
 const MAX_HOT_DEFAULT_REGIONS: u32 = 2048;
-const CLIENTS_MAX: usize = 4096;
+pub(crate) const CLIENTS_MAX: usize = 4096;
 
 /// A configuration error: where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]

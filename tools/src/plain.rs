@@ -5,7 +5,7 @@
 //! is on stable media; nothing else is promised.
 
 use crate::cli::Nbd;
-use crate::daemon::{memory_max_bytes, start_failure, start_log, wait_for_signal};
+use crate::daemon::{memory_budget, memory_max_bytes, start_failure, start_log, wait_for_signal};
 use crate::failure::Failure;
 use crate::secret::random;
 use crate::text;
@@ -34,6 +34,8 @@ const SOCKET_MODE: u32 = 0o600;
 const SPIN_US: u32 = 50;
 /// Memory for payloads: enough for a few busy clients.
 const BUFFER_BYTES: u64 = 96 << 20;
+/// No resync will ever be the longer for it.
+const MAX_HOT_REGIONS: u32 = u32::MAX;
 const START_WAIT: Duration = Duration::from_secs(10);
 
 /// Serve until stopped.
@@ -45,8 +47,10 @@ pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
         None => args.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
     let scratch = Scratch::create()?;
-    let config = config(args, &name, listeners, scratch.path())?;
+    let (config, geometry) = config(args, &name, listeners, scratch.path())?;
+    let memory = memory_budget(&config).with_volume(&geometry, MAX_HOT_REGIONS);
     let engine = Engine::start(config).map_err(|error| start_failure(&error))?;
+    info!("{memory}");
     // It is open by now, and nobody needs its name.
     drop(scratch);
     open_export(&engine, &name)?;
@@ -58,10 +62,15 @@ pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
     signal
 }
 
-fn config(args: &Nbd, name: &str, nbd_listeners: Vec<Listener>, dir: &Path) -> Result<EngineConfig, Failure> {
+fn config(
+    args: &Nbd,
+    name: &str,
+    nbd_listeners: Vec<Listener>,
+    dir: &Path,
+) -> Result<(EngineConfig, Geometry), Failure> {
     let meta = dir.join("meta");
-    write_metadata(args, name, &meta)?;
-    Ok(EngineConfig {
+    let geometry = write_metadata(args, name, &meta)?;
+    let config = EngineConfig {
         cluster: "plain".into(),
         secret: [0; 32],
         node: NODE,
@@ -75,21 +84,22 @@ fn config(args: &Nbd, name: &str, nbd_listeners: Vec<Listener>, dir: &Path) -> R
             failed_record: dir.join("failed"),
             peer: None,
             read_only: args.read_only,
-            max_hot_regions: u32::MAX,
+            max_hot_regions: MAX_HOT_REGIONS,
             buffer_bytes: BUFFER_BYTES,
             timing: Timing::default(),
         }],
-        limits: Limits::default(),
+        limits: Limits { clients_max: args.max_clients, ..Limits::default() },
         memory_max_bytes: memory_max_bytes(None),
         spin_us: SPIN_US,
         hold_greeting: Duration::ZERO,
         lock_wait: Duration::ZERO,
         stop_wait: START_WAIT,
-    })
+    };
+    Ok((config, geometry))
 }
 
 /// A first generation that nobody else will ever see.
-fn write_metadata(args: &Nbd, name: &str, meta: &Path) -> Result<(), Failure> {
+fn write_metadata(args: &Nbd, name: &str, meta: &Path) -> Result<Geometry, Failure> {
     let named = |error: &dyn std::fmt::Display| Failure::generic(format!("{}: {error}", args.file.display()));
     let facts = device_facts(&args.file).map_err(|error| named(&error))?;
     let geometry =
@@ -124,7 +134,8 @@ fn write_metadata(args: &Nbd, name: &str, meta: &Path) -> Result<(), Failure> {
         slot_filled: true,
     };
     let params = CreateParams { file_id, identity, geometry, log, peers: vec![nobody] };
-    create_metadata(meta, params, false).map_err(|error| Failure::generic(error.to_string()))
+    create_metadata(meta, params, false).map_err(|error| Failure::generic(error.to_string()))?;
+    Ok(geometry)
 }
 
 /// As the options say; what a service manager handed over comes first.

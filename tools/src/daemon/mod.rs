@@ -110,7 +110,7 @@ pub(crate) fn wait_for_signal() -> Result<(), Failure> {
     })
 }
 
-fn memory_budget(config: &EngineConfig) -> MemoryBudget {
+pub(crate) fn memory_budget(config: &EngineConfig) -> MemoryBudget {
     MemoryBudget::new(&config.limits, config.resources.iter().map(|resource| resource.buffer_bytes))
 }
 
