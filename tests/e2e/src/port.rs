@@ -9,14 +9,14 @@ use std::net::SocketAddr;
 
 /// A port, for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub struct Port {
     number: u16,
     _socket: OwnedFd,
 }
 
 impl Port {
     /// One that nobody has.
-    pub(crate) fn reserve() -> Port {
+    pub fn reserve() -> Port {
         let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).expect("a socket");
         // The daemon says the same: that is what lets both have the address.
         sockopt::set_socket_reuseaddr(&socket, true).expect("an option of a socket");
@@ -26,7 +26,7 @@ impl Port {
     }
 
     /// Its number.
-    pub(crate) fn number(&self) -> u16 {
+    pub fn number(&self) -> u16 {
         self.number
     }
 }
