@@ -9,13 +9,16 @@ use std::process::Command;
 const LIMIT_S: &str = "120";
 
 const PACKAGES: &[(&str, &str)] = &[
+    ("bash", "bash"),
     ("e2fsck", "e2fsprogs"),
     ("fio", "fio"),
     ("fusermount3", "fuse3"),
     ("ip", "iproute2"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mount", "mount"),
+    ("nbd-client", "nbd-client"),
     ("nbdcopy", "libnbd-bin"),
+    ("nbddump", "libnbd-bin"),
     ("nbdfuse", "libnbd-bin"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdkit", "nbdkit"),
