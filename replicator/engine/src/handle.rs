@@ -16,6 +16,7 @@ use crate::config::EngineConfig;
 use crate::error::{AttachError, StartError};
 use crate::report::ResourceReport;
 use crate::shard;
+use crate::system;
 
 /// Answer to a command.
 pub type CommandReply = Box<dyn FnOnce(Result<Done, Refusal>) + Send>;
@@ -57,7 +58,14 @@ impl Engine {
     /// Opens listeners and disks, and starts the shard. A resource whose disk cannot be attached runs
     /// Diskless and says why in its report.
     pub fn start(config: EngineConfig) -> Result<EngineHandle, StartError> {
-        let config = Arc::new(config);
+        let (wanted, config) = (open_files_max(&config), Arc::new(config));
+        let may = system::raise_open_files(wanted);
+        if may < wanted {
+            tracing::warn!(
+                "this process may open {may} files, and needs {wanted} for all clients that it may serve: raise its \
+                 limit (LimitNOFILE=, ulimit -Hn), or lower max-clients"
+            );
+        }
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = rustix::event::eventfd(0, flags)
             .map_err(|error| StartError::System { what: "eventfd", error: error.into() })?;
@@ -66,6 +74,15 @@ impl Engine {
         let thread = spawn(Arc::clone(&config), receiver, Arc::clone(&wake))?;
         Ok(EngineHandle { config, queue: Queue { sender, wake }, thread: Some(thread) })
     }
+}
+
+/// Files that an engine has open at most, and some for the program around it.
+fn open_files_max(config: &EngineConfig) -> u64 {
+    const PROGRAM: usize = 64;
+    /// Disk, metadata, links.
+    const RESOURCE: usize = 8;
+    let connections = config.limits.connections_max() + config.limits.hellos_max;
+    (connections + RESOURCE * config.resources.len() + config.nbd_listeners.len() + PROGRAM) as u64
 }
 
 /// The shard builds its ring on its own thread (a ring belongs to one); this waits for its word.

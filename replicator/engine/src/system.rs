@@ -1,10 +1,11 @@
-//! Facts of this machine and process: randomness, boot id, clocks.
+//! Facts of this machine and process: randomness, boot id, clocks, limits.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use lockstep_core::Instant;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Random bytes of the kernel.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
@@ -18,6 +19,20 @@ pub(crate) fn boot_id() -> io::Result<u128> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
     u128::from_str_radix(&digits, 16).map_err(|_| io::Error::other(format!("unexpected boot id {text:?}")))
+}
+
+/// Lets this process open so many files, if its hard limit allows it; returns how many it may.
+pub(crate) fn raise_open_files(wanted: u64) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let may = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+    if may(current) >= wanted {
+        return may(current);
+    }
+    let raised = wanted.min(may(maximum));
+    match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
+        Ok(()) => raised,
+        Err(_) => may(current),
+    }
 }
 
 /// Monotonic time since the clock was made.
