@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use lockstep_core::{Event, Instant, Node, ReqId};
 use lockstep_nbd::{Limits, Negotiation, RequestParser, Step, Transmission};
+use rustix::io::Errno;
 
 use super::Shard;
 use super::resource::Resource;
@@ -412,6 +413,8 @@ impl Shard {
                     self.hang_up(index);
                 }
                 (_, None) => {}
+                // Nothing is received while it waits: its place must not stay taken if it has left.
+                (Phase::Held(_), Some(_)) if has_left(&client.fd) => self.hang_up(index),
                 // Looks again too: the reason for waiting may be gone.
                 (Phase::Held(_), Some(_)) => {
                     self.negotiate(index);
@@ -431,6 +434,16 @@ fn condition(resource: &Resource, peer_name: &str) -> String {
     match status.peers.first() {
         Some(peer) => format!("{own}; {peer_name}: {}, {}", peer.connection, peer.replication),
         None => own,
+    }
+}
+
+/// Whether the other end of a connection without unread bytes is closed.
+fn has_left(fd: &Fd) -> bool {
+    use rustix::net::RecvFlags;
+    let peeked = rustix::net::recv(&**fd, &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    match peeked {
+        Ok((bytes, _)) => bytes == 0,
+        Err(error) => !matches!(error, Errno::AGAIN | Errno::INTR),
     }
 }
 
