@@ -23,15 +23,16 @@ pub(crate) enum Extent {
 
 impl Extent {
     /// Rounds, and minutes, by the variable that the tests read; what the caller has set wins.
-    fn rounds(self) -> [(&'static str, &'static str); 8] {
-        let [cut, database, freeze, kill, relocate, power, torture, seeds] = match self {
-            Extent::Quick => ["1", "1", "1", "1", "1", "1", "0", "50"],
-            Extent::Test => ["1", "2", "2", "3", "2", "1", "0.6", "1000"],
-            Extent::Nightly => ["50", "30", "20", "100", "50", "60", "120", "20000"],
+    fn rounds(self) -> [(&'static str, &'static str); 9] {
+        let [cut, database, death, freeze, kill, relocate, power, torture, seeds] = match self {
+            Extent::Quick => ["1", "1", "85", "1", "1", "1", "1", "0", "50"],
+            Extent::Test => ["1", "2", "340", "2", "3", "2", "1", "0.6", "1000"],
+            Extent::Nightly => ["50", "30", "20000", "20", "100", "50", "60", "120", "20000"],
         };
         [
             ("LOCKSTEP_ROUNDS_CUT", cut),
             ("LOCKSTEP_ROUNDS_DATABASE", database),
+            ("LOCKSTEP_ROUNDS_DEATH", death),
             ("LOCKSTEP_ROUNDS_FREEZE", freeze),
             ("LOCKSTEP_ROUNDS_KILL", kill),
             ("LOCKSTEP_ROUNDS_MOVE", relocate),

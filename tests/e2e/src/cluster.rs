@@ -47,6 +47,8 @@ pub struct Plan {
     pub second: bool,
     /// Memory for payloads of each resource, in MiB.
     pub buffer_mib: u64,
+    /// Clients that a node serves at the same time.
+    pub max_clients: usize,
     /// Alpha dials beta itself, not the proxy: for measurements.
     pub direct: bool,
     /// Metadata is in a folder of its own, where a file system may be mounted.
@@ -69,6 +71,7 @@ impl Default for Plan {
             beta_port: None,
             second: false,
             buffer_mib: 160,
+            max_clients: 128,
             direct: false,
             own_metadata: false,
             hosts: None,
@@ -232,6 +235,7 @@ pub fn temp_dir(on_disk: bool) -> TempDir {
 fn config(plan: &Plan, dir: &Path, addresses: &[String; 2]) -> String {
     let dir = dir.display();
     let mut text = format!("cluster = \"{}\"\nsecret-file = \"{dir}/secret\"\n", plan.cluster);
+    text += &format!("max-clients = {}\n", plan.max_clients);
     for (which, (name, address)) in NODES.iter().zip(addresses).enumerate() {
         text += &format!("[node.{name}]\naddress = \"{address}\"\n");
         let socket = format!("unix:{dir}/{name}/nbd.sock");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(20);
+const LOG_LINES_SHOWN: usize = 80;
 
 /// A served file, in a directory of its own. Dropping it ends the server; if a test is failing, its log is printed.
 #[derive(Debug)]
@@ -28,6 +29,15 @@ impl Plain {
         Plain::serve(dir, options)
     }
 
+    /// As [`Self::start`], with a limit of open files as low as a login shell's, which the server may raise.
+    pub fn with_few_files(size_bytes: u64, options: &[&str]) -> Plain {
+        const LIMITS: &str = "--nofile=256:20000";
+        let dir = temp_dir(true);
+        let file = std::fs::File::create(dir.path().join("disk.img"));
+        file.and_then(|file| file.set_len(size_bytes)).expect("a sparse file");
+        Plain::launch(dir, &["prlimit", LIMITS], options)
+    }
+
     /// Serves a file with this content.
     pub fn holding(bytes: &[u8], options: &[&str]) -> Plain {
         let dir = temp_dir(true);
@@ -36,10 +46,17 @@ impl Plain {
     }
 
     fn serve(dir: TempDir, options: &[&str]) -> Plain {
+        Plain::launch(dir, &[], options)
+    }
+
+    /// `before` is the begin of the command line: a program that becomes the server.
+    fn launch(dir: TempDir, before: &[&str], options: &[&str]) -> Plain {
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
         let words = ["nbd", &path("disk.img"), "--unix", &path("nbd.sock"), "--pid-file", &path("pid")];
-        let words: Vec<String> = words.iter().chain(options).map(|word| (*word).to_owned()).collect();
-        let mut process = Process::start(&binary(), &words, &dir.path().join("log"), None);
+        let server = binary().display().to_string();
+        let words = [before, &[server.as_str()], &words, options].concat();
+        let words: Vec<String> = words.into_iter().map(str::to_string).collect();
+        let mut process = Process::start(Path::new(&words[0]), &words[1..], &dir.path().join("log"), None);
         wait_until("the pid file", LIMIT, || {
             let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
             assert!(process.is_running(), "it ended:\n{log}");
@@ -101,7 +118,10 @@ impl Plain {
 impl Drop for Plain {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("---- log of the server\n{}", self.log());
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            println!("---- log of the server (the end of {} lines)", lines.len());
+            lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].iter().for_each(|line| println!("{line}"));
         }
     }
 }
