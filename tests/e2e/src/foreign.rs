@@ -15,6 +15,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fusermount3", "fuse3"),
     ("ip", "iproute2"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mmdebstrap", "mmdebstrap"),
     ("mount", "mount"),
     ("nbd-client", "nbd-client"),
     ("nbdcopy", "libnbd-bin"),
@@ -27,6 +29,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
     ("qemu-storage-daemon", "qemu-system-common"),
+    ("xfs_repair", "xfsprogs"),
 ];
 
 /// A command line under construction.
@@ -36,9 +39,7 @@ pub struct Tool(Command);
 /// A program by name. Panics if it is not installed, naming its package.
 #[track_caller]
 pub fn tool(program: &str) -> Tool {
-    let mut command = Command::new("timeout");
-    command.arg(LIMIT_S).arg(require(program));
-    Tool(command)
+    Tool::of(require(program))
 }
 
 /// Where a program is. Panics if it is not installed, naming its package.
@@ -55,6 +56,13 @@ pub(crate) fn require(program: &str) -> PathBuf {
 }
 
 impl Tool {
+    /// A command line that begins so, with a limit of its time.
+    pub(crate) fn of(program: impl AsRef<OsStr>) -> Tool {
+        let mut command = Command::new("timeout");
+        command.arg(LIMIT_S).arg(program);
+        Tool(command)
+    }
+
     /// One more argument.
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Tool {
         self.0.arg(argument);

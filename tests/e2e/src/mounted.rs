@@ -1,4 +1,4 @@
-//! A machine that mounts a volume and runs a program on it: nbdfuse, a loop device and ext4, in namespaces of
+//! A machine that mounts a volume and runs a program on it: nbdfuse, a loop device and a file system, in namespaces of
 //! their own.
 //!
 //! Killing it is what the loss of that machine is to its clients: nothing is unmounted, nothing is flushed, and
@@ -32,9 +32,14 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts the volume that `node` serves, and runs a program. `dir` is the machine's own.
+    /// Mounts the volume that `node` serves, with ext4, and runs a program. `dir` is the machine's own.
     pub fn start(dir: &Path, node: &Node, volume: Volume, program: &[&str]) -> Mounted {
-        for tool in ["fusermount3", "mkfs.ext4", "mount", "nbdfuse"] {
+        Mounted::with(dir, &qemu_uri(node.nbd(), RESOURCE), "ext4", volume, program)
+    }
+
+    /// The same with any export, and with `ext4` or `xfs`.
+    pub fn with(dir: &Path, uri: &str, file_system: &str, volume: Volume, program: &[&str]) -> Mounted {
+        for tool in ["fusermount3", &format!("mkfs.{file_system}"), "mount", "nbdfuse"] {
             require(tool);
         }
         for device in ["/dev/fuse", "/dev/loop-control"] {
@@ -45,10 +50,9 @@ impl Mounted {
         std::fs::write(&script, SCRIPT).expect("write a script");
         let log = dir.join("log");
         let how = if volume == Volume::Empty { "make" } else { "keep" };
-        let uri = qemu_uri(node.nbd(), RESOURCE);
         let namespaces = ["--mount", "--ipc", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh"];
         let (script, dir) = (script.display().to_string(), dir.display().to_string());
-        let given = [script.as_str(), &dir, &uri, how];
+        let given = [script.as_str(), &dir, uri, file_system, how];
         let arguments: Vec<String> =
             namespaces.iter().chain(&given).chain(program).map(ToString::to_string).collect();
         Mounted { process: Process::start(Path::new("unshare"), &arguments, &log, None), log }
