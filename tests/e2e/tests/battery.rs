@@ -5,6 +5,8 @@
 mod libnbd;
 #[path = "battery/nbdkit.rs"]
 mod nbdkit;
+#[path = "battery/newer.rs"]
+mod newer;
 #[path = "battery/others.rs"]
 mod others;
 #[path = "battery/qemu.rs"]
