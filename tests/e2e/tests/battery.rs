@@ -9,7 +9,11 @@ mod nbdkit;
 mod newer;
 #[path = "battery/others.rs"]
 mod others;
+#[path = "battery/pair.rs"]
+mod pair;
 #[path = "battery/qemu.rs"]
 mod qemu;
 #[path = "battery/sample.rs"]
 mod sample;
+#[path = "battery/sparse.rs"]
+mod sparse;
