@@ -16,6 +16,8 @@ pub mod pair;
 mod peer;
 mod written;
 
+pub use nbd::session::stream as nbd_stream;
+
 /// One thing that is fuzzed.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
@@ -39,6 +41,8 @@ targets! {
     nbd_negotiation => nbd::negotiation,
     /// Requests of NBD clients.
     nbd_transmission => nbd::transmission,
+    /// Whole sessions of NBD clients, well-formed and changed.
+    nbd_session => nbd::session::session,
     /// The client's side of NBD.
     nbd_client => nbd::client,
     /// Headers of frames between peers.

@@ -31,7 +31,8 @@ impl Mutator {
         (self.number() % bound.max(1) as u64) as usize
     }
 
-    fn noise(&mut self, bytes: usize) -> Vec<u8> {
+    /// So many bytes of noise.
+    pub fn noise(&mut self, bytes: usize) -> Vec<u8> {
         (0..bytes).map(|_| self.number() as u8).collect()
     }
 

@@ -4,17 +4,22 @@
 //! over; memory grows only with bytes that arrived; a session that refused something takes nothing more; a request
 //! that is let through is inside of what was offered, and is refused exactly when the specification says so.
 
+mod requests;
+pub(crate) mod session;
+
+pub(crate) use requests::transmission;
+
 use lockstep_counting::measure;
 use lockstep_nbd::client::{ClientError, Connected, Handshake, Reply, next_reply};
 use lockstep_nbd::{
-    BlockSizes, Command, ExportDirectory, ExportInfo, Framing, HandshakeError, Limits, Lookup, NbdError,
-    Negotiation, PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser, Step, Transmission,
+    ALLOCATION_CONTEXT, BlockSizes, ExportDirectory, ExportInfo, HandshakeError, Limits, Lookup, Negotiation,
+    Step, Transmission,
 };
 
 use crate::input::{Cuts, Input};
 
 const OPTION_MAGIC: &[u8] = b"IHAVEOPT";
-const REQUEST_MAGIC: [u8; 4] = 0x2560_9513_u32.to_be_bytes();
+const OTHER_CONTEXT: &str = "x-lockstep:out-of-sync";
 /// Memory that a machine may hold before anything arrived.
 const FIXED_BYTES: u64 = 2048;
 
@@ -32,8 +37,8 @@ fn export() -> ExportInfo {
         block: BlockSizes { min: 512, preferred: 4096, max: 1 << 20 },
         rotational: false,
         multi_conn: true,
-        fast_zero: false,
-        contexts: Vec::new(),
+        fast_zero: true,
+        contexts: vec![ALLOCATION_CONTEXT.into(), OTHER_CONTEXT.into()],
     }
 }
 
@@ -98,16 +103,36 @@ fn shake(stream: &[u8], mut cuts: Cuts) -> (Vec<u8>, End) {
     }
 }
 
+/// Data of LIST_META_CONTEXT and SET_META_CONTEXT.
+fn queries(input: &mut Input<'_>, name: &str) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u32).to_be_bytes()[..], text.as_bytes()].concat();
+    let count = input.below(4) as u32;
+    let mut data = [text(name), (count + u32::from(input.below(16) == 0)).to_be_bytes().to_vec()].concat();
+    for _ in 0..count {
+        data.extend(text(input.one_of(&[
+            ALLOCATION_CONTEXT,
+            OTHER_CONTEXT,
+            "base:",
+            "x-lockstep:",
+            "qemu:x",
+            "base",
+            "",
+        ])));
+    }
+    data
+}
+
 /// A stream of mostly good options, from choices.
 fn options(input: &mut Input<'_>) -> Vec<u8> {
     let mut stream = vec![0, 0, 0, input.one_of(&[3, 3, 3, 1, 2, 0, 7])];
     while !input.is_empty() && stream.len() < 16 << 10 {
-        let number = input.one_of(&[7, 7, 6, 3, 8, 1, 2, 5, 9, 10, 200]);
+        let number = input.one_of(&[7, 7, 6, 3, 8, 1, 2, 5, 9, 10, 200, 10, 11]);
         let name = input.one_of(&["v0", "standby", "later", "", "none", "v\0"]);
         let data = match input.below(5) {
             0 => Vec::new(),
             1 => name.as_bytes().to_vec(),
             2 => input.bytes(20).to_vec(),
+            3 if [9, 10].contains(&number) => queries(input, name),
             _ => {
                 let length = (name.len() as u32).wrapping_add(input.one_of(&[0, 0, 0, 0, 1, 255]));
                 let mut data = length.to_be_bytes().to_vec();
@@ -141,149 +166,6 @@ pub(crate) fn negotiation(data: &[u8]) {
     assert!(usage.peak_bytes <= bound, "{usage:?} for {} bytes", stream.len());
     for cuts in [Cuts::Bytewise, Cuts::Falling(falling)] {
         assert_eq!(shake(&stream, cuts), whole, "{cuts:?}");
-    }
-}
-
-/// An export, and whether reads are answered in chunks.
-fn any_export(input: &mut Input<'_>) -> (ExportInfo, bool) {
-    let min = 1_u32 << input.below(13);
-    let preferred = (512 << input.below(6)).max(min);
-    let max = preferred.saturating_mul(1 + u32::from(input.u8())).min(PAYLOAD_BYTES_MAX / min * min);
-    let block = BlockSizes { min, preferred, max: max.max(preferred) };
-    let size_bytes = u64::from(input.u32()) * u64::from(min) * if input.flag() { 1 << 20 } else { 1 };
-    (ExportInfo { size_bytes, block, read_only: input.below(4) == 0, ..export() }, input.flag())
-}
-
-/// Headers that are mostly good, each followed by nothing: payloads are the caller's part.
-fn headers(input: &mut Input<'_>, export: &ExportInfo) -> Vec<u8> {
-    let mut stream = Vec::new();
-    while !input.is_empty() && stream.len() < 8 << 10 {
-        let magic = if input.below(32) == 31 { input.array() } else { REQUEST_MAGIC };
-        stream.extend(magic);
-        let flags = input.one_of(&[0, 0, 0, 1, 2, 4, 3, 5, 8, 16]);
-        stream.extend([0, flags, 0, input.one_of(&[0, 1, 1, 2, 3, 4, 5, 6, 7, 9])]);
-        stream.extend(input.array::<8>());
-        let offset = match input.below(4) {
-            0 => input.u64(),
-            1 => export.size_bytes.wrapping_sub(u64::from(input.u16()) * u64::from(export.block.min)),
-            _ => u64::from(input.u32()) * u64::from(export.block.min) % (export.size_bytes + 1),
-        };
-        let length = match input.below(4) {
-            0 => input.u32(),
-            1 => export.block.max.wrapping_add(u32::from(input.u8())),
-            _ => u32::from(input.u8()) * export.block.min,
-        };
-        stream.extend(offset.to_be_bytes());
-        stream.extend(length.to_be_bytes());
-    }
-    stream
-}
-
-/// Requests to any export.
-pub(crate) fn transmission(data: &[u8]) {
-    let mut input = Input::new(data);
-    let made = input.flag();
-    let (export, structured) = any_export(&mut input);
-    let stream = if made { headers(&mut input, &export) } else { input.rest().to_vec() };
-    let framing = if structured { Framing::Structured } else { Framing::Simple };
-    let parser = RequestParser::new(&Transmission { export: export.clone(), framing, contexts: Vec::new() });
-    let mut rest = stream.as_slice();
-    loop {
-        let header = &rest[..rest.len().min(REQUEST_HEADER_BYTES)];
-        let (parsed, usage) = measure(|| parser.next(rest));
-        assert_eq!(usage.allocations, 0, "a request takes memory");
-        assert_eq!(parser.next(header), parsed, "looks behind its header");
-        for cut in 0..header.len().min(REQUEST_HEADER_BYTES - 1) {
-            assert_eq!(parser.next(&header[..cut]), Parsed::NeedMore);
-        }
-        let (consumed, payload) = match parsed {
-            Parsed::NeedMore => return assert!(header.len() < REQUEST_HEADER_BYTES),
-            Parsed::Fatal(_) => {
-                let too_long = header[..4] == REQUEST_MAGIC && header[6..8] == [0, 1];
-                return assert!(header[..4] != REQUEST_MAGIC || too_long);
-            }
-            Parsed::Request { consumed, request } => {
-                assert_eq!(refused(header, &export, structured), None, "{request:?} is let through");
-                check_request(&request, header, &parser);
-                (consumed, request.payload_bytes())
-            }
-            Parsed::Invalid { consumed, cookie, error, payload_to_skip, reply } => {
-                assert_eq!(refused(header, &export, structured), Some(error), "{header:?}");
-                assert_eq!(header[8..16], cookie.to_be_bytes());
-                check_refusal(reply.as_bytes(), (cookie, error));
-                (consumed, payload_to_skip)
-            }
-        };
-        assert_eq!(consumed, REQUEST_HEADER_BYTES);
-        assert!(payload <= u64::from(PAYLOAD_BYTES_MAX), "more payload than may be thrown away");
-        // In a made stream there is no payload to be skipped.
-        let skipped = if made { 0 } else { payload };
-        let Some(after) = rest.get(consumed + skipped as usize..) else { return };
-        rest = after;
-    }
-}
-
-/// What is let through comes out the same when it is encoded again.
-fn check_request(request: &Request, header: &[u8], parser: &RequestParser) {
-    let again = parser.next(&request.encode());
-    assert_eq!(again, Parsed::Request { consumed: REQUEST_HEADER_BYTES, request: *request });
-    if request.command != Command::Disconnect {
-        assert_eq!(request.encode(), header);
-    }
-}
-
-/// The client's parser understands the server's refusal, whole or in any part.
-fn check_refusal(reply: &[u8], expected: (u64, NbdError)) {
-    for cut in 0..reply.len() {
-        assert_eq!(next_reply(&reply[..cut]), Reply::NeedMore);
-    }
-    match next_reply(reply) {
-        Reply::Simple { consumed, cookie, error } => {
-            assert_eq!((consumed, cookie, error), (reply.len(), expected.0, Some(expected.1)));
-        }
-        Reply::Failed { consumed, cookie, error, done, .. } => {
-            assert_eq!((consumed, cookie, error, done), (reply.len(), expected.0, expected.1, true));
-        }
-        other => panic!("{other:?} is no refusal"),
-    }
-}
-
-/// The specification's answer, written down once more from the bytes.
-fn refused(header: &[u8], export: &ExportInfo, structured: bool) -> Option<NbdError> {
-    let field = |from: usize, to: usize| header[from..to].iter().fold(0_u64, |n, b| n << 8 | u64::from(*b));
-    let (flags, command, offset, length) = (field(4, 6), field(6, 8), field(16, 24), field(24, 28));
-    const FUA: u64 = 1;
-    const NO_HOLE: u64 = 2;
-    const DF: u64 = 4;
-    let (read, write, disconnect, flush, trim, zeroes) = (0, 1, 2, 3, 4, 6);
-    if command == disconnect {
-        return None;
-    }
-    let mut allowed = FUA;
-    allowed |= if command == read && structured { DF } else { 0 };
-    allowed |= if command == zeroes { NO_HOLE } else { 0 };
-    if command > zeroes || flags & !allowed != 0 {
-        return Some(NbdError::Invalid);
-    }
-    if export.read_only && [write, trim, zeroes].contains(&command) {
-        return Some(NbdError::NotPermitted);
-    }
-    if command == flush {
-        return (offset != 0 || length != 0).then_some(NbdError::Invalid);
-    }
-    let min = u64::from(export.block.min);
-    if length == 0 || offset % min != 0 || length % min != 0 {
-        return Some(NbdError::Invalid);
-    }
-    if u128::from(offset) + u128::from(length) > u128::from(export.size_bytes) {
-        return Some(if [write, zeroes].contains(&command) { NbdError::NoSpace } else { NbdError::Invalid });
-    }
-    let too_long = length > u64::from(export.block.max);
-    match command {
-        _ if !too_long => None,
-        0 => Some(NbdError::Overflow),
-        1 => Some(NbdError::Invalid),
-        _ => None,
     }
 }
 

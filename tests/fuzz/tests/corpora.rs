@@ -69,6 +69,7 @@ macro_rules! tests {
 tests!(
     nbd_negotiation,
     nbd_transmission,
+    nbd_session,
     nbd_client,
     peer_frames,
     peer_snapshots,
