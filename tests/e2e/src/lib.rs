@@ -51,7 +51,7 @@ pub use foreign::{Tool, qemu_uri, tool};
 pub use image::assert_equal;
 pub use ledger::{Ledger, Load};
 pub use machine::Machine;
-pub use memory::{open_descriptors, peak_bytes, rss_bytes};
+pub use memory::{open_descriptors, peak_bytes, rss_bytes, settled_descriptors};
 pub use mounted::{Mounted, Volume};
 pub use newer::Newer;
 pub use node::Node;

@@ -2,7 +2,9 @@
 
 use crate::node::Node;
 use crate::plain::Plain;
+use crate::wait::wait_for;
 use std::fs::read_dir;
+use std::time::Duration;
 
 impl Node {
     /// Resident memory of the daemon.
@@ -42,6 +44,20 @@ pub fn rss_bytes(pid: u32) -> u64 {
 #[track_caller]
 pub fn open_descriptors(pid: u32) -> usize {
     read_dir(format!("/proc/{pid}/fd")).expect("descriptors of a process").count()
+}
+
+/// The same, once the number stays for a while.
+#[track_caller]
+pub fn settled_descriptors(pid: u32) -> usize {
+    const LOOKS: usize = 10;
+    const LIMIT: Duration = Duration::from_secs(60);
+    let mut seen = Vec::new();
+    wait_for("a number of descriptors that stays", LIMIT, || {
+        seen.push(open_descriptors(pid));
+        let last = &seen[seen.len().saturating_sub(LOOKS)..];
+        let stays = last.len() == LOOKS && last.iter().all(|open| open == &last[0]);
+        stays.then_some(last[0]).ok_or_else(|| format!("{last:?}"))
+    })
 }
 
 #[track_caller]

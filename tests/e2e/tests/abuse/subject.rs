@@ -4,6 +4,7 @@ use crate::busy::Model;
 use lockstep_e2e::wait_for;
 use lockstep_e2e::{
     Cluster, Connection, Plain, Plan, Port, RESOURCE, open_descriptors, peak_bytes, rss_bytes,
+    settled_descriptors,
 };
 use serde_json::json;
 use std::path::PathBuf;
@@ -66,15 +67,8 @@ impl Subject {
 
     /// Descriptors that are open while nobody is there; one client came and went before.
     pub(crate) fn descriptors_at_rest(&self) -> usize {
-        const LOOKS: usize = 10;
         drop(self.connect());
-        let mut seen = Vec::new();
-        wait_for("a number of descriptors that stays", LIMIT, || {
-            seen.push(open_descriptors(self.pid()));
-            let last = &seen[seen.len().saturating_sub(LOOKS)..];
-            let stays = last.len() == LOOKS && last.iter().all(|open| open == &last[0]);
-            stays.then_some(last[0]).ok_or_else(|| format!("{last:?}"))
-        })
+        settled_descriptors(self.pid())
     }
 
     /// Until nothing of any client is left.
