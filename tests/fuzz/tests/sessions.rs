@@ -1,7 +1,7 @@
 //! Ten thousand sessions of NBD clients, most of them changed, against the handshake and the parser of requests.
 //!
-//! `LOCKSTEP_FUZZ_ROUNDS` says how many, `LOCKSTEP_FUZZ_SEED` which. A failure names the file where its choices lie, for
-//! `LOCKSTEP_FUZZ_INPUT=FILE cargo test --profile checked -p lockstep-fuzz --test corpora nbd_session`.
+//! `LOCKSTEP_FUZZ_ROUNDS` says how many, `LOCKSTEP_FUZZ_SEED` which. A failure names the file where its choices lie,
+//! for `LOCKSTEP_FUZZ_INPUT=FILE cargo test --profile checked -p lockstep-fuzz --test corpora nbd_session`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
