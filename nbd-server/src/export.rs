@@ -102,8 +102,10 @@ impl ExportInfo {
 pub enum Lookup {
     /// Serve this.
     Found(ExportInfo),
-    /// No export of this name.
+    /// No export of this name, as far as this client may know.
     Unknown,
+    /// This client may open it inside of TLS only, and is not.
+    TlsRequired,
     /// It exists, but not for this client or not on this node now; the reason is shown to the client.
     Refused {
         /// For humans.
@@ -113,9 +115,9 @@ pub enum Lookup {
     NotReady,
 }
 
-/// Finds exports by name.
+/// Finds exports by name, for one client.
 pub trait ExportDirectory {
-    /// Names shown to a client that asks for the list.
+    /// Names shown to a client that asks for the list: of what it may open as it is, with or without TLS.
     fn list(&self) -> Vec<String>;
 
     /// Looks up a name. The empty name means the only export, where there is exactly one.

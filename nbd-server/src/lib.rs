@@ -3,7 +3,8 @@
 //! The caller owns sockets, buffers and timers. A server connection goes through two machines:
 //!
 //! 1. [`Negotiation`]: send [`Negotiation::greeting`], then alternate `receive` (bytes in) and `poll`
-//!    (bytes out) until it says [`Step::Transmission`] or [`Step::Close`].
+//!    (bytes out) until it says [`Step::Transmission`] or [`Step::Close`]; at [`Step::StartTls`] the caller
+//!    begins TLS, and goes on inside of it.
 //! 2. [`RequestParser`]: `next` on the received bytes, one request per call; answers come from [`ReplyTo`] and
 //!    [`put_status`].
 //!
@@ -34,7 +35,7 @@ mod wire;
 
 pub use errors::{HandshakeError, NbdError, ProtocolError};
 pub use export::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
-pub use negotiate::{Limits, Negotiation, Step, Transmission};
+pub use negotiate::{Limits, Negotiation, Step, TlsPolicy, Transmission};
 pub use reply::{Framing, ReplyHeader, ReplyTo};
 pub use request::{Command, PAYLOAD_BYTES_MAX, Parsed, REQUEST_HEADER_BYTES, Request, RequestParser};
 pub use status::{

@@ -8,12 +8,15 @@
 //! is the caller's: a handshake deadline belongs there.
 
 mod contexts;
+mod tls;
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::mem;
 
 use contexts::Selection;
+use tls::Security;
+pub use tls::TlsPolicy;
 
 use crate::errors::HandshakeError;
 use crate::export::{ExportDirectory, ExportInfo, Lookup};
@@ -49,6 +52,9 @@ pub enum Step {
         /// The name that the client asked for.
         name: String,
     },
+    /// Send the output, then begin TLS as its server; whatever arrived and was not taken is the beginning of the
+    /// client's TLS handshake. Nothing is taken until [`Negotiation::tls_established`].
+    StartTls,
     /// The handshake is over: the next byte of input is the first of a request.
     Transmission(Transmission),
     /// Send the output, then close.
@@ -78,14 +84,22 @@ pub struct Negotiation {
     no_zeroes: bool,
     framing: Framing,
     selection: Selection,
+    security: Security,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Phase {
     ClientFlags,
     OptionHeader,
-    OptionData { option: u32, length_bytes: usize },
-    Answer { option: u32 },
+    OptionData {
+        option: u32,
+        length_bytes: usize,
+    },
+    Answer {
+        option: u32,
+    },
+    /// STARTTLS was acknowledged; what comes now is not NBD.
+    StartingTls,
     Finished,
 }
 
@@ -105,6 +119,7 @@ impl Negotiation {
             no_zeroes: false,
             framing: Framing::Simple,
             selection: Selection::default(),
+            security: Security::Plain(TlsPolicy::Off),
         }
     }
 
@@ -144,6 +159,7 @@ impl Negotiation {
         };
         let data = mem::take(&mut self.pending);
         let step = match option {
+            _ if self.security.forbids(option) => self.demand_tls(option, out),
             option::EXPORT_NAME => self.answer_export_name(&data, directory, out),
             option::INFO | option::GO => self.answer_info(option, &data, directory, out),
             option::ABORT => {
@@ -155,12 +171,13 @@ impl Negotiation {
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 self.answer_meta_context(option, &data, directory, out)
             }
-            option::STARTTLS => refuse(out, option, option_reply::ERR_UNSUP, "TLS is not offered"),
+            option::STARTTLS => self.answer_starttls(&data, out),
             _ => refuse(out, option, option_reply::ERR_UNSUP, "option not supported"),
         };
         match &step {
             Step::Hold { .. } => self.pending = data,
             Step::NeedMore => self.phase = Phase::OptionHeader,
+            Step::StartTls => self.phase = Phase::StartingTls,
             Step::Transmission(_) | Step::Close => self.phase = Phase::Finished,
         }
         step
@@ -172,7 +189,7 @@ impl Negotiation {
             Phase::ClientFlags => Some(CLIENT_FLAGS_BYTES),
             Phase::OptionHeader => Some(OPTION_HEADER_BYTES),
             Phase::OptionData { length_bytes, .. } => Some(length_bytes),
-            Phase::Answer { .. } | Phase::Finished => None,
+            Phase::Answer { .. } | Phase::StartingTls | Phase::Finished => None,
         }
     }
 
@@ -188,7 +205,7 @@ impl Negotiation {
                 self.pending.clear();
             }
             Phase::OptionData { option, .. } => self.phase = Phase::Answer { option },
-            Phase::Answer { .. } | Phase::Finished => {}
+            Phase::Answer { .. } | Phase::StartingTls | Phase::Finished => {}
         }
         Ok(())
     }
@@ -237,7 +254,7 @@ impl Negotiation {
         }
         match directory.find(name) {
             Lookup::NotReady => Step::Hold { name: name.into() },
-            Lookup::Unknown | Lookup::Refused { .. } => Step::Close,
+            Lookup::Unknown | Lookup::Refused { .. } | Lookup::TlsRequired => Step::Close,
             Lookup::Found(export) => {
                 out.extend_from_slice(&export.size_bytes.to_be_bytes());
                 out.extend_from_slice(&self.transmission_flags(&export).to_be_bytes());
@@ -260,7 +277,7 @@ impl Negotiation {
             Ok(query) => query,
             Err(BadName { reply_type, why }) => return refuse(out, option, reply_type, why),
         };
-        let export = match found(option, query.name, directory, out) {
+        let export = match found(self.security, option, query.name, directory, out) {
             Ok(export) => export,
             Err(absent) => return absent.into(),
         };
@@ -330,6 +347,7 @@ impl From<Absent> for Step {
 
 /// The export of this name; a refusal is put into `out`.
 fn found(
+    security: Security,
     option: u32,
     name: &str,
     directory: &dyn ExportDirectory,
@@ -338,7 +356,8 @@ fn found(
     let (reply_type, why) = match directory.find(name) {
         Lookup::Found(export) => return Ok(export),
         Lookup::NotReady => return Err(Absent::Held(name.into())),
-        Lookup::Unknown => (option_reply::ERR_UNKNOWN, "no such export".into()),
+        Lookup::Unknown => (option_reply::ERR_UNKNOWN, NO_SUCH_EXPORT.into()),
+        Lookup::TlsRequired => security.refusal_without_tls(),
         Lookup::Refused { reason } => (option_reply::ERR_POLICY, reason),
     };
     refuse(out, option, reply_type, &why);
@@ -357,6 +376,7 @@ fn answer_list(data: &[u8], directory: &dyn ExportDirectory, out: &mut Vec<u8>) 
     Step::NeedMore
 }
 
+const NO_SUCH_EXPORT: &str = "no such export";
 const NO_DATA_EXPECTED: &str = "this option takes no data";
 
 /// The data of INFO and GO.

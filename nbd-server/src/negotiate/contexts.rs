@@ -102,7 +102,7 @@ impl Negotiation {
             Ok(queries) => queries,
             Err(BadName { reply_type, why }) => return refuse(out, option, reply_type, why),
         };
-        let export = match found(option, queries.name, directory, out) {
+        let export = match found(self.security, option, queries.name, directory, out) {
             Ok(export) => export,
             Err(absent) => return absent.into(),
         };

@@ -23,7 +23,7 @@ impl ExportDirectory for Directory {
     }
 }
 
-fn export() -> ExportInfo {
+pub(super) fn export() -> ExportInfo {
     ExportInfo {
         name: "v0".into(),
         description: "db, Primary".into(),

@@ -103,6 +103,7 @@ impl Server {
         match self.handshake.poll(&Directory, &mut self.output) {
             Step::NeedMore => return consumed > 0 || self.output.len() > answered_before,
             Step::Hold { .. } => unreachable!("this directory is always ready"),
+            Step::StartTls => unreachable!("this listener has no TLS"),
             Step::Close => self.end = Some(End::Polite),
             Step::Transmission(agreed) => {
                 assert_eq!(agreed.export, export());

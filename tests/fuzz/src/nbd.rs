@@ -13,7 +13,7 @@ use lockstep_counting::measure;
 use lockstep_nbd::client::{ClientError, Connected, Handshake, Reply, next_reply};
 use lockstep_nbd::{
     ALLOCATION_CONTEXT, BlockSizes, ExportDirectory, ExportInfo, HandshakeError, Limits, Lookup, Negotiation,
-    Step, Transmission,
+    Step, TlsPolicy, Transmission,
 };
 
 use crate::input::{Cuts, Input};
@@ -23,7 +23,7 @@ const OTHER_CONTEXT: &str = "x-lockstep:out-of-sync";
 /// Memory that a machine may hold before anything arrived.
 const FIXED_BYTES: u64 = 2048;
 
-/// Three exports: one to serve, one refused, one that is ready when asked for the second time.
+/// Four exports: one to serve, one refused, one that needs TLS, one that is ready when asked for the second time.
 struct Directory {
     asked: std::cell::Cell<u32>,
 }
@@ -52,6 +52,7 @@ impl ExportDirectory for Directory {
         match name {
             "v0" | "" => Lookup::Found(export()),
             "standby" => Lookup::Refused { reason: "this node is Secondary".into() },
+            "secret" => Lookup::TlsRequired,
             "later" if self.asked.get() % 2 == 1 => Lookup::NotReady,
             "later" => Lookup::Found(export()),
             _ => Lookup::Unknown,
@@ -69,9 +70,10 @@ enum End {
     Agreed(Transmission, usize),
 }
 
-/// Runs a handshake over a stream that arrives in chunks.
-fn shake(stream: &[u8], mut cuts: Cuts) -> (Vec<u8>, End) {
-    let mut machine = Negotiation::new(Limits::default());
+/// Runs a handshake over a stream that arrives in chunks. What follows on STARTTLS stands for what comes out of TLS.
+fn shake(stream: &[u8], policy: TlsPolicy, mut cuts: Cuts) -> (Vec<u8>, End) {
+    let mut machine = Negotiation::new(Limits::default()).with_tls(policy);
+    let mut is_inside = false;
     let directory = Directory { asked: 0.into() };
     let (mut output, mut taken, mut arrived) = (Vec::new(), 0, 0_usize);
     loop {
@@ -91,12 +93,22 @@ fn shake(stream: &[u8], mut cuts: Cuts) -> (Vec<u8>, End) {
             Step::NeedMore if arrived == stream.len() => return (output, End::Hungry),
             Step::NeedMore => arrived = arrived.saturating_add(cuts.next()).min(stream.len()),
             Step::Hold { name } => assert_eq!(name, "later"),
+            Step::StartTls => {
+                assert!(policy != TlsPolicy::Off && !is_inside, "TLS that was not offered");
+                assert_eq!(machine.receive(&stream[taken..]), Ok(0), "takes plaintext behind STARTTLS");
+                machine.tls_established();
+                is_inside = true;
+            }
             Step::Close => {
                 assert_eq!(machine.receive(&stream[taken..]), Ok(0), "takes input after its end");
                 return (output, End::Closed);
             }
             Step::Transmission(agreed) => {
                 assert_eq!(machine.receive(&stream[taken..]), Ok(0), "takes bytes of requests");
+                assert!(
+                    is_inside || policy != TlsPolicy::Required,
+                    "requests without the TLS that is required"
+                );
                 return (output, End::Agreed(agreed, taken));
             }
         }
@@ -127,7 +139,7 @@ fn options(input: &mut Input<'_>) -> Vec<u8> {
     let mut stream = vec![0, 0, 0, input.one_of(&[3, 3, 3, 1, 2, 0, 7])];
     while !input.is_empty() && stream.len() < 16 << 10 {
         let number = input.one_of(&[7, 7, 6, 3, 8, 1, 2, 5, 9, 10, 200, 10, 11]);
-        let name = input.one_of(&["v0", "standby", "later", "", "none", "v\0"]);
+        let name = input.one_of(&["v0", "standby", "later", "", "none", "v\0", "secret"]);
         let data = match input.below(5) {
             0 => Vec::new(),
             1 => name.as_bytes().to_vec(),
@@ -161,11 +173,12 @@ pub(crate) fn negotiation(data: &[u8]) {
     let mut input = Input::new(data);
     let (made, falling) = (input.flag(), input.u8());
     let stream = if made { options(&mut input) } else { input.rest().to_vec() };
-    let (whole, usage) = measure(|| shake(&stream, Cuts::Whole));
+    let policy = [TlsPolicy::Off, TlsPolicy::Optional, TlsPolicy::Required][usize::from(falling % 3)];
+    let (whole, usage) = measure(|| shake(&stream, policy, Cuts::Whole));
     let bound = FIXED_BYTES + 4 * (stream.len() + whole.0.len()) as u64;
     assert!(usage.peak_bytes <= bound, "{usage:?} for {} bytes", stream.len());
     for cuts in [Cuts::Bytewise, Cuts::Falling(falling)] {
-        assert_eq!(shake(&stream, cuts), whole, "{cuts:?}");
+        assert_eq!(shake(&stream, policy, cuts), whole, "{cuts:?}");
     }
 }
 

@@ -236,6 +236,7 @@ impl Session {
                 self.deadline_ns.get_or_insert(offer.now_ns + HOLD_NS);
                 Next::Wait
             }
+            Step::StartTls => unreachable!("the simulator has no TLS"),
             Step::Close => Next::Drain,
             Step::Transmission(agreed) => {
                 self.deadline_ns = None;

@@ -167,6 +167,7 @@ impl Shard {
                 self.want_sweep();
             }
             Step::Transmission(agreed) => self.begin_transmission(index, agreed),
+            Step::StartTls => unreachable!("no listener has TLS"),
             Step::Close => self.drain(index),
         }
         self.list_talking(index);
