@@ -10,6 +10,10 @@ use std::time::Duration;
 
 use lockstep_bitmap::NodeId;
 use lockstep_core::Timing;
+use lockstep_nbd::TlsPolicy;
+
+use crate::access::Access;
+use crate::tls::TlsTerminator;
 
 /// One daemon.
 #[derive(Clone, Debug)]
@@ -25,7 +29,9 @@ pub struct EngineConfig {
     /// Where peers connect to; one port for all resources.
     pub listen: SocketAddr,
     /// Where NBD clients connect to.
-    pub nbd_listeners: Vec<Listener>,
+    pub nbd_listeners: Vec<NbdListener>,
+    /// Who does TLS, for the listeners that have it.
+    pub terminator: Option<Arc<dyn TlsTerminator>>,
     /// The resources.
     pub resources: Vec<ResourceConfig>,
     /// Bounds of clients and buffers.
@@ -42,6 +48,15 @@ pub struct EngineConfig {
     pub stop_wait: Duration,
 }
 
+/// Where NBD clients connect to, and what they need for it.
+#[derive(Clone, Debug)]
+pub struct NbdListener {
+    /// The place.
+    pub place: Listener,
+    /// Anything but `Off` needs [`EngineConfig::terminator`].
+    pub tls: TlsPolicy,
+}
+
 /// One address for NBD clients.
 #[derive(Clone, Debug)]
 pub enum Listener {
@@ -51,11 +66,18 @@ pub enum Listener {
         path: PathBuf,
         /// Permission bits of the socket.
         mode: u32,
+        /// Id of the group that it is given to.
+        group: Option<u32>,
     },
     /// A TCP port.
     Tcp(SocketAddr),
-    /// A listening socket that somebody else opened.
-    Inherited(Arc<OwnedFd>),
+    /// A listening socket that somebody else opened, and keeps: connections wait there while no daemon runs.
+    Inherited {
+        /// The socket.
+        socket: Arc<OwnedFd>,
+        /// Where it listens, if that is known; its name is left alone.
+        place: Option<Box<Listener>>,
+    },
 }
 
 /// One resource as this node sees it.
@@ -74,6 +96,8 @@ pub struct ResourceConfig {
     pub peer: Option<PeerAddress>,
     /// Clients may only read, and the disk is opened so.
     pub read_only: bool,
+    /// Clients that may open it.
+    pub access: Access,
     /// Regions that may be hot at once: bounds the resync after a crash.
     pub max_hot_regions: u32,
     /// Memory for payloads in bytes; [`Limits::BUFFER_BYTES_MIN`] at least.
@@ -112,6 +136,8 @@ pub struct Limits {
     pub client_bytes_max: u64,
     /// How long an NBD handshake may take.
     pub handshake_timeout: Duration,
+    /// Memory that the terminator takes for one connection, in bytes; 0 without TLS.
+    pub tls_connection_bytes: u64,
     /// How long a hello exchange may take.
     pub hello_timeout: Duration,
     /// How long one message to a client, or one piece of a payload from it, may take while other clients wait
@@ -145,6 +171,7 @@ impl Default for Limits {
             client_requests_max: 128,
             client_bytes_max: 64 << 20,
             handshake_timeout: Duration::from_secs(10),
+            tls_connection_bytes: 0,
             hello_timeout: Duration::from_secs(5),
             progress_timeout: Duration::from_secs(30),
         }

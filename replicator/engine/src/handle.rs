@@ -47,6 +47,15 @@ pub(crate) enum Message {
     Up(usize, Box<Result<Attached, AttachError>>, UpReply),
     /// Leave, then close the disks.
     Down(usize, bool, CommandReply),
+    /// A client is inside of TLS, and its certificate has these names.
+    TlsEstablished {
+        /// Its index.
+        client: u32,
+        /// Which of the connections that had this index.
+        serial: u64,
+        /// In its certificate.
+        names: Vec<String>,
+    },
     /// Everything down, then end the thread.
     Stop,
 }
@@ -71,8 +80,9 @@ impl Engine {
             .map_err(|error| StartError::System { what: "eventfd", error: error.into() })?;
         let wake = Arc::new(wake);
         let (sender, receiver) = channel();
-        let thread = spawn(Arc::clone(&config), receiver, Arc::clone(&wake))?;
-        Ok(EngineHandle { config, queue: Queue { sender, wake }, thread: Some(thread) })
+        let queue = Queue { sender, wake };
+        let thread = spawn(Arc::clone(&config), receiver, queue.clone())?;
+        Ok(EngineHandle { config, queue, thread: Some(thread) })
     }
 }
 
@@ -89,10 +99,10 @@ fn open_files_max(config: &EngineConfig) -> u64 {
 fn spawn(
     config: Arc<EngineConfig>,
     receiver: Receiver<Message>,
-    wake: Arc<OwnedFd>,
+    queue: Queue,
 ) -> Result<JoinHandle<()>, StartError> {
     let (ready, is_ready) = channel();
-    let run = move || match shard::Shard::new(config, receiver, wake) {
+    let run = move || match shard::Shard::new(config, receiver, queue) {
         Ok(mut shard) => {
             let _ = ready.send(Ok(()));
             drop(ready);
@@ -138,14 +148,19 @@ pub struct EngineHandle {
 
 /// The way to the shard.
 #[derive(Clone)]
-struct Queue {
+pub(crate) struct Queue {
     sender: Sender<Message>,
     wake: Arc<OwnedFd>,
 }
 
 impl Queue {
+    /// The descriptor that says that something was put in.
+    pub(crate) fn wake(&self) -> &OwnedFd {
+        &self.wake
+    }
+
     /// A shard that is gone drops the message and with it the callback, which the caller sees.
-    fn send(&self, message: Message) {
+    pub(crate) fn send(&self, message: Message) {
         let _ = self.sender.send(message);
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }

@@ -9,6 +9,7 @@
 //! `unsafe` lives in `ring` and `slots` only, each block with its proof.
 #![deny(unsafe_code)]
 
+mod access;
 mod attach;
 mod config;
 mod disk;
@@ -26,13 +27,17 @@ mod slots;
 mod stock;
 mod stream;
 mod system;
+mod tls;
 mod token;
 
-pub use config::{EngineConfig, Limits, Listener, PeerAddress, ResourceConfig};
+pub use access::{Access, NamePattern, Origin};
+pub use config::{EngineConfig, Limits, Listener, NbdListener, PeerAddress, ResourceConfig};
 pub use disk::{DeviceFacts, device_facts};
 pub use error::{AttachError, StartError};
 pub use handle::{CommandReply, Engine, EngineHandle, StatusReply, UnknownResource, UpReply};
 pub use link::hello;
+pub use lockstep_nbd::TlsPolicy;
 pub use memory::MemoryBudget;
 pub use meta::{create_metadata, read_metadata};
 pub use report::{ClientInfo, MemoryReport, ResourceReport};
+pub use tls::{Established, TlsConnection, TlsSession, TlsTerminator};

@@ -118,8 +118,9 @@ fn connection_bytes() -> usize {
 fn clients_bytes(limits: &Limits) -> u64 {
     let early = (limits.handshakes_max + limits.held_max) * (nbd::HANDSHAKE_BUFFER_BYTES + EARLY_BYTES);
     let served = limits.clients_max * (nbd::BUFFER_BYTES + STATUS_MEMORY_BYTES + connection_bytes());
+    let tls = limits.connections_max() as u64 * limits.tls_connection_bytes;
     // As many again may be ending: they have no receive buffer any more.
-    (early + served + limits.clients_max * connection_bytes()) as u64
+    (early + served + limits.clients_max * connection_bytes()) as u64 + tls
 }
 
 fn link_bytes() -> u64 {

@@ -1,9 +1,10 @@
-//! The exports of this node, as they are at the moment a client asks.
+//! The exports of this node, as they are at the moment a client asks, and as far as it may know of them.
 
 use lockstep_core::{ExportState, Role};
 use lockstep_nbd::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
 
 use super::{REQUEST_BYTES_MAX, context_names};
+use crate::access::Admission;
 
 /// One resource as clients may see it.
 #[derive(Clone, Debug)]
@@ -15,6 +16,8 @@ pub(crate) struct Export {
     pub(crate) is_elsewhere: bool,
     pub(crate) size_bytes: u64,
     pub(crate) read_only: bool,
+    /// Whether this client may open it.
+    pub(crate) admission: Admission,
     /// Name of the peer, for advice.
     pub(crate) peer: Option<String>,
     /// A zeroed range may cost no more than a note of the file system.
@@ -28,6 +31,8 @@ pub(crate) struct Export {
 pub(crate) struct Directory {
     pub(crate) exports: Vec<Export>,
     pub(crate) node_name: String,
+    /// The client, for the log.
+    pub(crate) client: String,
     /// Whether a client may be kept waiting for a role change: it has not waited too long, and not too many
     /// do.
     pub(crate) may_hold: bool,
@@ -35,15 +40,23 @@ pub(crate) struct Directory {
 
 impl ExportDirectory for Directory {
     fn list(&self) -> Vec<String> {
-        self.exports.iter().map(|export| export.name.clone()).collect()
+        let granted = |export: &&Export| export.admission == Admission::Granted;
+        self.exports.iter().filter(granted).map(|export| export.name.clone()).collect()
     }
 
     fn find(&self, name: &str) -> Lookup {
-        let export = match (name, &self.exports[..]) {
-            ("", [only]) => Some(only),
-            _ => self.exports.iter().find(|export| export.name == name),
-        };
-        let Some(export) = export else { return Lookup::Unknown };
+        let Some(export) = self.export(name) else { return Lookup::Unknown };
+        match &export.admission {
+            Admission::Granted => {}
+            Admission::NeedsTls => {
+                tracing::info!("{}: client {} may not open it without TLS", export.name, self.client);
+                return Lookup::TlsRequired;
+            }
+            Admission::Denied(why) => {
+                tracing::info!("{}: client {} may not open it: {why}", export.name, self.client);
+                return Lookup::Unknown;
+            }
+        }
         match export.state {
             Some((ExportState::Open, _)) if export.size_bytes > 0 => Lookup::Found(self.info(export)),
             Some((state, _)) if self.may_hold && export.is_about_to_open(state) => Lookup::NotReady,
@@ -66,6 +79,16 @@ impl Export {
 }
 
 impl Directory {
+    /// The empty name means the only export of which this client may know.
+    fn export(&self, name: &str) -> Option<&Export> {
+        let mut candidates = self.exports.iter().filter(|export| match name {
+            "" => !matches!(export.admission, Admission::Denied(_)),
+            name => export.name == name,
+        });
+        let found = candidates.next()?;
+        candidates.next().is_none().then_some(found)
+    }
+
     fn info(&self, export: &Export) -> ExportInfo {
         ExportInfo {
             name: export.name.clone(),
@@ -106,6 +129,7 @@ mod tests {
             is_elsewhere: true,
             size_bytes: 1 << 20,
             read_only: false,
+            admission: Admission::Granted,
             peer: Some("beta".into()),
             fast_zero: true,
             is_rotational: false,
@@ -114,6 +138,7 @@ mod tests {
         Directory {
             exports: states.iter().enumerate().map(export).collect(),
             node_name: "alpha".into(),
+            client: "a test".into(),
             may_hold: true,
         }
     }
@@ -127,6 +152,24 @@ mod tests {
         assert_eq!(directory(&[OPEN, OPEN]).find(""), Lookup::Unknown);
         assert!(matches!(directory(&[CLOSED, OPEN]).find("r1"), Lookup::Found(_)));
         assert_eq!(directory(&[OPEN]).find("r9"), Lookup::Unknown);
+    }
+
+    #[test]
+    fn what_a_client_may_not_open_does_not_exist_for_it() {
+        let mut directory = directory(&[OPEN, OPEN, CLOSED]);
+        directory.exports[1].admission = Admission::Denied("it may not".into());
+        directory.exports[2].admission = Admission::Denied("it may not".into());
+        assert_eq!(directory.list(), ["r0"]);
+        assert!(matches!(directory.find("r0"), Lookup::Found(_)));
+        assert_eq!(directory.find("r1"), Lookup::Unknown);
+        assert_eq!(directory.find("r2"), Lookup::Unknown, "nor is its state told");
+        assert!(matches!(directory.find(""), Lookup::Found(info) if info.name == "r0"));
+        directory.exports[2].admission = Admission::NeedsTls;
+        assert_eq!(directory.list(), ["r0"]);
+        assert_eq!(directory.find("r2"), Lookup::TlsRequired);
+        assert_eq!(directory.find(""), Lookup::Unknown, "there are two of which it may know");
+        directory.exports[0].admission = Admission::Denied("it may not".into());
+        assert_eq!(directory.find(""), Lookup::TlsRequired);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod contexts;
 mod directory;
 
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use lockstep_core::{Instant, PIECE_BYTES_MAX, SlotId};
@@ -15,10 +16,12 @@ use lockstep_nbd::{Framing, Negotiation, ReplyHeader, ReplyTo, RequestParser};
 pub(crate) use contexts::{Context, names as context_names};
 pub(crate) use directory::{Directory, Export};
 
+use crate::access::Guest;
 use crate::ring::Fd;
 use crate::slots::{ALIGN_BYTES, Arena, LARGE_BYTES, PoolId, SMALL_BYTES, Span, fits_small};
 use crate::stock::Stock;
 use crate::stream::{Inbox, Outbox};
+use crate::tls::TlsSession;
 
 /// Receive buffer of a client that is served: many requests per receive.
 pub(crate) const BUFFER_BYTES: usize = 128 * 1024;
@@ -39,6 +42,19 @@ pub(crate) enum Phase {
     Draining,
     /// Shut down; waits for its last operations and requests.
     Dead,
+}
+
+/// How a connection stands to TLS.
+pub(crate) enum Security {
+    /// Without it.
+    Plain,
+    /// STARTTLS was acknowledged; the acknowledgement is on its way.
+    Starting,
+    /// The terminator has the client's socket, and its handshake is under way. The number tells this connection from
+    /// others.
+    Handshake(u64),
+    /// Established, by a client with these names.
+    Active(Vec<String>),
 }
 
 /// A client in the transmission phase.
@@ -194,8 +210,13 @@ pub(crate) fn piece_bytes(offset: u64, left: u64) -> u32 {
 pub(crate) struct Client {
     pub(crate) fd: Fd,
     pub(crate) address: String,
+    /// `None`: it came by a unix socket.
+    pub(crate) ip: Option<IpAddr>,
     pub(crate) since: SystemTime,
     pub(crate) phase: Phase,
+    pub(crate) security: Security,
+    /// Holds the terminator to its connection.
+    pub(crate) tls_session: Option<TlsSession>,
     /// When patience ends, in every phase but `Serving`.
     pub(crate) deadline: Option<Instant>,
     /// Until when it may be kept waiting for a role change, once it was.
@@ -228,15 +249,18 @@ impl Client {
     /// A connection that has received nothing.
     pub(crate) fn new(
         fd: Fd,
-        address: String,
+        (address, ip): (String, Option<IpAddr>),
         negotiation: Negotiation,
         deadline: Instant,
         stock: &Stock,
     ) -> Self {
         Self {
             address,
+            ip,
             since: SystemTime::now(),
             phase: Phase::Handshake(Box::new(negotiation)),
+            security: Security::Plain,
+            tls_session: None,
             deadline: Some(deadline),
             hold_until: None,
             inbox: Inbox::new(fd.clone(), HANDSHAKE_BUFFER_BYTES),
@@ -253,6 +277,21 @@ impl Client {
             is_listed: false,
             fd,
         }
+    }
+
+    /// It as allow lists see it.
+    pub(crate) fn guest(&self) -> Guest<'_> {
+        let names = match &self.security {
+            Security::Active(names) => Some(names.as_slice()),
+            _ => None,
+        };
+        Guest { address: self.ip, names }
+    }
+
+    /// Options may be taken from it.
+    pub(crate) fn is_asked(&self) -> bool {
+        let between = matches!(self.security, Security::Starting | Security::Handshake(_));
+        matches!(self.phase, Phase::Handshake(_)) && !self.is_ending && !between
     }
 
     /// The resource whose export it opened, while it is served.

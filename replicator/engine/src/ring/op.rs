@@ -43,6 +43,8 @@ pub(crate) enum Op {
     Connect { fd: Fd, address: Box<SocketAddress> },
     /// Wait until a descriptor is readable.
     Readable { fd: Fd },
+    /// Cancel what is in flight on a descriptor.
+    CancelOn { fd: Fd },
     /// Cancel everything in flight; used when the ring ends.
     CancelAll,
 }
@@ -112,6 +114,7 @@ impl Op {
                 opcode::Connect::new(raw(fd), pointer, len).build()
             }
             Op::Readable { fd } => opcode::PollAdd::new(raw(fd), libc::POLLIN as u32).build(),
+            Op::CancelOn { fd } => opcode::AsyncCancel2::new(types::CancelBuilder::fd(raw(fd)).all()).build(),
             Op::CancelAll => opcode::AsyncCancel2::new(types::CancelBuilder::any()).build(),
             Op::Receive(_) | Op::Send(_) => unreachable!("prepared above"),
         }

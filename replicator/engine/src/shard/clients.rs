@@ -4,18 +4,20 @@
 //! closed (it said goodbye, or the export closed). Hung up: the socket is shut down at once, answers are
 //! dropped. Its entry goes when the kernel and the core are done with it.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use lockstep_core::{Event, Instant, Node, ReqId};
-use lockstep_nbd::{Limits, Negotiation, RequestParser, Step, Transmission};
+use lockstep_nbd::{Limits, Negotiation, RequestParser, Step, TlsPolicy, Transmission};
 use rustix::io::Errno;
 
 use super::Shard;
 use super::resource::Resource;
 use super::turns::Turns;
+use crate::access::Guest;
 use crate::config::ResourceConfig;
 use crate::disk::Disk;
-use crate::nbd::{Client, Context, Directory, Export, Phase, Serving};
+use crate::nbd::{Client, Context, Directory, Export, Phase, Security, Serving};
 use crate::ring::{Completion, Fd, Op};
 use crate::token::Token;
 
@@ -24,7 +26,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 impl Shard {
     /// A connection came in on an NBD listener.
-    pub(super) fn client_accepted(&mut self, fd: Fd, address: String) {
+    pub(super) fn client_accepted(&mut self, fd: Fd, address: String, ip: Option<IpAddr>, tls: TlsPolicy) {
         self.make_room_for_handshake();
         if self.clients.len() >= self.config.limits.connections_max() {
             // Most of them are gone and wait for what they asked for, which nobody can do now.
@@ -36,8 +38,8 @@ impl Shard {
         }
         watch_over(&fd, self.config.limits.progress_timeout);
         let deadline = self.clock.now() + self.config.limits.handshake_timeout;
-        let negotiation = Negotiation::new(Limits::default());
-        let mut client = Client::new(fd, address, negotiation, deadline, &self.stock);
+        let negotiation = Negotiation::new(Limits::default()).with_tls(tls);
+        let mut client = Client::new(fd, (address, ip), negotiation, deadline, &self.stock);
         if let Some(message) = client.outbox.message(false) {
             message.push_head(&Negotiation::greeting());
         }
@@ -61,7 +63,7 @@ impl Shard {
         }
     }
 
-    fn receive_from(&mut self, index: u32) {
+    pub(super) fn receive_from(&mut self, index: u32) {
         let Self { io: Some(io), clients, .. } = self else { return };
         let Some(client) = clients.get_mut(index) else { return };
         if !client.inbox.is_receiving() {
@@ -89,13 +91,14 @@ impl Shard {
             return self.hang_up(index);
         }
         match client.phase {
-            Phase::Handshake(_) => self.negotiate(index),
+            Phase::Handshake(_) if client.is_asked() => self.negotiate(index),
             Phase::Serving(_) => self.serve(index),
-            Phase::Held(_) | Phase::Draining | Phase::Dead => {}
+            Phase::Handshake(_) | Phase::Held(_) | Phase::Draining | Phase::Dead => {}
         }
     }
 
-    fn directory(&self, may_hold: bool) -> Directory {
+    fn directory(&self, client: &Client, may_hold: bool) -> Directory {
+        let guest: Guest<'_> = client.guest();
         let export = |(resource, config): (&Resource, &ResourceConfig)| {
             let status = resource.node.as_ref().map(|node| (node.export(), node.status()));
             Export {
@@ -108,6 +111,7 @@ impl Shard {
                     .and_then(|node| node.geometry())
                     .map_or(0, |g| g.size_bytes()),
                 read_only: config.read_only,
+                admission: config.access.admit(guest),
                 peer: config.peer.as_ref().map(|peer| peer.name.clone()),
                 fast_zero: resource.storage.disk.as_ref().is_some_and(Disk::zeroes_fast),
                 is_rotational: resource.storage.disk.as_ref().is_some_and(|disk| disk.is_rotational),
@@ -115,11 +119,12 @@ impl Shard {
             }
         };
         let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();
-        Directory { exports, node_name: self.config.node_name.clone(), may_hold }
+        let client = client.address.clone();
+        Directory { exports, node_name: self.config.node_name.clone(), client, may_hold }
     }
 
     /// Goes on with a handshake.
-    fn negotiate(&mut self, index: u32) {
+    pub(super) fn negotiate(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index) else { return };
         let was_held = matches!(client.phase, Phase::Held(_));
         let (Phase::Handshake(mut negotiation) | Phase::Held(mut negotiation)) =
@@ -130,7 +135,8 @@ impl Shard {
         let now = self.clock.now();
         let in_time = client.hold_until.is_none_or(|hold_until| now < hold_until);
         let held = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Held(_))).count();
-        let directory = self.directory(in_time && held < self.config.limits.held_max);
+        let Some(client) = self.clients.get(index) else { return };
+        let directory = self.directory(client, in_time && held < self.config.limits.held_max);
         let Some(client) = self.clients.get_mut(index) else { return };
         let mut answer = Vec::new();
         let step = match negotiation.receive(client.inbox.data()) {
@@ -167,7 +173,10 @@ impl Shard {
                 self.want_sweep();
             }
             Step::Transmission(agreed) => self.begin_transmission(index, agreed),
-            Step::StartTls => unreachable!("no listener has TLS"),
+            Step::StartTls => {
+                client.phase = Phase::Handshake(negotiation);
+                client.security = Security::Starting;
+            }
             Step::Close => self.drain(index),
         }
         self.list_talking(index);
@@ -203,7 +212,12 @@ impl Shard {
             refusal: None,
         }));
         client.deadline = None;
-        tracing::info!("{}: client {} connected", agreed.export.name, client.address);
+        let over = match &client.security {
+            Security::Active(names) if names.is_empty() => " over TLS".into(),
+            Security::Active(names) => format!(" over TLS, as {}", names.join(", ")),
+            _ => String::new(),
+        };
+        tracing::info!("{}: client {} connected{over}", agreed.export.name, client.address);
         self.count_clients(usize::from(resource));
         self.serve(index);
     }
@@ -268,6 +282,7 @@ impl Shard {
         client.is_ending = true;
         client.deadline = None;
         client.outbox.close(io.arena());
+        client.tls_session = None;
         self.end_reading(index, rustix::net::Shutdown::Both);
     }
 
@@ -368,11 +383,13 @@ impl Shard {
                 client.unsent_bytes -= sent.reply_bytes;
                 client.read_slot_bytes -= sent.slot_bytes;
                 let was_starved = client.starved;
-                let is_asked = matches!(client.phase, Phase::Handshake(_)) && !client.is_ending;
+                let is_starting = matches!(client.security, Security::Starting) && !client.is_ending;
                 if !client.outbox.is_empty() {
                     self.list_talking(index);
-                } else if is_asked {
+                } else if client.is_asked() {
                     self.negotiate(index);
+                } else if is_starting {
+                    self.start_tls(index);
                 } else {
                     self.check_ending(index);
                 }

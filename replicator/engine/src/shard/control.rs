@@ -35,8 +35,10 @@ impl Shard {
             Message::MayAttach(resource, reply) => reply(self.may_attach(resource)),
             Message::Up(resource, attached, reply) => self.up(resource, attached, reply),
             Message::Down(resource, force, reply) => self.down(resource, force, Some(reply)),
+            Message::TlsEstablished { client, serial, names } => self.tls_established(client, serial, names),
             Message::Stop => {
                 self.stopping = Some(self.clock.now());
+                self.leave_inherited_sockets();
                 (0..self.resources.len()).for_each(|resource| self.down(resource, true, None));
                 self.want_sweep();
             }

@@ -4,17 +4,18 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use lockstep_nbd::TlsPolicy;
+use rustix::fs::{Mode, OFlags};
 
 use super::Shard;
-use crate::config::{EngineConfig, Listener};
+use crate::config::{EngineConfig, Listener, NbdListener};
 use crate::error::StartError;
 use crate::ring::{Completion, Fd, Op};
 use crate::token::Token;
@@ -23,9 +24,11 @@ use crate::token::Token;
 pub(super) struct Socket {
     fd: Fd,
     /// For NBD clients; otherwise it is the replication port.
-    is_nbd: bool,
-    /// Of a unix socket.
+    nbd: Option<TlsPolicy>,
+    /// Of a unix socket that was made here.
     path: Option<PathBuf>,
+    /// Somebody else opened it, and keeps it when this daemon ends.
+    is_inherited: bool,
     /// Accepting failed; tried again at the next sweep.
     is_paused: bool,
     /// That was said.
@@ -33,8 +36,9 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    fn new(fd: OwnedFd, is_nbd: bool, path: Option<PathBuf>) -> Self {
-        Self { fd: Rc::new(fd), is_nbd, path, is_paused: false, is_reported: false }
+    fn new(fd: OwnedFd, nbd: Option<TlsPolicy>) -> Self {
+        let fd = Rc::new(fd);
+        Self { fd, nbd, path: None, is_inherited: false, is_paused: false, is_reported: false }
     }
 }
 
@@ -45,24 +49,38 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
         let address = config.listen;
         let bound = patiently(config.lock_wait, || TcpListener::bind(address));
         let listener = bound.map_err(|error| StartError::Listen { address, error })?;
-        sockets.push(Socket::new(listener.into(), false, None));
+        sockets.push(Socket::new(listener.into(), None));
     }
-    for listener in &config.nbd_listeners {
-        let failed = |error| StartError::ListenNbd { listener: describe(listener), error };
-        let (fd, path): (OwnedFd, _) = match listener {
-            Listener::Tcp(address) => {
-                let bound = patiently(config.lock_wait, || TcpListener::bind(address));
-                (bound.map_err(failed)?.into(), None)
-            }
-            Listener::Unix { path, mode } => {
-                let bound = patiently(config.lock_wait, || bind_unix(path, *mode));
-                (bound.map_err(failed)?.into(), Some(path.clone()))
-            }
-            Listener::Inherited(fd) => (fd.try_clone().map_err(failed)?, None),
-        };
-        sockets.push(Socket::new(fd, true, path));
+    for NbdListener { place, tls } in &config.nbd_listeners {
+        if *tls != TlsPolicy::Off && config.terminator.is_none() {
+            return Err(StartError::Config(format!("{} has TLS, and nobody does it", describe(place))));
+        }
+        let mut socket = open_nbd(config, place, *tls)
+            .map_err(|error| StartError::ListenNbd { listener: describe(place), error })?;
+        match place {
+            Listener::Unix { path, .. } => socket.path = Some(path.clone()),
+            Listener::Inherited { .. } => socket.is_inherited = true,
+            Listener::Tcp(_) => {}
+        }
+        sockets.push(socket);
     }
     Ok(sockets)
+}
+
+fn open_nbd(config: &EngineConfig, place: &Listener, tls: TlsPolicy) -> io::Result<Socket> {
+    let fd: OwnedFd = match place {
+        Listener::Tcp(address) => patiently(config.lock_wait, || TcpListener::bind(address))?.into(),
+        Listener::Unix { path, mode, group } => {
+            patiently(config.lock_wait, || bind_unix(path, *mode, *group))?.into()
+        }
+        Listener::Inherited { socket, .. } => {
+            // The ring's accept is to wait for a connection.
+            let flags = rustix::fs::fcntl_getfl(&**socket)?;
+            rustix::fs::fcntl_setfl(&**socket, flags.difference(OFlags::NONBLOCK))?;
+            socket.try_clone()?
+        }
+    };
+    Ok(Socket::new(fd, Some(tls)))
 }
 
 /// Removes the names of unix sockets.
@@ -76,7 +94,8 @@ fn describe(listener: &Listener) -> String {
     match listener {
         Listener::Tcp(address) => address.to_string(),
         Listener::Unix { path, .. } => path.display().to_string(),
-        Listener::Inherited(_) => "an inherited socket".into(),
+        Listener::Inherited { place: Some(place), .. } => describe(place),
+        Listener::Inherited { place: None, .. } => "an inherited socket".into(),
     }
 }
 
@@ -98,7 +117,7 @@ fn patiently<T>(wait: Duration, mut bind: impl FnMut() -> io::Result<T>) -> io::
 const BIND_AGAIN: Duration = Duration::from_millis(20);
 
 /// A socket at this path that nobody listens on is left from a predecessor and is replaced.
-fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
+fn bind_unix(path: &Path, mode: u32, group: Option<u32>) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok() {
         match UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
@@ -106,29 +125,44 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<UnixListener> {
             Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
         }
     }
-    // Nobody else may connect before the mode is set, whatever umask we were started with.
+    // Nobody else may connect before group and mode are set, whatever umask we were started with.
     let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
     let listener = UnixListener::bind(path);
     rustix::process::umask(umask);
     let listener = listener?;
+    if group.is_some() {
+        chown(path, None, group)?;
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     Ok(listener)
 }
 
 /// The URI of an export on a listener.
-pub(super) fn uri(listener: &Listener, export: &str) -> Option<String> {
-    match listener {
-        Listener::Tcp(address) => Some(format!("nbd://{address}/{export}")),
-        Listener::Unix { path, .. } => Some(format!("nbd+unix:///{export}?socket={}", path.display())),
-        // Whoever opened it knows where it listens.
-        Listener::Inherited(_) => None,
+pub(super) fn uri(listener: &NbdListener, export: &str) -> Option<String> {
+    let scheme = if listener.tls == TlsPolicy::Required { "nbds" } else { "nbd" };
+    match &listener.place {
+        Listener::Inherited { place, .. } => place.as_deref(),
+        place => Some(place),
     }
+    .and_then(|place| match place {
+        Listener::Tcp(address) => Some(format!("{scheme}://{address}/{export}")),
+        Listener::Unix { path, .. } => Some(format!("{scheme}+unix:///{export}?socket={}", path.display())),
+        Listener::Inherited { .. } => None,
+    })
 }
 
 impl Shard {
     /// Starts accepting on every socket.
     pub(super) fn listen(&mut self) {
         (0..self.sockets.len()).for_each(|index| self.accept_on(index));
+    }
+
+    /// Connections that come from now on are the next daemon's.
+    pub(super) fn leave_inherited_sockets(&mut self) {
+        let Self { io: Some(io), sockets, .. } = self else { return };
+        for socket in sockets.iter().filter(|socket| socket.is_inherited) {
+            io.push(Token::Close, Op::CancelOn { fd: Rc::clone(&socket.fd) });
+        }
     }
 
     fn accept_on(&mut self, index: usize) {
@@ -139,6 +173,9 @@ impl Shard {
 
     pub(super) fn accepted(&mut self, index: u16, completion: Completion<Token>) {
         let socket = usize::from(index);
+        if self.sockets[socket].is_inherited && self.stopping.is_some() {
+            return;
+        }
         if let Err(error) = &completion.result {
             let entry = &mut self.sockets[socket];
             if !std::mem::replace(&mut entry.is_reported, true) {
@@ -156,20 +193,23 @@ impl Shard {
         }
         let address = rustix::net::getpeername(&*fd).ok().flatten();
         let address = address.and_then(|address| SocketAddr::try_from(address).ok());
-        match (self.sockets[socket].is_nbd, address) {
-            (false, address) => self.peer_accepted(fd, address.map_or("unknown".into(), |a| a.to_string())),
-            (true, Some(address)) => self.client_accepted(fd, address.to_string()),
-            (true, None) => {
+        match (self.sockets[socket].nbd, address) {
+            (None, address) => self.peer_accepted(fd, address.map_or("unknown".into(), |a| a.to_string())),
+            (Some(tls), Some(address)) => {
+                self.client_accepted(fd, address.to_string(), Some(address.ip()), tls);
+            }
+            (Some(tls), None) => {
                 let pid = rustix::net::sockopt::socket_peercred(&*fd).map(|cred| cred.pid.as_raw_nonzero());
                 let address = pid.map_or("unix".into(), |pid| format!("unix, process {pid}"));
-                self.client_accepted(fd, address);
+                self.client_accepted(fd, address, None, tls);
             }
         }
     }
 
     pub(super) fn sweep_listeners(&mut self) {
         for index in 0..self.sockets.len() {
-            if self.sockets[index].is_paused {
+            let is_left = self.sockets[index].is_inherited && self.stopping.is_some();
+            if self.sockets[index].is_paused && !is_left {
                 self.accept_on(index);
             }
         }

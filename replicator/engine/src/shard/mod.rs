@@ -14,9 +14,9 @@ mod listen;
 mod reads;
 mod requests;
 mod resource;
+mod tls;
 mod turns;
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -28,7 +28,7 @@ use crate::attach;
 use crate::config::EngineConfig;
 use crate::disk::inspect::{self, Inspected};
 use crate::error::StartError;
-use crate::handle::Message;
+use crate::handle::{Message, Queue};
 use crate::link::{Link, Local};
 use crate::memory::MemoryBudget;
 use crate::nbd::Client;
@@ -75,7 +75,11 @@ pub(crate) struct Shard {
     /// `Arena::frees` when starved connections were last looked at.
     frees_seen: u64,
     inbox: Receiver<Message>,
+    /// The way into `inbox`, for others.
+    queue: Queue,
     wake: Fd,
+    /// Connections handed to the terminator so far.
+    tls_connections: u64,
     stopping: Option<Instant>,
     /// What all of this takes at most, without bitmaps.
     memory: MemoryBudget,
@@ -92,7 +96,7 @@ impl Shard {
     pub(crate) fn new(
         config: Arc<EngineConfig>,
         inbox: Receiver<Message>,
-        wake: Arc<OwnedFd>,
+        queue: Queue,
     ) -> Result<Self, StartError> {
         let system = |what| move |error| StartError::System { what, error };
         let run_id = u128::from_le_bytes(system::random().map_err(system("reading /dev/urandom"))?);
@@ -118,7 +122,7 @@ impl Shard {
         let arena = Arena::new(&sizes).map_err(|error| StartError::Memory { bytes, error })?;
         let io = Ring::new(arena, config.spin_us)?;
         let sockets = listen::open_all(&config)?;
-        let wake = wake.try_clone().map_err(system("duplicating the eventfd"))?;
+        let wake = queue.wake().try_clone().map_err(system("duplicating the eventfd"))?;
         let resources = (0..).zip(&config.resources).map(|(index, r)| Resource::new(index, r)).collect();
         tracing::info!(
             "{} MiB of buffers for {} resources, {}",
@@ -141,7 +145,9 @@ impl Shard {
             exports_changed: false,
             frees_seen: 0,
             inbox,
+            queue,
             wake: Rc::new(wake),
+            tls_connections: 0,
             stopping: None,
             memory,
             stock: Stock::new(),

@@ -15,8 +15,8 @@ use lockstep_bitmap::{
 };
 use lockstep_core::{Command, ConnectionState, DiskState, Done, Refusal, ReplicationState, Status};
 use lockstep_engine::{
-    Engine, EngineConfig, EngineHandle, Limits, Listener, PeerAddress, ResourceConfig, ResourceReport,
-    create_metadata, device_facts,
+    Access, Engine, EngineConfig, EngineHandle, Limits, Listener, NbdListener, PeerAddress, ResourceConfig,
+    ResourceReport, TlsPolicy, create_metadata, device_facts,
 };
 use lockstep_nbd::client::{Handshake, Reply, next_reply};
 use lockstep_nbd::{Command as Nbd, NbdError, Request};
@@ -108,13 +108,18 @@ impl Pair {
             node: NodeId(node as u8),
             node_name: NAMES[node].into(),
             listen: self.ports[node],
-            nbd_listeners: vec![Listener::Unix { path: self.socket(node), mode: 0o600 }],
+            nbd_listeners: vec![NbdListener {
+                place: Listener::Unix { path: self.socket(node), mode: 0o600, group: None },
+                tls: TlsPolicy::Off,
+            }],
+            terminator: None,
             resources: vec![ResourceConfig {
                 name: "r0".into(),
                 disk: self.disk(node),
                 meta: self.meta(node),
                 failed_record: self.root.join(NAMES[node]).join("r0.failed"),
                 read_only: false,
+                access: Access::default(),
                 peer: Some(PeerAddress {
                     node: NodeId(peer as u8),
                     name: NAMES[peer].into(),

@@ -4,7 +4,7 @@
 //! Asserted beside what holds for any stream: a session that was not changed is understood to its end, agrees what it
 //! asked for, and has nothing refused.
 
-use lockstep_nbd::{ALLOCATION_CONTEXT, Framing};
+use lockstep_nbd::{ALLOCATION_CONTEXT, Framing, TlsPolicy};
 
 use super::requests::{self, Followed, follow};
 use super::{End, OPTION_MAGIC, OTHER_CONTEXT, shake};
@@ -186,9 +186,9 @@ pub(crate) fn session(data: &[u8]) {
     let mut input = Input::new(data);
     let (session, messages) = made(&mut input);
     let (stream, falling) = (messages.concat(), input.u8());
-    let whole = shake(&stream, Cuts::Whole);
+    let whole = shake(&stream, TlsPolicy::Off, Cuts::Whole);
     for cuts in [Cuts::Bytewise, Cuts::Falling(falling)] {
-        assert_eq!(shake(&stream, cuts), whole, "{cuts:?}");
+        assert_eq!(shake(&stream, TlsPolicy::Off, cuts), whole, "{cuts:?}");
     }
     let followed = match &whole.1 {
         End::Agreed(agreed, at) => Some(follow(&stream[*at..], agreed, true)),
