@@ -360,9 +360,18 @@ pub(crate) struct Nbd {
     /// Listen on a unix socket.
     #[arg(long, value_name = "PATH")]
     pub(crate) unix: Option<PathBuf>,
-    /// Listen on a loopback address, for example 127.0.0.1:10809.
+    /// Listen on a TCP port, for example 127.0.0.1:10809; other addresses than those of loopback need TLS.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) tcp: Option<std::net::SocketAddr>,
+    /// Offer TLS with this certificate (PEM); clients that come from other machines must use it.
+    #[arg(long, value_name = "PEM", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The key of the certificate (PEM, mode 0600).
+    #[arg(long, value_name = "PEM", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// In TLS, serve only clients with a certificate that one of these has signed (PEM).
+    #[arg(long, value_name = "PEM", requires = "tls_cert")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
     /// Refuse everything that changes data.
     #[arg(long)]
     pub(crate) read_only: bool,

@@ -9,6 +9,7 @@ mod address;
 #[cfg(test)]
 mod bad_input;
 mod init;
+mod nbd;
 mod quantity;
 mod reader;
 #[cfg(test)]
@@ -16,9 +17,10 @@ mod tests;
 
 pub(crate) use address::HostPort;
 pub(crate) use init::{InitPlan, init};
+pub(crate) use nbd::{NbdEntry, NbdListener, NbdPlace, TlsEntry};
 pub(crate) use quantity::{parse_duration, parse_size};
 
-use lockstep_engine::Limits;
+use lockstep_engine::{Access, Limits};
 use quantity::{SizeRange, duration_between, size_between};
 use reader::{Document, Span, Table};
 use std::collections::BTreeMap;
@@ -39,8 +41,8 @@ pub(crate) const REGION_BYTES: u64 = 4 << 20;
 
 /// Every key that the file may have, by where it belongs.
 const TOP_KEYS: &[&str] =
-    &["cluster", "secret-file", "hold-greeting", "max-clients", "memory-max", "node", "resource"];
-const NODE_KEYS: &[&str] = &["address", "nbd", "tls"];
+    &["cluster", "secret-file", "hold-greeting", "max-clients", "memory-max", "tls", "node", "resource"];
+const NODE_KEYS: &[&str] = &["address", "nbd", "nbd-mode", "nbd-group", "tls"];
 const RESOURCE_KEYS: &[&str] = &[
     "name",
     "disk",
@@ -53,13 +55,18 @@ const RESOURCE_KEYS: &[&str] = &[
     "io-timeout",
     "disk-timeout",
     "epoch",
+    "allow",
+    "allow-names",
 ];
-const PLACES: &[(&str, &[&str])] =
-    &[("the top of the file", TOP_KEYS), ("[node.NAME]", NODE_KEYS), ("[[resource]]", RESOURCE_KEYS)];
+const PLACES: &[(&str, &[&str])] = &[
+    ("the top of the file", TOP_KEYS),
+    ("[tls]", nbd::TLS_KEYS),
+    ("[node.NAME]", NODE_KEYS),
+    ("[[resource]]", RESOURCE_KEYS),
+];
 
 const NODES: usize = 2;
 const NAME_BYTES_MAX: usize = 64;
-const NBD_LISTENERS_MAX: usize = 16;
 const RESOURCES_MAX: usize = 64;
 const MAX_HOT_DEFAULT_REGIONS: u32 = 2048;
 pub(crate) const CLIENTS_MAX: usize = 4096;
@@ -86,15 +93,6 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Where NBD clients are served.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NbdListener {
-    /// A unix socket.
-    Unix(PathBuf),
-    /// A TCP port.
-    Tcp(HostPort),
-}
-
 /// One machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NodeEntry {
@@ -102,8 +100,8 @@ pub(crate) struct NodeEntry {
     pub(crate) name: String,
     /// Where its peer reaches it: one replication port for all resources.
     pub(crate) address: HostPort,
-    /// Its NBD listeners, at least one.
-    pub(crate) nbd: Vec<NbdListener>,
+    /// Its NBD listeners.
+    pub(crate) nbd: NbdEntry,
 }
 
 /// One replicated volume.
@@ -123,6 +121,8 @@ pub(crate) struct ResourceEntry {
     pub(crate) buffer_memory_bytes: u64,
     /// Durations.
     pub(crate) timing: TimingEntry,
+    /// Clients that may open it.
+    pub(crate) access: Access,
 }
 
 /// Durations of a resource.
@@ -149,6 +149,8 @@ pub(crate) struct Config {
     pub(crate) cluster: String,
     /// File with the shared secret.
     pub(crate) secret_file: PathBuf,
+    /// What is shown to NBD clients in TLS; `None`: there is no TLS.
+    pub(crate) tls: Option<TlsEntry>,
     /// Nodes, sorted by name; the index is the node id.
     pub(crate) nodes: Vec<NodeEntry>,
     /// Resources, in the order of the file.
@@ -191,8 +193,9 @@ impl Config {
         let clients_max = read_max_clients(&document, &mut top)?;
         let range = SizeRange { min_bytes: 64 << 20, max_bytes: 1 << 44, multiple_bytes: 1 << 20 };
         let memory_max_bytes = top.size("memory-max", &range)?;
-        let nodes = read_nodes(&document, &mut top)?;
-        let resources = read_resources(&document, &mut top, &nodes)?;
+        let tls = nbd::read_tls(&document, &mut top)?;
+        let nodes = read_nodes(&document, &mut top, tls.is_some())?;
+        let resources = read_resources(&document, &mut top, &nodes, tls.as_ref())?;
         check_shared_paths(&document, &nodes, &resources)?;
         let resources = resources.into_iter().map(|(entry, _)| entry).collect();
         let file = file.to_owned();
@@ -200,6 +203,7 @@ impl Config {
             file,
             cluster,
             secret_file,
+            tls,
             nodes,
             resources,
             hold_greeting,
@@ -249,7 +253,11 @@ impl ResourceEntry {
 /// Resources with the place of their name, for errors that concern two of them.
 type Placed = (ResourceEntry, Span);
 
-fn read_nodes(document: &Document<'_>, top: &mut Table<'_, '_>) -> Result<Vec<NodeEntry>, ConfigError> {
+fn read_nodes(
+    document: &Document<'_>,
+    top: &mut Table<'_, '_>,
+    has_tls: bool,
+) -> Result<Vec<NodeEntry>, ConfigError> {
     let (tables, span) = top.required_named_tables("node", "[node.NAME]", NODE_KEYS)?;
     let mut nodes = Vec::new();
     for (name, name_span, mut table) in tables {
@@ -259,15 +267,7 @@ fn read_nodes(document: &Document<'_>, top: &mut Table<'_, '_>) -> Result<Vec<No
             let message = format!("\"{address}\" is not HOST:PORT, for example \"10.0.0.1:7800\"");
             document.value_error("address", &message, address_span)
         })?;
-        let tls_off = match table.string("tls")? {
-            None => false,
-            Some((text, _)) if text == "off" => true,
-            Some((text, span)) => {
-                let message = format!("\"{text}\" is not possible in this version; allowed: \"off\"");
-                return Err(document.value_error("tls", &message, span));
-            }
-        };
-        let nbd = read_listeners(document, &mut table, &name, tls_off)?;
+        let nbd = nbd::read_listeners(document, &mut table, &name, has_tls)?;
         nodes.push(NodeEntry { name, address, nbd });
     }
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -282,52 +282,11 @@ fn read_nodes(document: &Document<'_>, top: &mut Table<'_, '_>) -> Result<Vec<No
     Ok(nodes)
 }
 
-fn read_listeners(
-    document: &Document<'_>,
-    table: &mut Table<'_, '_>,
-    node: &str,
-    tls_off: bool,
-) -> Result<Vec<NbdListener>, ConfigError> {
-    let Some((list, span)) = table.strings("nbd")? else {
-        return Ok(vec![NbdListener::Unix(PathBuf::from(DEFAULT_NBD_SOCKET))]);
-    };
-    if list.is_empty() || list.len() > NBD_LISTENERS_MAX {
-        let message = format!("1 to {NBD_LISTENERS_MAX} listeners are allowed; without the key there is one");
-        return Err(document.value_error("nbd", &message, span));
-    }
-    let mut listeners = Vec::new();
-    for (text, span) in list {
-        let listener = match text.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') => Some(NbdListener::Unix(PathBuf::from(path))),
-            Some(_) => None,
-            None => HostPort::parse(text.strip_prefix("tcp:").unwrap_or(&text)).map(NbdListener::Tcp),
-        };
-        let Some(listener) = listener else {
-            let message =
-                format!("\"{text}\" is no listener; allowed: \"unix:/ABSOLUTE/PATH\" or \"HOST:PORT\"");
-            return Err(document.value_error("nbd", &message, span));
-        };
-        if let NbdListener::Tcp(address) = &listener
-            && !address.is_loopback()
-            && !tls_off
-        {
-            let message = format!(
-                "{address} can be reached from other machines, and NBD without TLS has neither encryption \
-                 nor authentication: whoever reaches the port can read and overwrite the volume. If that \
-                 network is trusted, write tls = \"off\" into [node.{node}]; otherwise listen on \
-                 \"unix:/PATH\" or \"127.0.0.1:10809\""
-            );
-            return Err(document.value_error("nbd", &message, span));
-        }
-        listeners.push(listener);
-    }
-    Ok(listeners)
-}
-
 fn read_resources(
     document: &Document<'_>,
     top: &mut Table<'_, '_>,
     nodes: &[NodeEntry],
+    tls: Option<&TlsEntry>,
 ) -> Result<Vec<Placed>, ConfigError> {
     let (tables, span) = top.required_table_array("resource", "[[resource]]", RESOURCE_KEYS)?;
     if tables.is_empty() || tables.len() > RESOURCES_MAX {
@@ -355,8 +314,17 @@ fn read_resources(
             SizeRange { min_bytes: Limits::BUFFER_BYTES_MIN, max_bytes: 1 << 36, multiple_bytes: 1 << 20 };
         let buffer_memory_bytes = table.size("buffer-memory", &buffers)?.unwrap_or(Limits::BUFFER_BYTES);
         let timing = read_timing(document, &mut table)?;
-        let entry =
-            ResourceEntry { name, disk, meta, size_bytes, max_hot_regions, buffer_memory_bytes, timing };
+        let access = nbd::read_access(document, &mut table, tls)?;
+        let entry = ResourceEntry {
+            name,
+            disk,
+            meta,
+            size_bytes,
+            max_hot_regions,
+            buffer_memory_bytes,
+            timing,
+            access,
+        };
         resources.push((entry, name_span));
     }
     Ok(resources)

@@ -32,7 +32,12 @@ fn check_config(config: &Config) {
     let names: Vec<&str> = config.nodes.iter().map(|node| node.name.as_str()).collect();
     assert!(names.len() == 2 && names[0] < names[1], "{names:?}");
     assert!(names.iter().all(|name| is_name(name)) && is_name(&config.cluster));
-    assert!(config.nodes.iter().all(|node| !node.nbd.is_empty() && config.node_id(&node.name).is_some()));
+    assert!(
+        config
+            .nodes
+            .iter()
+            .all(|node| !node.nbd.listeners.is_empty() && config.node_id(&node.name).is_some())
+    );
     assert!(config.secret_file.is_absolute());
     assert!(!config.resources.is_empty(), "no resource");
     for node in 0..2 {

@@ -13,6 +13,7 @@ mod daemon;
 mod demo;
 mod failure;
 pub mod fuzzing;
+mod inherited;
 mod offline;
 mod output;
 mod plain;
@@ -20,6 +21,7 @@ mod refusal;
 mod secret;
 mod status;
 mod text;
+mod tls;
 mod verbs;
 
 use clap::Parser;

@@ -7,19 +7,20 @@
 use crate::cli::Nbd;
 use crate::daemon::{memory_budget, memory_max_bytes, start_failure, start_log, wait_for_signal};
 use crate::failure::Failure;
+use crate::inherited::{self, Place};
 use crate::secret::random;
 use crate::text;
-use listenfd::ListenFd;
+use crate::tls::{self, Terminator};
 use lockstep_bitmap::{
     Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity,
     NodeId, Origin, PeerCopy, PeerRecord,
 };
 use lockstep_core::{Command, Done, Timing};
 use lockstep_engine::{
-    Engine, EngineConfig, EngineHandle, Limits, Listener, ResourceConfig, create_metadata, device_facts,
+    Access, Engine, EngineConfig, EngineHandle, Limits, Listener, NbdListener, ResourceConfig, TlsPolicy,
+    TlsTerminator, create_metadata, device_facts,
 };
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -47,7 +48,8 @@ pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
         None => args.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
     let scratch = Scratch::create()?;
-    let (config, geometry) = config(args, &name, listeners, scratch.path())?;
+    let (mut config, geometry) = config(args, &name, listeners, scratch.path())?;
+    let terminator = terminator(args, &mut config)?;
     let memory = memory_budget(&config).with_volume(&geometry, MAX_HOT_REGIONS);
     let engine = Engine::start(config).map_err(|error| start_failure(&error))?;
     info!("{memory}");
@@ -59,13 +61,34 @@ pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
     let signal = wait_for_signal();
     drop(pid_file);
     engine.stop();
+    if let Some(terminator) = terminator {
+        terminator.finish();
+    }
     signal
+}
+
+/// Who does TLS, if there is a certificate.
+fn terminator(args: &Nbd, config: &mut EngineConfig) -> Result<Option<Arc<Terminator>>, Failure> {
+    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    let files = tls::Files {
+        cert: ("--tls-cert", cert),
+        key: ("--tls-key", key),
+        client_ca: args.tls_client_ca.as_deref().map(|path| ("--tls-client-ca", path)),
+        client_certificates_optional: false,
+    };
+    let server = files.load()?;
+    config.limits.tls_connection_bytes = tls::CONNECTION_BYTES;
+    let terminator = Terminator::start(server, config.limits.connections_max())
+        .map_err(|error| Failure::generic(format!("threads for TLS: {error}")))?;
+    let terminator = Arc::new(terminator);
+    config.terminator = Some(Arc::clone(&terminator) as Arc<dyn TlsTerminator>);
+    Ok(Some(terminator))
 }
 
 fn config(
     args: &Nbd,
     name: &str,
-    nbd_listeners: Vec<Listener>,
+    nbd_listeners: Vec<NbdListener>,
     dir: &Path,
 ) -> Result<(EngineConfig, Geometry), Failure> {
     let meta = dir.join("meta");
@@ -77,6 +100,7 @@ fn config(
         node_name: NODE_NAME.into(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         nbd_listeners,
+        terminator: None,
         resources: vec![ResourceConfig {
             name: name.into(),
             disk: args.file.clone(),
@@ -84,6 +108,7 @@ fn config(
             failed_record: dir.join("failed"),
             peer: None,
             read_only: args.read_only,
+            access: Access::default(),
             max_hot_regions: MAX_HOT_REGIONS,
             buffer_bytes: BUFFER_BYTES,
             timing: Timing::default(),
@@ -138,21 +163,32 @@ fn write_metadata(args: &Nbd, name: &str, meta: &Path) -> Result<Geometry, Failu
     Ok(geometry)
 }
 
-/// As the options say; what a service manager handed over comes first.
-fn listeners(args: &Nbd) -> Result<Vec<Listener>, Failure> {
+/// As the options say; what a service manager handed over comes first. What other machines reach has TLS.
+fn listeners(args: &Nbd) -> Result<Vec<NbdListener>, Failure> {
+    let has_tls = args.tls_cert.is_some();
+    let local = if has_tls { TlsPolicy::Optional } else { TlsPolicy::Off };
+    let tcp = |address: SocketAddr, origin: &str| match (address.ip().is_loopback(), has_tls) {
+        (true, _) => Ok(local),
+        (false, true) => Ok(TlsPolicy::Required),
+        (false, false) => Err(Failure::usage(format!(
+            "{origin} {address}: without TLS only loopback addresses are served; give --tls-cert and --tls-key, or \
+             use --unix"
+        ))),
+    };
     let mut listeners = Vec::new();
-    let mut inherited = ListenFd::from_env();
-    for index in 0..inherited.len() {
-        listeners.extend(inherit(&mut inherited, index)?);
+    for socket in inherited::take().map_err(Failure::usage)? {
+        let tls = match &socket.place {
+            Place::Tcp(address) => tcp(*address, "LISTEN_FDS")?,
+            Place::Unix(_) | Place::Nameless => local,
+        };
+        listeners.push(NbdListener { place: socket.into_listener(), tls });
     }
-    listeners.extend(args.unix.iter().map(|path| Listener::Unix { path: path.clone(), mode: SOCKET_MODE }));
+    if let Some(path) = &args.unix {
+        let place = Listener::Unix { path: path.clone(), mode: SOCKET_MODE, group: None };
+        listeners.push(NbdListener { place, tls: local });
+    }
     if let Some(address) = args.tcp {
-        if !address.ip().is_loopback() {
-            return Err(Failure::usage(format!(
-                "--tcp {address}: without TLS only loopback addresses are served; use --unix, or a proxy"
-            )));
-        }
-        listeners.push(Listener::Tcp(address));
+        listeners.push(NbdListener { place: Listener::Tcp(address), tls: tcp(address, "--tcp")? });
     }
     match listeners.is_empty() {
         true => Err(Failure::usage(
@@ -160,18 +196,6 @@ fn listeners(args: &Nbd) -> Result<Vec<Listener>, Failure> {
         )),
         false => Ok(listeners),
     }
-}
-
-/// A listening socket that this process was started with.
-fn inherit(inherited: &mut ListenFd, index: usize) -> Result<Option<Listener>, Failure> {
-    let fd: Option<OwnedFd> = match inherited.take_unix_listener(index) {
-        Ok(socket) => socket.map(Into::into),
-        Err(_) => inherited
-            .take_tcp_listener(index)
-            .map_err(|error| Failure::usage(format!("LISTEN_FDS: socket {index} does not listen: {error}")))?
-            .map(Into::into),
-    };
-    Ok(fd.map(|fd| Listener::Inherited(Arc::new(fd))))
 }
 
 /// Opens the export to clients.

@@ -5,6 +5,7 @@
 //! warned about.
 
 use crate::failure::Failure;
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -22,15 +23,9 @@ pub(crate) fn load(file: &Path) -> Result<[u8; 32], Failure> {
         };
         Failure::config(format!("secret-file {}: {error}{next}", file.display()))
     };
-    let mut handle = std::fs::File::open(file).map_err(named)?;
-    // The mode of what was opened, not of whatever has that name by now.
-    let mode = handle.metadata().map_err(named)?.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(Failure::config(format!(
-            "secret-file {0}: mode {mode:04o} lets others read it; type: chmod 0600 {0}",
-            file.display()
-        )));
-    }
+    let mut handle = File::open(file).map_err(named)?;
+    check_private(&handle, file)
+        .map_err(|why| Failure::config(format!("secret-file {}: {why}", file.display())))?;
     let mut text = Vec::new();
     handle.by_ref().take(SECRET_BYTES_MAX + 1).read_to_end(&mut text).map_err(named)?;
     // Editors and copies change white space at the end; the key must not depend on it.
@@ -43,6 +38,21 @@ pub(crate) fn load(file: &Path) -> Result<[u8; 32], Failure> {
         )));
     }
     Ok(blake3::derive_key(KEY_CONTEXT, secret))
+}
+
+/// Opens a file that only its owner may read; an error in words else.
+pub(crate) fn open_private(file: &Path) -> Result<File, String> {
+    let handle = File::open(file).map_err(|error| error.to_string())?;
+    check_private(&handle, file).map(|()| handle)
+}
+
+/// Looks at the mode of what was opened, not of whatever has that name by now.
+fn check_private(handle: &File, file: &Path) -> Result<(), String> {
+    let mode = handle.metadata().map_err(|error| error.to_string())?.mode() & 0o7777;
+    match mode & 0o077 {
+        0 => Ok(()),
+        _ => Err(format!("mode {mode:04o} lets others read it; type: chmod 0600 {}", file.display())),
+    }
 }
 
 /// A new secret: 256 random bits as text.

@@ -13,9 +13,16 @@ secret-file = "/etc/lockstep/secret"
 hold-greeting = "10s"
 max-clients = 64
 memory-max = "512MiB"
+[tls]
+cert-file = "/t/cert.pem"
+key-file = "/t/key.pem"
+client-ca-file = "/t/clients.pem"
+client-certificates = "required"
 [node.alpha]
 address = "10.0.0.1:7800"
 nbd = ["unix:/run/lockstep/nbd.sock"]
+nbd-mode = "0660"
+nbd-group = "kvm"
 tls = "off"
 [node.beta]
 address = "10.0.0.2:7800"
@@ -31,6 +38,8 @@ heartbeat = "1s"
 io-timeout = "60s"
 disk-timeout = "30s"
 epoch = "1s"
+allow = ["10.0.0.0/24"]
+allow-names = ["vm1.example"]
 "#;
 
 /// A value of each type of TOML, with the type's name.
@@ -56,6 +65,7 @@ struct Key {
 }
 
 const TOP: &str = "the top of the file";
+const TLS: &str = "[tls]";
 const NODE: &str = "[node.NAME]";
 const RESOURCE: &str = "[[resource]]";
 
@@ -127,6 +137,21 @@ const KEYS: &[Key] = &[
     Key { place: TOP, key: "secret-file", required: true, types: &["string"], wrong: NO_PATHS },
     Key { place: TOP, key: "hold-greeting", required: false, types: &["string"], wrong: NO_DURATIONS },
     Key { place: TOP, key: "node", required: true, types: &[], wrong: &[] },
+    Key { place: TOP, key: "tls", required: false, types: &[], wrong: &[] },
+    Key { place: TLS, key: "cert-file", required: true, types: &["string"], wrong: NO_PATHS },
+    Key { place: TLS, key: "key-file", required: true, types: &["string"], wrong: NO_PATHS },
+    Key { place: TLS, key: "client-ca-file", required: false, types: &["string"], wrong: NO_PATHS },
+    Key {
+        place: TLS,
+        key: "client-certificates",
+        required: false,
+        types: &["string"],
+        wrong: &[
+            ("\"\"", "allowed: \"optional\""),
+            ("\"none\"", "\"required\""),
+            ("\"Required\"", "allowed"),
+        ],
+    },
     Key { place: TOP, key: "resource", required: true, types: &[], wrong: &[] },
     Key {
         place: NODE,
@@ -174,6 +199,61 @@ const KEYS: &[Key] = &[
             ("\"OFF\"", "allowed: \"off\""),
         ],
     },
+    Key {
+        place: NODE,
+        key: "nbd-mode",
+        required: false,
+        types: &["string"],
+        wrong: &[
+            ("\"\"", "octal"),
+            ("\"rw\"", "octal"),
+            ("\"0680\"", "octal"),
+            ("\"1777\"", "\"0777\""),
+            ("\"00660\"", "octal"),
+            ("\"+660\"", "octal"),
+            ("\"60\"", "octal"),
+        ],
+    },
+    Key {
+        place: NODE,
+        key: "nbd-group",
+        required: false,
+        types: &["string"],
+        wrong: &[("\"\"", "name of a group"), ("\"a b\"", "name of a group"), ("\"a:b\"", "name of a group")],
+    },
+    Key {
+        place: RESOURCE,
+        key: "allow",
+        required: false,
+        types: &["array"],
+        wrong: &[
+            ("[]", "without the key everybody is"),
+            ("[\"\"]", "no network"),
+            ("[\"10.0.0.0/33\"]", "no network"),
+            ("[\"10.0.0/8\"]", "no network"),
+            ("[\"fd00::/129\"]", "no network"),
+            ("[\"UNIX\"]", "no network"),
+            ("[\"vm1.example\"]", "no network"),
+            ("[\"10.0.0.1:10809\"]", "no network"),
+            ("[\"10.0.0.1/24\"]", "\"10.0.0.0/24\""),
+            ("[\"fd00::1/8\"]", "\"fd00::/8\""),
+            ("[\"unix\", 7]", "a list of strings"),
+        ],
+    },
+    Key {
+        place: RESOURCE,
+        key: "allow-names",
+        required: false,
+        types: &["array"],
+        wrong: &[
+            ("[]", "without the key everybody is"),
+            ("[\"\"]", "no name"),
+            ("[\"*\"]", "no name"),
+            ("[\"*.*.example\"]", "no name"),
+            ("[\"vm*.example\"]", "no name"),
+            ("[7]", "a list of strings"),
+        ],
+    },
     Key { place: RESOURCE, key: "name", required: true, types: &["string"], wrong: NO_NAMES },
     Key {
         place: RESOURCE,
@@ -214,7 +294,11 @@ const KEYS: &[Key] = &[
 ];
 
 /// What each table of the full file is called where it begins.
-const HEADS: &[(&str, &str)] = &[(TOP, ""), (NODE, "[node.alpha]\n"), (RESOURCE, "[[resource]]\n")];
+const HEADS: &[(&str, &str)] =
+    &[(TOP, ""), (TLS, "[tls]\n"), (NODE, "[node.alpha]\n"), (RESOURCE, "[[resource]]\n")];
+
+/// A key that is not required by itself, and the first one in the full file that needs it.
+const NEEDED: &[(&str, &str)] = &[("client-ca-file", "client-certificates")];
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("/x/lockstep.toml"), text)
@@ -287,7 +371,11 @@ fn keys_that_are_missing_doubled_misspelt_or_misplaced() {
     for key in KEYS.iter().filter(|key| !key.types.is_empty()) {
         let (line, number) = key.line();
         let without = FULL.replacen(&format!("{line}\n"), "", 1);
+        let needed_by = NEEDED.iter().find(|(needed, _)| *needed == key.key);
         match (key.required, parse(&without)) {
+            (false, Err(error)) if needed_by.is_some_and(|(_, by)| error.message.starts_with(by)) => {
+                assert!(error.message.contains(key.key), "{error}");
+            }
             (false, result) => drop(result.unwrap()),
             (true, result) => {
                 let error = result.expect_err(key.key);
@@ -299,11 +387,13 @@ fn keys_that_are_missing_doubled_misspelt_or_misplaced() {
         let first = &key.key[..1];
         let misspelt = FULL.replacen(line, &format!("{first}{line}"), 1);
         refused(&misspelt, number, &[&format!("did you mean \"{}\"", key.key), "allowed: "]);
-        for (_, head) in HEADS.iter().filter(|(place, _)| *place != key.place) {
+        let knows = |place: &str| KEYS.iter().any(|known| known.place == place && known.key == key.key);
+        for (_, head) in HEADS.iter().filter(|(place, _)| !knows(place)) {
             let (before, after) = FULL.split_at(FULL.find(head).unwrap() + head.len());
             let misplaced = format!("{before}{line}\n{after}");
-            let home = format!("it belongs into {}", key.place);
-            refused(&misplaced, before.lines().count() + 1, &[key.key, &home, "allowed: "]);
+            let home = format!("into {}", key.place);
+            let words = [key.key, "it belongs into ", &home, "allowed: "];
+            refused(&misplaced, before.lines().count() + 1, &words);
         }
     }
 }
@@ -340,23 +430,27 @@ fn ranges_end_where_they_say() {
 fn tables_that_are_no_tables() {
     let nodes = "[node.alpha]\naddress = \"10.0.0.1:7800\"\n";
     for (from, to, line, words) in [
-        ("[node.alpha]", "[nodes.alpha]", 6, &["nodes", "did you mean \"node\""][..]),
-        ("[node.alpha]", "[node.\"\"]", 6, &["name of a node"]),
-        ("[node.alpha]", "[node.\"a b\"]", 6, &["name of a node"]),
-        ("[node.alpha]", "[[node.alpha]]", 6, &["node", "[node.NAME]"]),
-        ("[node.alpha]", "[node.beta]", 10, &["duplicate key", "beta"]),
+        ("[node.alpha]", "[nodes.alpha]", 11, &["nodes", "did you mean \"node\""][..]),
+        ("[node.alpha]", "[node.\"\"]", 11, &["name of a node"]),
+        ("[node.alpha]", "[node.\"a b\"]", 11, &["name of a node"]),
+        ("[node.alpha]", "[[node.alpha]]", 11, &["node", "[node.NAME]"]),
+        ("[node.alpha]", "[node.beta]", 17, &["duplicate key", "beta"]),
         (
             "[node.alpha]",
             "[node.gamma]\naddress = \"10.0.0.3:7800\"\n[node.alpha]",
-            6,
+            11,
             &["exactly two nodes"],
         ),
-        ("[[resource]]", "[resource]", 12, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resources]]", 12, &["did you mean \"resource\""]),
-        ("[[resource]]", "[resource.r0]", 12, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resource]]\n[[resource]]", 12, &["needs the key \"name\""]),
-        ("cluster", "node = 7\ncluster", 7, &["node"]),
-        ("cluster", "resource = []\ncluster", 13, &["resource"]),
+        ("[[resource]]", "[resource]", 19, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resources]]", 19, &["did you mean \"resource\""]),
+        ("[[resource]]", "[resource.r0]", 19, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resource]]\n[[resource]]", 19, &["needs the key \"name\""]),
+        ("[tls]", "[[tls]]", 6, &["tls", "a table [tls]"]),
+        ("[tls]", "[tsl]", 6, &["did you mean \"tls\""]),
+        ("[tls]", "[tls]\n[tls.x]", 7, &["tls"]),
+        ("cluster", "node = 7\ncluster", 12, &["node"]),
+        ("cluster", "resource = []\ncluster", 20, &["resource"]),
+        ("cluster", "tls = \"off\"\ncluster", 7, &["tls"]),
     ] {
         refused(&FULL.replacen(from, to, 1), line, words);
     }
@@ -368,7 +462,7 @@ fn tables_that_are_no_tables() {
     let start = FULL.find("[node.alpha]").unwrap();
     refused(&format!("{}{}", &FULL[..start], &FULL[end..]), 1, &["needs the key \"node\"", "[node.NAME]"]);
     let only = format!("{}{nodes}{}", &FULL[..start], &FULL[end..]);
-    refused(&only, 6, &["exactly two nodes"]);
+    refused(&only, 11, &["exactly two nodes"]);
 }
 
 #[test]
@@ -376,18 +470,38 @@ fn keys_that_contradict_each_other() {
     let disk = "disk = \"/dev/vdb\"";
     let meta = "meta = \"/m/r0\"";
     let second = "epoch = \"1s\"\n[[resource]]\nname = \"r1\"\ndisk = \"/dev/vdb\"";
-    let listener = "[\"unix:/run/lockstep/nbd.sock\"]\ntls = \"off\"";
+    let certified = "client-ca-file = \"/t/clients.pem\"\nclient-certificates = \"required\"\n";
     for (from, to, line, words) in [
-        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 15, &["disk", "one key per node"][..]),
-        (meta, "meta = \"/dev/vdb\"", 13, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
-        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 20, &["heartbeat", "at most half of timeout"]),
-        ("timeout = \"6s\"", "timeout = \"1s\"", 20, &["heartbeat", "at most half of timeout"]),
-        ("epoch = \"1s\"", second, 25, &["disk of \"r0\"", "disk of \"r1\""]),
-        (listener, "[\"10.0.0.1:10809\"]", 8, &["nbd", "tls = \"off\" into [node.alpha]"]),
-        (listener, "[\"[::]:10809\"]", 8, &["nbd", "tls = \"off\" into [node.alpha]"]),
+        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 22, &["disk", "one key per node"][..]),
+        (meta, "meta = \"/dev/vdb\"", 20, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
+        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 27, &["heartbeat", "at most half of timeout"]),
+        ("timeout = \"6s\"", "timeout = \"1s\"", 27, &["heartbeat", "at most half of timeout"]),
+        ("epoch = \"1s\"", second, 32, &["disk of \"r0\"", "disk of \"r1\""]),
+        (certified, "", 30, &["allow-names", "client-ca-file"]),
     ] {
         assert!(FULL.contains(from), "{from}");
         refused(&FULL.replacen(from, to, 1), line, words);
+    }
+}
+
+/// The full file has a certificate; what cannot be said without one.
+#[test]
+fn tls_without_a_certificate() {
+    let start = FULL.find("[tls]").unwrap();
+    let end = FULL.find("[node.alpha]").unwrap();
+    let without = format!("{}{}", &FULL[..start], &FULL[end..]);
+    refused(&without, 27, &["allow-names", "[tls]", "client-ca-file"]);
+    let without = without.replacen("allow-names = [\"vm1.example\"]\n", "", 1);
+    parse(&without).unwrap();
+    let socket = "nbd = [\"unix:/run/lockstep/nbd.sock\"]";
+    for address in ["10.0.0.1:10809", "[::]:10809", "vm.example:10809"] {
+        let listener = format!("nbd = [\"{address}\"]");
+        let unsaid = without.replacen(socket, &listener, 1).replacen("tls = \"off\"\n", "", 1);
+        refused(&unsaid, 8, &["nbd", "[tls] with cert-file and key-file", "tls = \"off\" into [node.alpha]"]);
+    }
+    for policy in ["optional", "required"] {
+        let text = without.replacen("tls = \"off\"", &format!("tls = \"{policy}\""), 1);
+        refused(&text, 11, &["tls", policy, "[tls] with cert-file and key-file"]);
     }
 }
 

@@ -168,12 +168,13 @@ impl<'a, 'd> Table<'a, 'd> {
     pub(crate) fn strings(
         &mut self,
         key: &'static str,
+        example: &str,
     ) -> Result<Option<(Vec<(String, Span)>, Span)>, ConfigError> {
         let Some(value) = self.values.remove(key) else { return Ok(None) };
         let span = value.span();
         let DeValue::Array(array) = value.into_inner() else {
-            let message = "a list of strings is needed, for example [\"unix:/run/lockstep/nbd.sock\"]";
-            return Err(self.document.value_error(key, message, span));
+            let message = format!("a list of strings is needed, for example {example}");
+            return Err(self.document.value_error(key, &message, span));
         };
         let mut list = Vec::new();
         for item in array {
@@ -211,6 +212,24 @@ impl<'a, 'd> Table<'a, 'd> {
                 Ok(Some((OneOrNamed::Named(named), first..first)))
             }
             other => Err(self.wrong_type(key, &other, "a string, or one string per node", span)),
+        }
+    }
+
+    /// A table: `[key]`.
+    pub(crate) fn table(
+        &mut self,
+        key: &'static str,
+        title: &str,
+        allowed: &'static [&'static str],
+    ) -> Result<Option<Table<'a, 'd>>, ConfigError> {
+        let Some(value) = self.values.remove(key) else { return Ok(None) };
+        let span = value.span();
+        match value.into_inner() {
+            DeValue::Table(inner) => {
+                let inner = Spanned::new(span, inner);
+                Table::new(self.document, title.to_owned(), inner, allowed).map(Some)
+            }
+            other => Err(self.wrong_type(key, &other, &format!("a table {title}"), span)),
         }
     }
 
@@ -279,9 +298,10 @@ impl<'a, 'd> Table<'a, 'd> {
 /// "unknown key ..., did you mean ...; allowed: ...".
 pub(crate) fn unknown(key: &str, place: &str, allowed: &[&str]) -> String {
     let near = allowed.iter().map(|known| (distance(key, known), known)).min();
-    let home = super::PLACES.iter().find(|(_, known)| known.contains(&key));
+    let homes = super::PLACES.iter().filter(|(_, known)| known.contains(&key)).map(|(home, _)| *home);
+    let homes: Vec<&str> = homes.collect();
     let guess = match near {
-        _ if home.is_some() => home.map_or(String::new(), |(home, _)| format!("; it belongs into {home}")),
+        _ if !homes.is_empty() => format!("; it belongs into {}", homes.join(" or into ")),
         Some((edits, known)) if edits <= 2 && edits < known.len() => format!("; did you mean \"{known}\"?"),
         _ => String::new(),
     };

@@ -1,6 +1,7 @@
 //! Every wrong configuration is refused with its line; every right one gives what it says.
 
 use super::*;
+use lockstep_engine::TlsPolicy;
 
 const GOOD: &str = r#"cluster = "c1"
 secret-file = "/etc/lockstep/secret"
@@ -26,8 +27,14 @@ fn minimal_file_has_the_defaults() {
         (config.node_id("alpha"), config.node_id("beta"), config.node_id("gamma")),
         (Some(0), Some(1), None)
     );
-    assert_eq!(config.nodes[0].nbd.len(), 2);
-    assert_eq!(config.nodes[1].nbd, [NbdListener::Unix(PathBuf::from(DEFAULT_NBD_SOCKET))]);
+    let places = |node: usize| {
+        let listeners = config.nodes[node].nbd.listeners.iter();
+        listeners.map(|listener| (listener.place.clone(), listener.tls)).collect::<Vec<_>>()
+    };
+    assert_eq!(places(0).len(), 2);
+    assert_eq!(places(1), [(NbdPlace::Unix(PathBuf::from(DEFAULT_NBD_SOCKET)), TlsPolicy::Off)]);
+    assert_eq!((config.nodes[1].nbd.socket_mode, &config.nodes[1].nbd.socket_group), (0o660, &None));
+    assert_eq!((&config.tls, &config.resources[0].access), (&None, &Access::default()));
     let r0 = config.resource("r0").unwrap();
     assert_eq!((r0.disk_path(0), r0.disk_path(1)), (Path::new("/dev/vdb"), Path::new("/dev/vdb")));
     assert_eq!(r0.meta_path(1, Path::new("/s")), Path::new("/s/r0.0.meta"));
@@ -62,7 +69,52 @@ max-hot = 100
     assert_eq!(r0.timing.epoch, Duration::from_millis(200));
     assert_eq!(config.resource("r1").unwrap().max_hot_regions, 100);
     assert_eq!((config.hold_greeting, r0.buffer_memory_bytes), (Duration::from_secs(3), 64 << 20));
-    assert_eq!(config.nodes[1].nbd, [NbdListener::Tcp(HostPort { host: "0.0.0.0".into(), port: 10809 })]);
+    let listener = &config.nodes[1].nbd.listeners[0];
+    assert_eq!(listener.place, NbdPlace::Tcp(HostPort { host: "0.0.0.0".into(), port: 10809 }));
+    assert_eq!(listener.tls, TlsPolicy::Off);
+}
+
+const TLS: &str = r#"[tls]
+cert-file = "/t/cert.pem"
+key-file = "/t/key.pem"
+client-ca-file = "/t/clients.pem"
+"#;
+
+#[test]
+fn what_listeners_do_about_tls() {
+    let policies = |tls: &str, node: &str| {
+        let nbd = "nbd = [\"unix:/n\", \"127.0.0.1:10809\", \"[::1]:10809\", \"10.0.0.2:10809\"]";
+        let text = GOOD.replace("[node.beta]\n", &format!("{tls}[node.beta]\n{nbd}\n{node}"));
+        let nbd = parse(&text).unwrap().nodes.remove(1).nbd;
+        nbd.listeners.iter().map(|listener| listener.tls).collect::<Vec<_>>()
+    };
+    let (off, optional, required) = (TlsPolicy::Off, TlsPolicy::Optional, TlsPolicy::Required);
+    assert_eq!(policies("", "tls = \"off\"\n"), [off; 4]);
+    assert_eq!(policies(TLS, ""), [optional, optional, optional, required]);
+    assert_eq!(policies(TLS, "tls = \"off\"\n"), [optional, off, off, off]);
+    assert_eq!(policies(TLS, "tls = \"optional\"\n"), [optional; 4]);
+    assert_eq!(policies(TLS, "tls = \"required\"\n"), [optional, required, required, required]);
+}
+
+#[test]
+fn who_may_open_what() {
+    let lists = "allow = [\"10.0.0.0/24\", \"fd00::/8\", \"192.168.1.9\", \"unix\"]\n\
+        allow-names = [\"vm1.example\", \"*.cluster.example\"]\n";
+    let socket = "nbd-mode = \"0600\"\nnbd-group = \"kvm\"\n";
+    let text = GOOD
+        .replace("[node.beta]\n", &format!("{TLS}client-certificates = \"optional\"\n[node.beta]\n{socket}"));
+    let config = parse(&format!("{text}{lists}")).unwrap();
+    let nbd = &config.nodes[1].nbd;
+    assert_eq!((nbd.socket_mode, nbd.socket_group.as_deref()), (0o600, Some("kvm")));
+    let tls = config.tls.as_ref().unwrap();
+    assert_eq!(tls.client_ca_file.as_deref(), Some(Path::new("/t/clients.pem")));
+    assert!(tls.client_certificates_optional);
+    let access = &config.resources[0].access;
+    let said = |words: &[&dyn ToString]| words.iter().map(|word| word.to_string()).collect::<Vec<_>>();
+    let origins: Vec<&dyn ToString> = access.origins.iter().map(|origin| origin as _).collect();
+    assert_eq!(said(&origins), ["10.0.0.0/24", "fd00::/8", "192.168.1.9/32", "unix"]);
+    let names: Vec<&dyn ToString> = access.names.iter().map(|name| name as _).collect();
+    assert_eq!(said(&names), ["vm1.example", "*.cluster.example"]);
 }
 
 /// Replace `from` by `to` in the good file: the error must be on that line and say these words.
@@ -87,7 +139,12 @@ fn unknown_keys_name_line_and_neighbour() {
     );
     refused("cluster = ", "clusterr = ", 1, &["did you mean \"cluster\"?"]);
     refused("address = \"10.0.0.1", "adress = \"10.0.0.1", 6, &["[node.alpha]", "did you mean \"address\"?"]);
-    refused("nbd = ", "listen-here = ", 7, &["unknown key", "allowed: address, nbd, tls"]);
+    refused(
+        "nbd = ",
+        "listen-here = ",
+        7,
+        &["unknown key", "allowed: address, nbd, nbd-mode, nbd-group, tls"],
+    );
     refused("[node.alpha]", "[nodes.alpha]", 5, &["did you mean \"node\"?"]);
     refused("name = \"r0\"", "name = \"r0\"\ntimeuot = \"1s\"", 10, &["did you mean \"timeout\"?"]);
 }

@@ -14,6 +14,7 @@ pub(crate) use settings::{Settings, limits, memory_max_bytes, this_node};
 use crate::cli::Global;
 use crate::control::{Shared, bind, serve};
 use crate::failure::{Failure, GENERIC, REFUSED, UNREACHABLE};
+use crate::inherited;
 use crate::text;
 use lockstep_engine::{Engine, EngineConfig, EngineHandle, MemoryBudget, ResourceReport, StartError};
 use std::io::IsTerminal;
@@ -29,7 +30,10 @@ const FIRST_REPORT_WAIT: Duration = Duration::from_secs(10);
 
 /// Run until told to stop.
 pub(crate) fn run(global: &Global) -> Result<(), Failure> {
-    let settings = Settings::load(global)?;
+    let mut settings = Settings::load(global)?;
+    let adopted =
+        inherited::take().and_then(|sockets| inherited::adopt(&mut settings.engine.nbd_listeners, sockets));
+    adopted.map_err(Failure::config)?;
     start_log();
     let listener = bind(&global.socket).map_err(|error| socket_failure(&global.socket, &error))?;
     let result = run_engine(settings, listener);
@@ -40,7 +44,7 @@ pub(crate) fn run(global: &Global) -> Result<(), Failure> {
 }
 
 fn run_engine(settings: Settings, listener: std::os::unix::net::UnixListener) -> Result<(), Failure> {
-    let Settings { engine: config, place, cluster } = settings;
+    let Settings { engine: config, place, cluster, terminator } = settings;
     let engine = Engine::start(config).map_err(|error| start_failure(&error))?;
     let mut memory = memory_budget(engine.config());
     for name in engine.resources() {
@@ -60,6 +64,9 @@ fn run_engine(settings: Settings, listener: std::os::unix::net::UnixListener) ->
     match Arc::try_unwrap(engine) {
         Ok(engine) => engine.stop(),
         Err(shared) => drop(shared),
+    }
+    if let Some(terminator) = terminator {
+        terminator.finish();
     }
     info!("stopped");
     served

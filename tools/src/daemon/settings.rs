@@ -2,19 +2,22 @@
 //! but reading files and resolving names.
 
 use crate::cli::Global;
-use crate::config::{Config, HostPort, NbdListener, NodeEntry, ResourceEntry, TimingEntry};
+use crate::config::{Config, HostPort, NbdPlace, NodeEntry, ResourceEntry, TimingEntry};
 use crate::failure::Failure;
 use crate::secret;
 use crate::status::Place;
+use crate::tls::{self, Terminator};
 use lockstep_bitmap::NodeId;
 use lockstep_core::Timing;
-use lockstep_engine::{EngineConfig, Limits, Listener, PeerAddress, ResourceConfig};
+use lockstep_engine::{
+    EngineConfig, Limits, Listener, NbdListener, PeerAddress, ResourceConfig, TlsPolicy, TlsTerminator,
+};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-const NBD_SOCKET_MODE: u32 = 0o660;
 const SPIN_US: u32 = 50;
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const STOP_WAIT: Duration = Duration::from_secs(20);
@@ -27,17 +30,29 @@ pub(crate) struct Settings {
     pub(crate) place: Place,
     /// Name of the cluster.
     pub(crate) cluster: String,
+    /// Does TLS for the engine.
+    pub(crate) terminator: Option<Arc<Terminator>>,
 }
 
 impl Settings {
-    /// Read the configuration and the secret.
+    /// Read the configuration, the secret, and the files of TLS.
     pub(crate) fn load(global: &Global) -> Result<Self, Failure> {
         let config = Config::load(&global.config)?;
         let node = this_node(global, &config)?;
         let secret = secret::load(&config.secret_file)?;
         // What must not outlive a reboot is beside the control socket.
         let run_dir = global.socket.parent().unwrap_or(Path::new("/"));
-        Self::new(&config, node, secret, (&global.state_dir, run_dir))
+        let mut settings = Self::new(&config, node, secret, (&global.state_dir, run_dir))?;
+        if let Some(entry) = &config.tls {
+            let server = tls::Files::of(entry).load()?;
+            let terminator = Terminator::start(server, settings.engine.limits.connections_max());
+            let terminator =
+                terminator.map_err(|error| Failure::generic(format!("threads for TLS: {error}")))?;
+            let terminator = Arc::new(terminator);
+            settings.engine.terminator = Some(Arc::clone(&terminator) as Arc<dyn TlsTerminator>);
+            settings.terminator = Some(terminator);
+        }
+        Ok(settings)
     }
 
     fn new(
@@ -57,11 +72,8 @@ impl Settings {
             node: NodeId(node),
             node_name: own.name.clone(),
             listen: resolve("address", own, &own.address)?,
-            nbd_listeners: own
-                .nbd
-                .iter()
-                .map(|listener| nbd_listener(own, listener))
-                .collect::<Result<_, _>>()?,
+            nbd_listeners: nbd_listeners(own)?,
+            terminator: None,
             resources: resources.collect::<Result<_, _>>()?,
             limits: limits(config),
             memory_max_bytes: memory_max_bytes(config.memory_max_bytes),
@@ -76,7 +88,7 @@ impl Settings {
             addresses: config.nodes.iter().map(|node| node.address.to_string()).collect(),
             uris: config.nodes.iter().map(uri_patterns).collect(),
         };
-        Ok(Settings { engine, place, cluster: config.cluster.clone() })
+        Ok(Settings { engine, place, cluster: config.cluster.clone(), terminator: None })
     }
 }
 
@@ -99,7 +111,8 @@ pub(crate) fn this_node(global: &Global, config: &Config) -> Result<u8, Failure>
 
 /// Bounds of the engine's tables.
 pub(crate) fn limits(config: &Config) -> Limits {
-    Limits { clients_max: config.clients_max, ..Limits::default() }
+    let tls_connection_bytes = if config.tls.is_some() { tls::CONNECTION_BYTES } else { 0 };
+    Limits { clients_max: config.clients_max, tls_connection_bytes, ..Limits::default() }
 }
 
 /// `memory-max`, or half of what the machine has.
@@ -128,6 +141,7 @@ fn resource_config(
         failed_record: run_dir.join(format!("{}.failed", resource.name)),
         peer: peer.transpose()?,
         read_only: false,
+        access: resource.access.clone(),
         max_hot_regions: resource.max_hot_regions,
         buffer_bytes: resource.buffer_memory_bytes,
         timing: timing(&resource.timing),
@@ -145,11 +159,27 @@ fn timing(entry: &TimingEntry) -> Timing {
     }
 }
 
-fn nbd_listener(node: &NodeEntry, listener: &NbdListener) -> Result<Listener, Failure> {
-    Ok(match listener {
-        NbdListener::Unix(path) => Listener::Unix { path: path.clone(), mode: NBD_SOCKET_MODE },
-        NbdListener::Tcp(address) => Listener::Tcp(resolve("nbd", node, address)?),
-    })
+fn nbd_listeners(node: &NodeEntry) -> Result<Vec<NbdListener>, Failure> {
+    let (mode, group) = (node.nbd.socket_mode, socket_group(node)?);
+    let listeners = node.nbd.listeners.iter().map(|listener| {
+        let place = match &listener.place {
+            NbdPlace::Unix(path) => Listener::Unix { path: path.clone(), mode, group },
+            NbdPlace::Tcp(address) => Listener::Tcp(resolve("nbd", node, address)?),
+        };
+        Ok(NbdListener { place, tls: listener.tls })
+    });
+    listeners.collect()
+}
+
+/// The id of the group that unix sockets are given to.
+fn socket_group(node: &NodeEntry) -> Result<Option<u32>, Failure> {
+    let Some(name) = &node.nbd.socket_group else { return Ok(None) };
+    let wrong = |why: String| Failure::config(format!("[node.{}] nbd-group \"{name}\": {why}", node.name));
+    match nix::unistd::Group::from_name(name) {
+        Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
+        Ok(None) => Err(wrong(format!("there is no such group; create it: groupadd {name}"))),
+        Err(error) => Err(wrong(error.to_string())),
+    }
 }
 
 fn resolve(key: &str, node: &NodeEntry, address: &HostPort) -> Result<SocketAddr, Failure> {
@@ -160,19 +190,20 @@ fn resolve(key: &str, node: &NodeEntry, address: &HostPort) -> Result<SocketAddr
 
 /// Addresses of a node's listeners for NBD clients, with `{}` for the export's name.
 fn uri_patterns(node: &NodeEntry) -> Vec<String> {
-    node.nbd
-        .iter()
-        .map(|listener| match listener {
-            NbdListener::Unix(path) => {
-                format!("nbd+unix:///{{}}?socket={}", percent_encoded(&path.to_string_lossy()))
+    let pattern = |listener: &crate::config::NbdListener| {
+        let scheme = if listener.tls == TlsPolicy::Required { "nbds" } else { "nbd" };
+        match &listener.place {
+            NbdPlace::Unix(path) => {
+                format!("{scheme}+unix:///{{}}?socket={}", percent_encoded(&path.to_string_lossy()))
             }
-            NbdListener::Tcp(address) if address.is_wildcard() => {
+            NbdPlace::Tcp(address) if address.is_wildcard() => {
                 let host = node.address.host.clone();
-                format!("nbd://{}/{{}}", HostPort { host, port: address.port })
+                format!("{scheme}://{}/{{}}", HostPort { host, port: address.port })
             }
-            NbdListener::Tcp(address) => format!("nbd://{address}/{{}}"),
-        })
-        .collect()
+            NbdPlace::Tcp(address) => format!("{scheme}://{address}/{{}}"),
+        }
+    };
+    node.nbd.listeners.iter().map(pattern).collect()
 }
 
 /// For the query of a URI.
