@@ -30,6 +30,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-io", "qemu-utils"),
     ("qemu-storage-daemon", "qemu-system-common"),
     ("xfs_repair", "xfsprogs"),
+    ("ss", "iproute2"),
 ];
 
 /// A command line under construction.

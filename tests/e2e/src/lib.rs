@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod backup;
+mod certificates;
 mod client;
 mod cluster;
 mod dial;
@@ -28,6 +29,7 @@ mod power;
 mod process;
 mod proxy;
 mod qmp;
+mod raw;
 mod reexport;
 mod relay;
 mod rng;
@@ -42,6 +44,7 @@ mod write_log;
 mod writer;
 
 pub use backup::Backup;
+pub use certificates::Authority;
 pub use client::{Answer, Connection};
 pub use cluster::{Cluster, NODES, Plan, RESOURCE, SECOND, temp_dir};
 pub use dial::Target;
@@ -61,6 +64,7 @@ pub use power::{Media, Positions, Recording, power_plan};
 pub use process::Process;
 pub use proxy::{Direction, Proxy};
 pub use qmp::Qmp;
+pub use raw::{OptionReply, RawHandshake, option_bytes};
 pub use reexport::Reexport;
 pub use relay::{Address, Relay};
 pub use rng::{Rng, rounds, seed};

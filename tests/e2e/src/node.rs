@@ -8,6 +8,7 @@ use crate::run::{Ran, binary, run};
 use crate::wait::wait_for;
 use rustix::fs::OFlags;
 use serde_json::Value;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub struct Node {
     host: Option<u32>,
     /// How often it lost power; each time it comes back with another boot id.
     power_losses: u64,
+    /// A listening socket that each of its daemons gets.
+    listener: Option<OwnedFd>,
 }
 
 impl Node {
@@ -43,7 +46,13 @@ impl Node {
             daemon: None,
             host: None,
             power_losses: 0,
+            listener: None,
         }
+    }
+
+    /// Hands each daemon a listening socket, as a service manager does.
+    pub fn inherit(&mut self, listener: OwnedFd) {
+        self.listener = Some(listener);
     }
 
     /// Puts it into the network namespace of a process.
@@ -113,7 +122,13 @@ impl Node {
             arguments.splice(0..0, inside.into_iter().chain([program.display().to_string()]));
             program = PathBuf::from("nsenter");
         }
-        self.daemon = Some(Process::start(&program, &arguments, &self.log_path(), boot_id.as_deref()));
+        self.daemon = Some(Process::start_with(
+            &program,
+            &arguments,
+            &self.log_path(),
+            boot_id.as_deref(),
+            self.listener.as_ref(),
+        ));
     }
 
     fn write_boot_id(&self) -> PathBuf {
@@ -227,6 +242,11 @@ impl Node {
     pub fn assert_alive(&mut self) {
         let alive = self.daemon.as_mut().is_none_or(Process::is_running);
         assert!(alive, "the daemon of {} ended by itself:\n{}", self.name, self.log());
+    }
+
+    /// Whether the daemon that was launched ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        !self.daemon.as_mut().expect("a daemon").is_running()
     }
 
     fn running(&self) -> &Process {

@@ -16,6 +16,7 @@ pub struct Port {
 
 impl Port {
     /// One that nobody has.
+    #[must_use]
     pub fn reserve() -> Port {
         let socket = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).expect("a socket");
         // The daemon says the same: that is what lets both have the address.
@@ -26,6 +27,7 @@ impl Port {
     }
 
     /// Its number.
+    #[must_use]
     pub fn number(&self) -> u16 {
         self.number
     }

@@ -6,6 +6,7 @@
 use crate::wait::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -21,6 +22,17 @@ impl Process {
     /// Starts `program`; what it prints is appended to `log`. With `boot_id`, it sees that file's content as
     /// the kernel's boot id.
     pub fn start(program: &Path, arguments: &[String], log: &Path, boot_id: Option<&Path>) -> Process {
+        Process::start_with(program, arguments, log, boot_id, None)
+    }
+
+    /// The same; with `listener`, it gets that socket as a service manager hands it over.
+    pub(crate) fn start_with(
+        program: &Path,
+        arguments: &[String],
+        log: &Path,
+        boot_id: Option<&Path>,
+        listener: Option<&OwnedFd>,
+    ) -> Process {
         let open = || OpenOptions::new().create(true).append(true).open(log);
         let out: File = open().unwrap_or_else(|error| panic!("{}: {error}", log.display()));
         let err = out.try_clone().expect("duplicate the log's descriptor");
@@ -31,7 +43,13 @@ impl Process {
             let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
             command.args(["unshare", "--mount", "--propagation", "private", "sh", "-c", script]).arg(file);
         }
-        command.arg(program).args(arguments).stdin(Stdio::null()).stdout(out).stderr(err);
+        let mut input = Stdio::null();
+        if let Some(listener) = listener {
+            input = listener.try_clone().expect("duplicate a socket").into();
+            let script = "exec 3<&0 0</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"";
+            command.args(["sh", "-c", script, "sh"]);
+        }
+        command.arg(program).args(arguments).stdin(input).stdout(out).stderr(err);
         let child = command.spawn().unwrap_or_else(|error| panic!("setpriv (package util-linux): {error}"));
         Process { child, name: format!("{} {}", program.display(), arguments.join(" ")) }
     }
