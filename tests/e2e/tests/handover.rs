@@ -1,7 +1,8 @@
 //! A service manager keeps the listening sockets while the daemon is restarted: clients wait, and are served.
 
 use lockstep_e2e::{Cluster, Plan, Process, RESOURCE, qemu_uri, tool, wait_until};
-use std::os::unix::net::UnixListener;
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -47,14 +48,23 @@ fn clients_wait_in_the_socket_while_the_daemon_is_restarted() {
     let words: Vec<String> = words.iter().map(|&word| word.to_string()).collect();
     let mut guest = Process::start(Path::new("qemu-img"), &words, &control, None);
     cluster.alpha.wait_status("a guest", |status| status["clients"].as_array().is_some_and(|c| c.len() == 1));
-    cluster.alpha.stop();
+    // While the daemon leaves, which takes as long as its peer does not answer, nobody is taken from the socket.
+    cluster.beta.pause();
+    cluster.alpha.terminate();
+    wait_until("the end of the guest's connection", LIMIT, || cluster.alpha.log().contains("closing client"));
+    let mut probe = UnixStream::connect(&socket).expect("the socket takes connections");
+    probe.set_read_timeout(Some(Duration::from_millis(300))).expect("a time limit");
+    let heard = probe.read(&mut [0]).expect_err("neither a greeting nor an end");
+    assert_eq!(heard.kind(), ErrorKind::WouldBlock);
+    cluster.beta.resume();
+    cluster.alpha.wait_stopped();
     assert!(socket.exists(), "the name is whoever opened it's");
     // One that comes now is not refused: its connection waits, and is the next daemon's.
     let script = [WAITER.to_string(), socket.display().to_string()];
     let words: Vec<String> = ["-c".to_string()].into_iter().chain(script).collect();
     let said = cluster.dir().join("waiter.log");
     let mut waiter = Process::start(Path::new("/usr/bin/python3"), &words, &said, None);
-    wait_until("two clients in the socket's backlog", LIMIT, || waiting(&socket) == 2);
+    wait_until("three clients in the socket's backlog", LIMIT, || waiting(&socket) == 3);
     cluster.alpha.start();
     cluster.alpha.promote().ok();
     assert!(waiter.wait_end(LIMIT).success(), "{}", std::fs::read_to_string(&said).unwrap_or_default());
