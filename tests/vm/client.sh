@@ -35,25 +35,33 @@ detach() {
 
 # Starts writers, which verify what they wrote when all of it is written. Sets load_pid.
 start_load() {
-    local file=$1 mib=$2
-    fio --name=load --filename="$file" --size="${mib}M" --rw=randwrite --bsrange=4k-16k --ioengine=libaio --iodepth=8 \
-        --direct=1 --rate=",$((mib / 6))m" --fsync=64 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=7 \
-        --verify_state_save=0 --minimal >/run/load.out 2>/run/load.err &
+    fio --name=load --filename="$1" --size=12M --rw=randwrite --bsrange=4k-16k --ioengine=libaio --iodepth=8 --direct=1 \
+        --rate=,2m --fsync=64 --verify=crc32c --verify_fatal=1 --do_verify=1 --randseed=7 --verify_state_save=0 \
+        --minimal >/run/load.out 2>/run/load.err &
     load_pid=$!
 }
 
-diagnose() { ps axlww | grep "[f]io\|[q]emu\|[j]bd2"; for p in $load_pid $relay_pid; do for t in /proc/$p/task/*; do echo "$(cat $t/comm) $(cat $t/wchan)"; cat $t/stack; done; done; dmesg | tail -5; ss -tnp; for n in alpha beta; do ctl $n status r0 --json; tail -3 $work/$n.log; done; }
 load_ended() { ! kill -0 "$load_pid" 2>/dev/null; }
 
-# Waits for its end, for this many seconds. Sets outcome and stall_s, the longest time that one write took.
+# Reads and writes that the device has completed.
+completed() { awk '{ print $1 + $5 }' /sys/block/nbd0/stat; }
+
+# Waits for its end; it hangs if nothing is completed for this many seconds. Sets outcome and stall_s, the longest time
+# that one write took.
 end_load() {
-    local end=$((SECONDS + $1))
-    until load_ended || [ $SECONDS -ge $end ]; do sleep 0.2; done
+    local seen= now until=0
     stall_s=-
-    if ! load_ended; then
-        outcome=hangs
-        diagnose || true
-    elif wait "$load_pid" && [ "$(cut -d';' -f5 /run/load.out)" = 0 ]; then
+    outcome=hangs
+    until load_ended; do
+        now=$(completed)
+        if [ "$now" != "$seen" ]; then
+            seen=$now until=$((SECONDS + $1))
+        elif [ $SECONDS -ge $until ]; then
+            return
+        fi
+        sleep 0.2
+    done
+    if wait "$load_pid" && [ "$(cut -d';' -f5 /run/load.out)" = 0 ]; then
         outcome=rides-over
         # Longest latency of a write, from its submission to its answer, in microseconds.
         stall_s=$(cut -d';' -f80 /run/load.out | awk '{ printf "%.1f", $1 / 1000000 }')

@@ -25,7 +25,7 @@ try() {
         nbd-client) attach $how ;;
         *) attach_through_qemu $how ;;
     esac
-    start_load /dev/nbd0 16
+    start_load /dev/nbd0
     happen "$event"
     end_load $hang_seconds
     row "$client" "$how" "$event" "$outcome" "$gap_s" "$stall_s"

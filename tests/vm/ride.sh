@@ -9,7 +9,7 @@ move_address alpha
 
 step 'attach with a time-out, end the server: an error in time, and the device comes off'
 attach -connections 4 -timeout 5
-start_load /dev/nbd0 24
+start_load /dev/nbd0
 happen restart-kill
 end_load 30
 [ "$outcome" = error ] || die "nbd-client alone: $outcome"
@@ -20,9 +20,9 @@ step 'attach through qemu-nbd, fail over under a file system'
 attach_through_qemu -connections 4
 mkfs.ext4 -q /dev/nbd0
 mount /dev/nbd0 /mnt
-start_load /mnt/load 16
+start_load /mnt/load
 happen failover
-end_load 120
+end_load 60
 [ "$outcome" = rides-over ] || die "through qemu-nbd: $outcome, $(cat /run/load.err)"
 echo "beta was Primary after $gap_s s, the longest write took $stall_s s"
 umount /mnt
