@@ -25,8 +25,8 @@ impl Extent {
     /// Rounds, and minutes, by the variable that the tests read; what the caller has set wins.
     fn rounds(self) -> [(&'static str, &'static str); 10] {
         let [cut, database, death, freeze, kill, relocate, power, session, torture, seeds] = match self {
-            Extent::Quick => ["1", "1", "85", "1", "1", "1", "1", "100", "0", "50"],
-            Extent::Test => ["1", "2", "340", "2", "3", "2", "1", "400", "0.6", "1000"],
+            Extent::Quick => ["1", "1", "100", "1", "1", "1", "1", "100", "0", "50"],
+            Extent::Test => ["1", "2", "400", "2", "3", "2", "1", "400", "0.6", "1000"],
             Extent::Nightly => ["50", "30", "20000", "20", "100", "50", "60", "20000", "120", "20000"],
         };
         [

@@ -14,10 +14,10 @@ use busy::{BUSY_BYTES, Busy};
 use dying::{STATES, bring_to};
 use lockstep_e2e::{Cluster, Connection, Plan, RESOURCE, Rng, open_descriptors, rounds, seed, wait_until};
 use lockstep_nbd::Command;
-use raw::{LIST, Raw, WRITE, flags, go, option, request};
+use raw::{BLOCK_STATUS, LIST, Raw, WRITE, extended_request, flags, go, option, request};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::time::Duration;
-use subject::Subject;
+use subject::{SIZE_BYTES, Subject};
 
 const MIB: u64 = 1 << 20;
 const IDLE: usize = 1000;
@@ -102,9 +102,15 @@ fn clients_that_never_read(subject: &Subject) {
     let at_rest = subject.descriptors_at_rest();
     let busy = Busy::start(subject, 16, seed("deaf"));
     let clients: Vec<Connection> = (0..24).map(|number| deaf(subject, number)).collect();
+    let mut curious: Vec<Raw> = (0..8).map(|_| Raw::unix(&subject.socket())).collect();
+    for raw in &mut curious {
+        raw.shake_extended(RESOURCE);
+        let taken = raw.send_until_full(&extended_request(BLOCK_STATUS, 1, 0, SIZE_BYTES));
+        assert!(taken < 100_000, "it is read although it does not read");
+    }
     busy.wait_progress(100);
     subject.assert_within_budget();
-    drop(clients);
+    drop((clients, curious));
     let models = busy.stop();
     subject.wait_at_rest(at_rest);
     subject.assert_holds(&models);
@@ -144,7 +150,7 @@ fn deaths(subject: &Subject, count: u64) {
 
 #[test]
 fn clients_that_die_in_any_state_leave_nothing_behind() {
-    let count = rounds("DEATH", 340);
+    let count = rounds("DEATH", 400);
     deaths(&Subject::alone(), count);
     deaths(&Subject::pair(), count);
 }

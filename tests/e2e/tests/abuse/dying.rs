@@ -1,7 +1,10 @@
 //! Clients that die, each in another state.
 
 use crate::busy::BUSY_BYTES;
-use crate::raw::{DISCONNECT, FLUSH, LIST, READ, Raw, TRIM, WRITE, flags, go, option, request};
+use crate::raw::{
+    BLOCK_STATUS, DISCONNECT, FLUSH, LIST, READ, Raw, TRIM, WRITE, extended_request, flags, go, option,
+    request,
+};
 use crate::subject::SIZE_BYTES;
 use lockstep_e2e::{RESOURCE, Rng};
 
@@ -25,11 +28,14 @@ pub(crate) enum State {
     ChangesPending,
     Disconnecting,
     DisconnectingWithWrites,
+    InExtendedHeader,
+    StatusPending,
+    LongChangesPending,
 }
 
 use State::*;
 
-pub(crate) const STATES: [State; 17] = [
+pub(crate) const STATES: [State; 20] = [
     Silent,
     InGreeting,
     InFlags,
@@ -47,6 +53,9 @@ pub(crate) const STATES: [State; 17] = [
     ChangesPending,
     Disconnecting,
     DisconnectingWithWrites,
+    InExtendedHeader,
+    StatusPending,
+    LongChangesPending,
 ];
 
 /// Brings a fresh connection to this state; dropping it is its death.
@@ -66,11 +75,27 @@ pub(crate) fn bring_to(raw: &mut Raw, state: State, rng: &mut Rng) {
         }
         AnswerOfGoUnread => raw.send(&[&flags()[..], &go(RESOURCE)].concat()),
         AnswersOfOptionsUnread => raw.send(&[&flags()[..], &option(LIST, &[]).repeat(60)].concat()),
+        InExtendedHeader | StatusPending | LongChangesPending => {
+            raw.shake_extended(RESOURCE);
+            let requests = extended_requests(state);
+            let sent = if matches!(state, InExtendedHeader) { part(requests, rng) } else { requests };
+            raw.send(&sent);
+        }
         _ => {
             raw.shake(RESOURCE);
             let requests = requests(state, rng);
             raw.send(&requests);
         }
+    }
+}
+
+/// What a client with extended headers has sent.
+fn extended_requests(state: State) -> Vec<u8> {
+    let rest = SIZE_BYTES - BUSY_BYTES;
+    match state {
+        StatusPending => (0..50).flat_map(|n| extended_request(BLOCK_STATUS, n, 0, SIZE_BYTES)).collect(),
+        LongChangesPending => (0..8).flat_map(|n| extended_request(TRIM, n, BUSY_BYTES, rest)).collect(),
+        _ => extended_request(READ, 1, 0, 4096),
     }
 }
 

@@ -23,7 +23,7 @@ fn nbdinfo_names_what_is_offered() {
     for word in can.into_iter().chain(["zero"]) {
         assert_eq!(ask(&["--can", word]).code, 0, "--can {word}");
     }
-    for word in ["read-only", "rotational", "tls"] {
+    for word in ["read-only", "tls"] {
         assert_eq!(ask(&["--is", word]).code, 2, "--is {word}");
     }
     let wrong = tool("nbdinfo").arg(qemu_uri(&served.socket(), "nothing")).run();
