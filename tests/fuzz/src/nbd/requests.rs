@@ -292,7 +292,7 @@ fn is_good_list(list: &[u8], agreed: &Transmission) -> bool {
 
 fn refused_range(command: u64, offset: u64, length: u64, export: &ExportInfo) -> Option<NbdError> {
     let min = u64::from(export.block.min);
-    if length == 0 || offset % min != 0 || length % min != 0 {
+    if length == 0 || !offset.is_multiple_of(min) || !length.is_multiple_of(min) {
         return Some(NbdError::Invalid);
     }
     if u128::from(offset) + u128::from(length) > u128::from(export.size_bytes) {
