@@ -13,7 +13,7 @@ use crate::text;
 use crate::tls::{self, Terminator};
 use lockstep_bitmap::{
     Base, CreateParams, DEFAULT_REGION_SHIFT, Generation, GenerationId, GenerationLog, Geometry, Identity,
-    NodeId, Origin, PeerCopy, PeerRecord,
+    NAME_BYTES_MAX, NodeId, Origin, PeerCopy, PeerRecord,
 };
 use lockstep_core::{Command, Done, Timing};
 use lockstep_engine::{
@@ -43,10 +43,7 @@ const START_WAIT: Duration = Duration::from_secs(10);
 pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
     start_log();
     let listeners = listeners(args)?;
-    let name = match &args.name {
-        Some(name) => name.clone(),
-        None => args.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-    };
+    let name = export_name(args)?;
     let scratch = Scratch::create()?;
     let (mut config, geometry) = config(args, &name, listeners, scratch.path())?;
     let terminator = terminator(args, &mut config)?;
@@ -65,6 +62,21 @@ pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
         terminator.finish();
     }
     signal
+}
+
+/// As told, or that of the file, within the bounds of what a resource may be called.
+fn export_name(args: &Nbd) -> Result<String, Failure> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => args.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    match name.len() {
+        1..=NAME_BYTES_MAX => Ok(name),
+        length => Err(Failure::usage(format!(
+            "{name:?} cannot be the name of an export: it has {length} bytes, not 1 to {NAME_BYTES_MAX}; \
+             give another one with --name NAME"
+        ))),
+    }
 }
 
 /// Who does TLS, if there is a certificate.

@@ -10,6 +10,7 @@
 
 mod backup;
 mod certificates;
+pub mod bytes;
 mod client;
 mod cluster;
 mod dial;

@@ -45,7 +45,8 @@ impl Plain {
         Plain::serve(dir, options)
     }
 
-    fn serve(dir: TempDir, options: &[&str]) -> Plain {
+    /// Serves `disk.img` of this directory, whatever that is.
+    pub fn serve(dir: TempDir, options: &[&str]) -> Plain {
         Plain::launch(dir, &[], options)
     }
 

@@ -74,6 +74,9 @@ fn what_cannot_be_served_is_refused_in_words() {
     lockstep(&["nbd", file]).refused(2, &["--unix", "--tcp"]);
     lockstep(&["nbd", file, "--tcp", "0.0.0.0:10809"]).refused(2, &["TLS", "loopback"]);
     lockstep(&["nbd", file, "--unix", socket]).refused(1, &["disk.img", "in use"]);
+    let long = served.path(&"x".repeat(65));
+    lockstep(&["nbd", text(&long), "--unix", socket]).refused(2, &["65 bytes", "--name"]);
+    lockstep(&["nbd", file, "--unix", socket, "--name", ""]).refused(2, &["0 bytes", "--name"]);
     lockstep(&["nbd", "/nonexistent", "--unix", socket]).refused(1, &["/nonexistent", "No such file"]);
     lockstep(&["nbd", dir, "--unix", socket]).refused(1, &[dir]);
     lockstep(&["nbd", text(&odd), "--unix", socket]).refused(1, &["odd.img", "1000"]);
