@@ -96,6 +96,11 @@ impl Plain {
         self.process.pid()
     }
 
+    /// Tells it to stop.
+    pub fn terminate(&self) {
+        self.process.terminate();
+    }
+
     /// Tells it to stop, and waits until it has.
     #[track_caller]
     pub fn stop(&mut self) -> ExitStatus {
