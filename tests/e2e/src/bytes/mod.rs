@@ -11,7 +11,7 @@ mod replies;
 
 pub use fields::{Fields, be};
 pub use haggle::{Export, OptionReply, info_query, meta_query};
-pub use replies::{Chunk, Reply, Request};
+pub use replies::{Chunk, Described, Reply, Request};
 
 use crate::dial::{Stream, Target};
 use std::io::{ErrorKind, Read, Write};

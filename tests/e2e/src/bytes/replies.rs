@@ -43,6 +43,17 @@ pub struct Reply {
     pub chunks: Vec<Chunk>,
 }
 
+/// What one chunk of block status says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Number of the context.
+    pub context: u32,
+    /// Type of the chunk.
+    pub kind: u16,
+    /// Length and flags of each extent.
+    pub extents: Vec<(u64, u64)>,
+}
+
 impl Request {
     /// A request without flags.
     pub fn new(command: u16, offset: u64, length: u64) -> Request {
@@ -122,6 +133,51 @@ impl Reply {
         let known =
             [0, errno::EPERM, errno::EIO, errno::EINVAL, errno::ENOSPC, errno::EOVERFLOW, errno::ENOTSUP];
         assert!(known.contains(&self.error) || self.error == errno::ESHUTDOWN, "error {}", self.error);
+    }
+}
+
+impl Reply {
+    /// The extents of a successful answer about block status. Each of them, and their sum, is in the bounds that the
+    /// specification sets.
+    #[track_caller]
+    pub fn described(&self, request: &Request) -> Vec<Described> {
+        assert_eq!(self.error, 0, "{self:02x?}");
+        let chunks = self.chunks.iter().filter(|chunk| chunk.kind != chunk::NONE);
+        let described: Vec<Described> = chunks.map(Described::read).collect();
+        for one in &described {
+            let (last, before) = one.extents.split_last().expect("at least one extent");
+            let sum: u64 = before.iter().map(|(length, _)| length).sum();
+            assert!(one.extents.iter().all(|(length, _)| *length > 0), "{one:?}");
+            assert!(sum < request.length, "extents behind the range: {one:?}");
+            assert!(request.flags & with::REQ_ONE == 0 || before.is_empty() && last.0 <= request.length);
+            let differ = one.extents.windows(2).all(|two| two[0].1 != two[1].1);
+            assert!(differ, "neighbours with the same flags: {one:?}");
+            let ends = before.iter().scan(request.offset, |at, (length, _)| {
+                *at += length;
+                Some(*at)
+            });
+            assert!(ends.into_iter().all(|end| end % 512 == 0), "an extent ends inside a sector: {one:?}");
+        }
+        described
+    }
+}
+
+impl Described {
+    #[track_caller]
+    fn read(chunk: &Chunk) -> Described {
+        let (head, each) = if chunk.kind == chunk::BLOCK_STATUS { (4, 8) } else { (8, 16) };
+        let (head, list) = chunk.payload.split_at(head);
+        assert!(!list.is_empty() && list.len().is_multiple_of(each), "{chunk:02x?}");
+        if each == 16 {
+            let count = u32_at(head, 4) as usize;
+            assert!(count == 0 || count == list.len() / 16, "number of extents: {chunk:02x?}");
+        }
+        let extent = |bytes: &[u8]| match each {
+            8 => (u64::from(u32_at(bytes, 0)), u64::from(u32_at(bytes, 4))),
+            _ => (u64_at(bytes, 0), u64_at(bytes, 8)),
+        };
+        let extents = list.chunks(each).map(extent).collect();
+        Described { context: u32_at(head, 0), kind: chunk.kind, extents }
     }
 }
 
