@@ -2,8 +2,9 @@
 //!
 //! A reply is a [`ReplyHeader`], followed on the wire by payload bytes only for a successful read; the answer to a
 //! question for block status is built by [`crate::status`]. With structured replies a read is always answered in
-//! chunks, also when it fails; every other command gets a simple reply, which the specification allows and which
-//! is the shortest. With extended headers everything is a chunk.
+//! chunks, also when it fails, and so is every other failure, for the sake of its words; success without data is a
+//! simple reply, which the specification allows and which is the shortest. With extended headers everything is a
+//! chunk.
 
 use crate::errors::NbdError;
 use crate::request::{Command, Request};
@@ -125,22 +126,21 @@ impl ReplyTo {
     /// Not for `Disconnect`, which has no reply.
     pub fn result(&self, command: Command, result: Result<(), NbdError>, message: &str) -> ReplyHeader {
         debug_assert!(command != Command::Disconnect, "a disconnect has no reply");
-        let has_data = matches!(command, Command::Read | Command::BlockStatus);
         match result {
             Ok(()) => {
+                let has_data = matches!(command, Command::Read | Command::BlockStatus);
                 debug_assert!(!has_data, "success of this command is answered with data");
                 if self.framing == Framing::Extended { self.none_chunk() } else { self.simple(None) }
             }
-            Err(error) => self.failure(has_data, error, message),
+            Err(error) => self.failure(error, message),
         }
     }
 
-    /// A refusal: as a chunk where everything is one, or where success would have been answered in chunks.
-    pub(crate) fn failure(&self, has_data: bool, error: NbdError, message: &str) -> ReplyHeader {
+    /// A refusal: as a chunk, which has room for words, where the client knows chunks.
+    pub(crate) fn failure(&self, error: NbdError, message: &str) -> ReplyHeader {
         match self.framing {
-            Framing::Extended => self.error_chunk(error, message, true),
-            Framing::Structured if has_data => self.error_chunk(error, message, true),
-            Framing::Structured | Framing::Simple => self.simple(Some(error)),
+            Framing::Structured | Framing::Extended => self.error_chunk(error, message, true),
+            Framing::Simple => self.simple(Some(error)),
         }
     }
 

@@ -259,9 +259,8 @@ impl RequestParser {
         refusal: Refusal,
     ) -> Parsed {
         let Refusal { error, why } = refusal;
-        let has_data = matches!(header.command, command::READ | command::BLOCK_STATUS);
         let to = ReplyTo { framing: self.framing, cookie: header.cookie, offset: header.offset };
-        let reply = to.failure(has_data, error, why);
+        let reply = to.failure(error, why);
         Parsed::Invalid { consumed, cookie: header.cookie, error, payload_to_skip, reply }
     }
 

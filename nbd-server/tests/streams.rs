@@ -228,7 +228,7 @@ fn check_answer(
     let reply = next_reply(answer);
     let rest = &answer[consumed_bytes(&reply)..];
     let error = expected_error(request, structured);
-    let in_chunks = structured && request.command == Command::Read;
+    let in_chunks = structured && (request.command == Command::Read || error.is_some());
     match reply {
         Reply::Simple { cookie, error: seen, .. } if !in_chunks => {
             prop_assert_eq!((cookie, seen), (request.cookie, error));

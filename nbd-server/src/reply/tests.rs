@@ -73,15 +73,14 @@ fn long_messages_are_cut_between_characters() {
 }
 
 #[test]
-fn only_what_is_answered_with_data_is_refused_in_chunks() {
+fn failures_have_words_where_chunks_were_agreed() {
     let failed = Err(NbdError::Io);
     let [simple, chunks] = [Framing::Simple, Framing::Structured].map(to);
-    let refusal = simple_reply(COOKIE, Some(NbdError::Io));
     assert_eq!(chunks.result(Command::Write, Ok(()), "").as_bytes(), simple_reply(COOKIE, None));
-    assert_eq!(chunks.result(Command::Write, failed, "").as_bytes(), refusal);
-    for command in [Command::Read, Command::BlockStatus] {
+    for command in [Command::Read, Command::BlockStatus, Command::Write, Command::Flush] {
         assert_eq!(chunks.result(command, failed, "why"), chunks.error_chunk(NbdError::Io, "why", true));
-        assert_eq!(simple.result(command, failed, "").as_bytes(), refusal);
+        let refusal = simple.result(command, failed, "why");
+        assert_eq!(refusal.as_bytes(), simple_reply(COOKIE, Some(NbdError::Io)));
     }
 }
 

@@ -117,6 +117,28 @@ fn a_read_that_may_not_be_fragmented_has_one_content_chunk() {
 }
 
 #[test]
+fn errors_come_in_chunks_with_words_where_chunks_were_agreed() {
+    let served = plain();
+    let mut raw = Raw::serve(served.socket(), Style::Structured);
+    for (command, offset, length) in [
+        (cmd::TRIM, SIZE_BYTES, 4096),
+        (cmd::WRITE_ZEROES, SIZE_BYTES, 4096),
+        (cmd::CACHE, SIZE_BYTES, 4096),
+        (cmd::BLOCK_STATUS, 0, 4096),
+        (cmd::FLUSH, 1, 0),
+        (4242, 0, 4096),
+    ] {
+        let reply = raw.call(Request::new(command, offset, length));
+        assert_ne!(reply.error, 0);
+        let [only] = &reply.chunks[..] else { panic!("command {command}: {reply:02x?}") };
+        assert!(only.payload.len() > 6, "an error with words");
+    }
+    let cookie = raw.write(0, SIZE_BYTES, &[1; 4096]);
+    let reply = raw.reply(0);
+    assert_eq!((reply.cookie, reply.error, reply.chunks.len()), (cookie, errno::ENOSPC, 1));
+}
+
+#[test]
 fn cookies_come_back_as_they_were_sent() {
     let served = plain();
     for style in STYLES {
