@@ -220,7 +220,7 @@ impl RequestParser {
             return Parsed::Fatal(ProtocolError::BadRequestMagic(header.magic));
         }
         let payload_bytes = self.payload_bytes(&header);
-        if payload_bytes > u64::from(PAYLOAD_BYTES_MAX) {
+        if payload_bytes > u64::from(self.payload_bytes_max()) {
             return Parsed::Fatal(ProtocolError::PayloadTooLong(payload_bytes));
         }
         let consumed = input.len() - behind.len();
@@ -249,6 +249,12 @@ impl RequestParser {
         // A write that forgets to announce its payload has one all the same.
         let announces = self.is_extended() && header.flags & command_flag::PAYLOAD_LEN != 0;
         if header.command == command::WRITE || announces { header.length } else { 0 }
+    }
+
+    /// What is read, and thrown away if it has to be. A client that announces its payloads knows how large they may
+    /// be; others have lived without that knowledge.
+    fn payload_bytes_max(&self) -> u32 {
+        if self.is_extended() { self.block_max_bytes } else { PAYLOAD_BYTES_MAX }
     }
 
     fn refused(
