@@ -10,7 +10,7 @@ mod directory;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use lockstep_core::{Instant, PIECE_BYTES_MAX, SlotId};
+use lockstep_core::{Instant, IoError, PIECE_BYTES_MAX, SlotId};
 use lockstep_nbd::{Framing, Negotiation, ReplyHeader, ReplyTo, RequestParser};
 
 pub(crate) use contexts::{Context, names as context_names};
@@ -81,6 +81,15 @@ pub(crate) struct LongRead {
     request: lockstep_nbd::Request,
     /// Bytes that were asked of the core.
     asked: u64,
+    /// Some of it could not be read, and the client will be told behind the data: they were promised in one chunk.
+    pub(crate) failed: Option<Failure>,
+}
+
+/// Why a request failed, and where, if that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) error: IoError,
+    pub(crate) at: Option<u64>,
 }
 
 /// Largest read that is answered as a whole; it needs 17 slots if it is not aligned.
@@ -102,7 +111,7 @@ pub(crate) enum Part {
 impl LongRead {
     /// A read of which nothing was asked.
     pub(crate) fn new(request: lockstep_nbd::Request) -> Self {
-        Self { request, asked: 0 }
+        Self { request, asked: 0, failed: None }
     }
 
     /// The next part, as a read of its own whose slots have no more bytes than these; `None` if they are less
@@ -292,6 +301,14 @@ impl Client {
     pub(crate) fn is_asked(&self) -> bool {
         let between = matches!(self.security, Security::Starting | Security::Handshake(_));
         matches!(self.phase, Phase::Handshake(_)) && !self.is_ending && !between
+    }
+
+    /// The read in parts that is under way.
+    pub(crate) fn long_read(&mut self) -> Option<&mut LongRead> {
+        match &mut self.phase {
+            Phase::Serving(serving) => serving.long_read.as_mut(),
+            _ => None,
+        }
     }
 
     /// The resource whose export it opened, while it is served.

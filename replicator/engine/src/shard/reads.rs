@@ -12,7 +12,8 @@ use lockstep_nbd::{Command, Framing, ReplyHeader, ReplyTo};
 use super::Shard;
 use super::requests::{Next, counted_bytes, wire_error, words};
 use crate::nbd::{
-    Client, LongRead, Part, Phase, READ_PART_BYTES, REQUEST_BYTES_MAX, Request, slot_bytes_needed, take_all,
+    Client, Failure, LongRead, Part, Phase, READ_PART_BYTES, REQUEST_BYTES_MAX, Request, slot_bytes_needed,
+    take_all,
 };
 use crate::slots::LARGE_BYTES;
 
@@ -126,45 +127,73 @@ impl Shard {
     }
 }
 
-/// How the answer to a request begins.
+/// What is sent for a request, or for a part of a read.
 pub(super) enum Answer {
-    /// With this; the data of a read follow.
+    /// This; the data of a read follow.
     Header(ReplyHeader),
-    /// With the data: they continue what was sent before.
+    /// The data: they continue what was sent before.
     Data,
-    /// The client was promised data that cannot be had, and there is no way to tell it but this: to close.
+    /// The last data, and then this.
+    DataAnd(ReplyHeader),
+    /// Nothing: the client was promised data that cannot be had, and there is no way to tell it but to close.
     Broken,
     /// There is none, the export closed before: the client finds its connection closed. Those that come back ask the
     /// next Primary; an error would be the end of it for them.
     Unanswered,
 }
 
-/// The beginning of the answer to a request with this result; where it failed, if that is known.
-pub(super) fn answer_to(request: &Request, result: Result<(), IoError>, at: Option<u64>) -> Answer {
+impl Answer {
+    /// Whether bytes of the volume are part of it; zeroes, where they could not be read.
+    pub(super) fn has_data(&self, request: &Request, failure: Option<Failure>) -> bool {
+        let is_read = request.request.command == Command::Read;
+        is_read
+            && match self {
+                Self::Header(_) => failure.is_none(),
+                Self::Data | Self::DataAnd(_) => true,
+                Self::Broken | Self::Unanswered => false,
+            }
+    }
+}
+
+/// The answer to a request, or to a part of a read of which an earlier part `failed`.
+pub(super) fn answer_to(request: &Request, failure: Option<Failure>, failed: Option<Failure>) -> Answer {
     let (asked, to) = (&request.request, &request.to);
+    let has_chunks = to.framing() != Framing::Simple;
     // A chunk for each part, unless the client wants one for all.
-    let in_chunks = to.framing() != Framing::Simple && !asked.df;
-    Answer::Header(match (result, request.part) {
-        (Err(IoError::Shutdown), _) => return Answer::Unanswered,
-        (Ok(()), Part::Whole) if asked.command == Command::Read => {
+    let (in_chunks, in_one) = (has_chunks && !asked.df, has_chunks && asked.df);
+    Answer::Header(match (failure, request.part) {
+        (Some(Failure { error: IoError::Shutdown, .. }), _) => return Answer::Unanswered,
+        (None, Part::Whole) if asked.command == Command::Read => {
             to.data(asked.offset, wire_bytes(asked.length))
         }
-        (Ok(()), Part::Whole) => to.result(asked.command, Ok(()), ""),
-        (Ok(()), part) if in_chunks => {
+        (None, Part::Whole) => to.result(asked.command, Ok(()), ""),
+        (None, part) if in_chunks => {
             to.data_chunk(asked.offset, wire_bytes(asked.length), part == Part::Last)
         }
-        (Ok(()), Part::First { whole_bytes }) => to.data(asked.offset, wire_bytes(whole_bytes)),
-        (Ok(()), Part::Middle | Part::Last) => return Answer::Data,
-        (Err(_), Part::Middle | Part::Last) if !in_chunks => return Answer::Broken,
-        (Err(error), _) => {
-            // Only a chunk can say where.
-            let is_told = asked.command == Command::Read && to.framing() != Framing::Simple;
-            match at.filter(|_| is_told) {
-                Some(at) => to.error_offset_chunk(wire_error(error), words(error), at, true),
-                None => to.result(asked.command, Err(wire_error(error)), words(error)),
-            }
+        // Its end is not known yet: what comes later may fail.
+        (None, Part::First { whole_bytes }) if in_one => {
+            to.data_chunk(asked.offset, wire_bytes(whole_bytes), false)
         }
+        (_, Part::Middle) if in_one => return Answer::Data,
+        (_, Part::Last) if in_one => {
+            let end = failed.or(failure).map_or(to.none_chunk(), |failure| refusal(request, failure));
+            return Answer::DataAnd(end);
+        }
+        (None, Part::First { whole_bytes }) => to.data(asked.offset, wire_bytes(whole_bytes)),
+        (None, Part::Middle | Part::Last) => return Answer::Data,
+        (Some(_), Part::Middle | Part::Last) if !in_chunks => return Answer::Broken,
+        (Some(failure), _) => refusal(request, failure),
     })
+}
+
+fn refusal(request: &Request, failure: Failure) -> ReplyHeader {
+    let (to, command, Failure { error, at }) = (&request.to, request.request.command, failure);
+    // Only a chunk can say where.
+    let is_told = command == Command::Read && to.framing() != Framing::Simple;
+    match at.filter(|_| is_told) {
+        Some(at) => to.error_offset_chunk(wire_error(error), words(error), at, true),
+        None => to.result(command, Err(wire_error(error)), words(error)),
+    }
 }
 
 /// Length of a read, which the largest block bounds.

@@ -10,7 +10,7 @@ use super::Shard;
 use super::reads::{Answer, answer_to};
 use super::resource::Resource;
 use crate::disk::Disk;
-use crate::nbd::{Client, Part, Phase, Piece, Request, Writing, piece_bytes};
+use crate::nbd::{Client, Failure, Part, Phase, Piece, Request, Writing, piece_bytes};
 use crate::slots::Span;
 use crate::token::{Io, Token};
 
@@ -267,10 +267,14 @@ impl Shard {
             // Look again at who waits for a place.
             self.frees_seen = u64::MAX;
         }
-        let is_read = request.request.command == Command::Read;
         let mut bytes = counted_bytes(&request.request);
-        let answer = answer_to(&request, result, at);
-        let is_end = result.is_err() || matches!(request.part, Part::Whole | Part::Last);
+        let failure = result.err().map(|error| Failure { error, at });
+        let failed = client.long_read().and_then(|long| long.failed);
+        let answer = answer_to(&request, failure, failed);
+        let is_end = match request.part {
+            Part::Whole | Part::Last => true,
+            Part::First { .. } | Part::Middle => failure.is_some() && !matches!(answer, Answer::Data),
+        };
         if request.part != Part::Whole
             && let Phase::Serving(serving) = &mut client.phase
         {
@@ -279,9 +283,9 @@ impl Shard {
             } else {
                 // Its next part is asked for when no action is being executed.
                 self.reading_on.push(request.client);
+                client.long_read().into_iter().for_each(|long| long.failed = failed.or(failure));
             }
         }
-        let sends_data = is_read && result.is_ok();
         let has_answer = !matches!(answer, Answer::Broken | Answer::Unanswered);
         if let Some(message) = has_answer.then(|| client.outbox.message(false)).flatten() {
             if let Answer::Header(header) = answer {
@@ -291,17 +295,14 @@ impl Shard {
             message.replies += u32::from(is_end);
             message.reply_bytes += bytes;
         }
-        for span in request.spans() {
-            let message = if sends_data { client.outbox.message(false) } else { None };
-            match message {
-                Some(message) => message.push_payload(span),
-                None => {
-                    client.read_slot_bytes -= io.arena().slot_bytes(span.slot);
-                    io.arena().release(span.slot);
-                }
-            }
+        let is_unread = failed.or(failure).is_some();
+        queue_data(io, client, &request, answer.has_data(&request, failure), is_unread);
+        if let Answer::DataAnd(tail) = &answer
+            && let Some(message) = client.outbox.message(false)
+        {
+            message.push_head(tail.as_bytes());
         }
-        if is_read {
+        if request.request.command == Command::Read {
             // As many as reads have had slots at the same time: each has one at least.
             request.slots.clear();
             entry.spare_lists.push(request.slots);
@@ -312,7 +313,7 @@ impl Shard {
                 self.drain(request.client);
                 self.list_talking(request.client);
             }
-            Answer::Header(_) | Answer::Data => self.list_talking(request.client),
+            Answer::Header(_) | Answer::Data | Answer::DataAnd(_) => self.list_talking(request.client),
         }
     }
 
@@ -324,6 +325,25 @@ impl Shard {
             message.replies += 1;
         }
         self.list_talking(index);
+    }
+}
+
+/// Sends the slots of a read, or gives them back. Zeroes stand for what could not be read.
+fn queue_data(io: &mut Io, client: &mut Client, request: &Request, is_sent: bool, is_unread: bool) {
+    for span in request.spans() {
+        let message = if is_sent { client.outbox.message(false) } else { None };
+        match message {
+            Some(message) => {
+                if is_unread {
+                    io.arena().bytes_mut(span).fill(0);
+                }
+                message.push_payload(span);
+            }
+            None => {
+                client.read_slot_bytes -= io.arena().slot_bytes(span.slot);
+                io.arena().release(span.slot);
+            }
+        }
     }
 }
 

@@ -87,6 +87,13 @@ fn a_read_that_fails_is_an_error_without_data_and_the_connection_goes_on() {
     assert!(
         matches!(reply.chunks.last(), Some(last) if [chunk::ERROR, chunk::ERROR_OFFSET].contains(&last.kind))
     );
+    // In one chunk it cannot be cut short: zeroes fill it up, and then comes the error.
+    let reply = structured.call(long.flags(with::DF));
+    assert_eq!((reply.error, reply.data.len() as u64), (errno::EIO, long.length));
+    let good = (UNREADABLE[1] - long.offset) as usize / (2 << 20) * (2 << 20);
+    assert!(reply.data[..good].iter().all(|byte| *byte == 9));
+    assert!(reply.data[good..].iter().all(|byte| [0, 9].contains(byte)) && reply.data[good..].contains(&0));
+    assert_eq!(reply.chunks.len(), 2);
     for raw in [&mut simple, &mut structured] {
         assert_eq!(raw.get(0, 4096), [9; 4096]);
         raw.assert_in_step();
