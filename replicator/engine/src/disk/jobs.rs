@@ -613,7 +613,7 @@ fn allocate_mode(punch: bool) -> FallocateFlags {
 
 fn kind_of(error: &io::Error) -> DiskError {
     match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => DiskError::NoSpace,
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => DiskError::NoSpace,
         _ => DiskError::Io,
     }
 }

@@ -275,3 +275,11 @@ fn without_a_disk_every_job_fails() {
     b.storage.read(&mut b.io, op, 0, 512, None);
     assert_eq!(b.finish(), (op, Err(DiskError::Io), None));
 }
+
+#[test]
+fn every_way_to_have_no_room_is_the_same_error() {
+    for number in [libc::ENOSPC, libc::EDQUOT, libc::EFBIG] {
+        assert_eq!(kind_of(&io::Error::from_raw_os_error(number)), DiskError::NoSpace);
+    }
+    assert_eq!(kind_of(&io::Error::from_raw_os_error(libc::EIO)), DiskError::Io);
+}
