@@ -122,4 +122,9 @@ pub trait ExportDirectory {
 
     /// Looks up a name. The empty name means the only export, where there is exactly one.
     fn find(&self, name: &str) -> Lookup;
+
+    /// Whether the server is going down: clients are told so, and nothing else.
+    fn is_stopping(&self) -> bool {
+        false
+    }
 }

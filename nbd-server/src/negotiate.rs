@@ -160,6 +160,10 @@ impl Negotiation {
         let data = mem::take(&mut self.pending);
         let step = match option {
             _ if self.security.forbids(option) => self.demand_tls(option, out),
+            option::EXPORT_NAME if directory.is_stopping() => Step::Close,
+            option if directory.is_stopping() && option != option::ABORT => {
+                refuse(out, option, option_reply::ERR_SHUTDOWN, "the server is going down")
+            }
             option::EXPORT_NAME => self.answer_export_name(&data, directory, out),
             option::INFO | option::GO => self.answer_info(option, &data, directory, out),
             option::ABORT => {

@@ -42,6 +42,7 @@ pub(crate) mod option_reply {
     pub(crate) const ERR_INVALID: u32 = ERROR_BIT | 3;
     pub(crate) const ERR_TLS_REQD: u32 = ERROR_BIT | 5;
     pub(crate) const ERR_UNKNOWN: u32 = ERROR_BIT | 6;
+    pub(crate) const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
     pub(crate) const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
     pub(crate) const ERR_EXT_HEADER_REQD: u32 = ERROR_BIT | 10;
 }

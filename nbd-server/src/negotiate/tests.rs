@@ -254,6 +254,37 @@ fn an_export_that_is_not_ready_holds_the_client() {
 }
 
 #[test]
+fn a_server_that_goes_down_says_so_and_nothing_else() {
+    struct Stopping;
+    impl ExportDirectory for Stopping {
+        fn list(&self) -> Vec<String> {
+            unreachable!()
+        }
+        fn find(&self, _: &str) -> Lookup {
+            unreachable!()
+        }
+        fn is_stopping(&self) -> bool {
+            true
+        }
+    }
+    let fresh = negotiation;
+    let mut negotiation = fresh(3);
+    let mut answer = |bytes: &[u8]| {
+        negotiation.receive(bytes).expect("an option");
+        let mut out = Vec::new();
+        (negotiation.poll(&Stopping, &mut out), reply_types(&out))
+    };
+    let query = query(b"", &[]);
+    for (number, data) in [(3, &[][..]), (7, &query), (8, &[]), (5, &[]), (4242, &[])] {
+        assert_eq!(answer(&option(number, data)), (Step::NeedMore, vec![0x8000_0007]));
+    }
+    assert_eq!(answer(&option(2, &[])), (Step::Close, vec![1]), "goodbye is taken as ever");
+    let mut without_words = fresh(3);
+    without_words.receive(&option(1, b"")).expect("an option");
+    assert_eq!(without_words.poll(&Stopping, &mut Vec::new()), Step::Close);
+}
+
+#[test]
 fn clients_that_break_the_rules_are_dropped() {
     let mut fresh = Negotiation::new(Limits::default());
     assert_eq!(fresh.receive(&[0, 0, 0, 7]), Err(HandshakeError::UnknownClientFlags(7)));

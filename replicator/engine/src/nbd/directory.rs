@@ -36,12 +36,18 @@ pub(crate) struct Directory {
     /// Whether a client may be kept waiting for a role change: it has not waited too long, and not too many
     /// do.
     pub(crate) may_hold: bool,
+    /// Whether the daemon goes down.
+    pub(crate) is_stopping: bool,
 }
 
 impl ExportDirectory for Directory {
     fn list(&self) -> Vec<String> {
         let granted = |export: &&Export| export.admission == Admission::Granted;
         self.exports.iter().filter(granted).map(|export| export.name.clone()).collect()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.is_stopping
     }
 
     fn find(&self, name: &str) -> Lookup {
@@ -140,6 +146,7 @@ mod tests {
             node_name: "alpha".into(),
             client: "a test".into(),
             may_hold: true,
+            is_stopping: false,
         }
     }
 

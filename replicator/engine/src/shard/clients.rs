@@ -119,8 +119,8 @@ impl Shard {
             }
         };
         let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();
-        let client = client.address.clone();
-        Directory { exports, node_name: self.config.node_name.clone(), client, may_hold }
+        let (node_name, client) = (self.config.node_name.clone(), client.address.clone());
+        Directory { exports, node_name, client, may_hold, is_stopping: self.stopping.is_some() }
     }
 
     /// Goes on with a handshake.

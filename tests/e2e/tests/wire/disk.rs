@@ -1,12 +1,17 @@
 //! What the disk below has to do with the answers: durable when it was said so, errors as the specification numbers
 //! them, nothing promised that cannot be had. `docs/CONFORMANCE.md` says which rule each test holds.
 
-use lockstep_e2e::bytes::number::{chunk, cmd, errno, with};
-use lockstep_e2e::bytes::{Raw, Request, Style};
-use lockstep_e2e::{Fault, FaultyDisk, Plain, Served, SmallDisk, UNREADABLE, WriteLog, temp_dir};
+use lockstep_e2e::bytes::number::{chunk, cmd, errno, opt, rep, with};
+use lockstep_e2e::bytes::{Raw, Request, Style, info_query};
+use lockstep_e2e::{Fault, FaultyDisk, Plain, Served, SmallDisk, UNREADABLE, WriteLog, temp_dir, wait_until};
 use std::fs::File;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 const SIZE_BYTES: u64 = 8 << 20;
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// What the disk was asked for: each write with its offset, and each flush.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,7 +21,7 @@ enum Asked {
 }
 
 /// The log of a disk, which has everything in it that the disk has answered.
-fn asked(log: &std::path::Path) -> Vec<Asked> {
+fn asked(log: &Path) -> Vec<Asked> {
     let log = WriteLog::read(log).expect("read a log");
     let changes = log.entries().iter().filter(|entry| entry.is_flush() || entry.length_bytes > 0);
     changes
@@ -127,6 +132,12 @@ fn no_room_on_the_disk_is_no_space() {
     drop((raw, served));
 }
 
+/// Whether a new client is greeted.
+fn greets(socket: &Path) -> bool {
+    let greeting = UnixStream::connect(socket).and_then(|mut stream| stream.read_exact(&mut [0; 18]));
+    greeting.is_ok()
+}
+
 /// What a server had taken when it was told to stop is done and answered, and then the connection ends.
 #[test]
 fn a_stopping_server_answers_what_is_under_way() {
@@ -140,7 +151,19 @@ fn a_stopping_server_answers_what_is_under_way() {
     // The server has seen the write when it has answered what came behind it.
     raw.send(&Request::new(4242, 0, 0).header(Style::Simple, 77));
     assert_eq!(raw.reply(0).cookie, 77);
+    let (mut haggling, mut leaving, mut hasty) = {
+        let haggle = || Raw::haggle(served.socket());
+        (haggle(), haggle(), haggle())
+    };
     served.terminate();
+    // It takes no more clients, but those that are there hear why.
+    wait_until("the server stops", LIMIT, || !greets(&served.socket()));
+    for option in [opt::LIST, opt::GO, opt::STRUCTURED_REPLY] {
+        assert_eq!(haggling.outcome(option, &info_query(b"", &[])), rep::ERR_SHUTDOWN);
+    }
+    assert_eq!(leaving.outcome(opt::ABORT, &[]), rep::ACK);
+    hasty.option(opt::EXPORT_NAME, b"");
+    hasty.assert_closed();
     disk.mend();
     let reply = raw.reply(0);
     assert_eq!(reply.cookie, cookie);

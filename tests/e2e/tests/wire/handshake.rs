@@ -139,6 +139,22 @@ fn unknown_options_are_unsupported_and_skipped_with_their_data() {
 }
 
 #[test]
+fn without_tls_starttls_is_refused_and_nothing_else_asks_for_it() {
+    let served = plain();
+    let mut raw = Raw::haggle(served.socket());
+    for data in [&[][..], &[1]] {
+        let kind = raw.outcome(opt::STARTTLS, data);
+        assert!([rep::ERR_UNSUP, rep::ERR_POLICY, rep::ERR_INVALID].contains(&kind), "{kind:#x}");
+    }
+    let query = info_query(NAME, &[]);
+    for option in [opt::LIST, opt::INFO, opt::STRUCTURED_REPLY, opt::LIST_META_CONTEXT, 4242, opt::GO] {
+        let data = if [opt::INFO, opt::GO].contains(&option) { &query[..] } else { &[] };
+        assert_ne!(raw.outcome(option, data), rep::ERR_TLS_REQD);
+    }
+    raw.assert_in_step();
+}
+
+#[test]
 fn info_and_go_give_the_same_answer_in_the_layout_of_the_specification() {
     let served = plain();
     let wanted = [info::EXPORT, info::NAME, info::DESCRIPTION, info::BLOCK_SIZE];
