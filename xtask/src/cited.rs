@@ -2,17 +2,20 @@
 //!
 //! Promises are worth what their tests are worth, so a test that a promise names must be there and be a test:
 //! each name behind "Held by:" in `GUARANTEES.md`, and each in the last column of the table of orderings in
-//! `ARCHITECTURE.md` and of the table in `SCENARIOS.md`. In these documents each function and each Rust file that is
-//! named anywhere must exist.
+//! `ARCHITECTURE.md`, of the table in `SCENARIOS.md` and of those in `CONFORMANCE.md`. A rule that is said to hold, in
+//! the column before, needs one. In these documents each function and each Rust file that is named anywhere must exist.
 //! Renaming a test without its promise fails here.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The documents that are held to this.
-const DOCUMENTS: &[&str] = &["docs/ARCHITECTURE.md", "docs/GUARANTEES.md", "docs/SCENARIOS.md"];
+const DOCUMENTS: &[&str] =
+    &["docs/ARCHITECTURE.md", "docs/CONFORMANCE.md", "docs/GUARANTEES.md", "docs/SCENARIOS.md"];
 /// What a paragraph of citations begins with.
 const HELD_BY: &str = "Held by:";
+/// What the result of a rule begins with that has tests.
+const HOLDS: &str = "holds";
 /// Attributes and comments between `#[test]` and its function.
 const ATTRIBUTE_LINES_MAX: usize = 8;
 
@@ -69,6 +72,12 @@ impl Names {
             holds = line.starts_with(HELD_BY) || holds && !line.trim().is_empty();
             let ordering = line.starts_with("| ") && line[2..].starts_with(|c: char| c.is_ascii_digit());
             let columns = line.matches(" | ").count();
+            if ordering && line.rsplit(" | ").nth(1).is_some_and(|result| result.starts_with(HOLDS)) {
+                let tests = line.rsplit(" | ").next().unwrap_or_default();
+                if !tests.contains('`') {
+                    problems.push(format!(":{number}: no test for what is said to hold"));
+                }
+            }
             for (column, part) in line.split(" | ").enumerate() {
                 let test_wanted = holds || ordering && column == columns;
                 for name in part.split('`').skip(1).step_by(2) {
@@ -130,5 +139,7 @@ mod tests {
         );
         let row = "| 3 | `plain_one` | `io.rs` `other_one` | `a_test`, `other_one`, C4 |";
         assert_eq!(names.missing_in(row), [":1: no test other_one"]);
+        let rules = "| 1 | MUST | holds | `a_test` |\n| 2 | MUST | holds | - |\n| 3 | MUST | deviation | - |";
+        assert_eq!(names.missing_in(rules), [":2: no test for what is said to hold"]);
     }
 }
