@@ -23,12 +23,15 @@ pub(crate) enum Extent {
 
 impl Extent {
     /// Rounds, and minutes, by the variable that the tests read; what the caller has set wins.
-    fn rounds(self) -> [(&'static str, &'static str); 10] {
-        let [cut, database, death, freeze, kill, relocate, power, session, torture, seeds] = match self {
-            Extent::Quick => ["1", "1", "100", "1", "1", "1", "1", "100", "0", "50"],
-            Extent::Test => ["1", "2", "400", "2", "3", "2", "1", "400", "0.6", "1000"],
-            Extent::Nightly => ["50", "30", "20000", "20", "100", "50", "60", "20000", "120", "20000"],
-        };
+    fn rounds(self) -> [(&'static str, &'static str); 11] {
+        let [cut, database, death, freeze, kill, relocate, neighbours, power, session, torture, seeds] =
+            match self {
+                Extent::Quick => ["1", "1", "100", "1", "1", "1", "100", "1", "100", "0", "50"],
+                Extent::Test => ["1", "2", "400", "2", "3", "2", "400", "1", "400", "0.6", "1000"],
+                Extent::Nightly => {
+                    ["50", "30", "20000", "20", "100", "50", "20000", "60", "20000", "120", "20000"]
+                }
+            };
         [
             ("LOCKSTEP_ROUNDS_CUT", cut),
             ("LOCKSTEP_ROUNDS_DATABASE", database),
@@ -36,6 +39,7 @@ impl Extent {
             ("LOCKSTEP_ROUNDS_FREEZE", freeze),
             ("LOCKSTEP_ROUNDS_KILL", kill),
             ("LOCKSTEP_ROUNDS_MOVE", relocate),
+            ("LOCKSTEP_ROUNDS_NEIGHBOURS", neighbours),
             ("LOCKSTEP_ROUNDS_POWER", power),
             ("LOCKSTEP_ROUNDS_SESSION", session),
             ("LOCKSTEP_TORTURE_MINUTES", torture),

@@ -9,8 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod backup;
-mod certificates;
 pub mod bytes;
+mod certificates;
 mod client;
 mod cluster;
 mod dial;
