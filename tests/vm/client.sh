@@ -13,8 +13,11 @@ attach() {
     eventually has_size
 }
 
+# With keep-alive: an answer that was under way when the address left its node never comes, and nobody says so. The node
+# that has the address now does, when it is asked.
 attach_through_qemu() {
-    local server="driver=nbd,server.type=inet,server.host=$shared_address,server.port=$port,export=r0"
+    local server="driver=nbd,server.type=inet,server.host=$shared_address,server.port=$port,server.keep-alive=on,export=r0"
+    sysctl -q net.ipv4.tcp_keepalive_time=3 net.ipv4.tcp_keepalive_intvl=1 net.ipv4.tcp_keepalive_probes=5
     # The command returns when the socket is there.
     qemu-nbd --fork --pid-file=/run/relay.pid --persistent --shared=4 --socket=/run/relay.sock --discard=unmap \
         --cache=none --aio=threads --image-opts "$server,reconnect-delay=120"
@@ -23,12 +26,16 @@ attach_through_qemu() {
     eventually has_size
 }
 
+relay_ended() { ! kill -0 "$relay_pid"; }
+
 # Also where the server is gone and requests wait: disconnecting ends them.
 detach() {
     timeout $step_seconds nbd-client -d /dev/nbd0 || die "nbd-client -d does not return"
     eventually is_detached
     if [ -n "$relay_pid" ]; then
-        kill -TERM "$relay_pid"
+        # All was flushed; one that waits for a server would not end by itself before its delay is over.
+        kill -KILL "$relay_pid"
+        eventually relay_ended
         relay_pid=
     fi
 }
