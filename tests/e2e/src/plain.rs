@@ -18,6 +18,8 @@ const LOG_LINES_SHOWN: usize = 80;
 pub struct Plain {
     process: Process,
     dir: TempDir,
+    /// Its command line.
+    words: Vec<String>,
 }
 
 impl Plain {
@@ -57,13 +59,23 @@ impl Plain {
         let server = binary().display().to_string();
         let words = [before, &[server.as_str()], &words, options].concat();
         let words: Vec<String> = words.into_iter().map(str::to_string).collect();
+        let process = Plain::begin(&dir, &words);
+        Plain { process, dir, words }
+    }
+
+    /// Serves the file again, as before, after [`Self::stop`].
+    pub fn serve_again(&mut self) {
+        self.process = Plain::begin(&self.dir, &self.words);
+    }
+
+    fn begin(dir: &TempDir, words: &[String]) -> Process {
         let mut process = Process::start(Path::new(&words[0]), &words[1..], &dir.path().join("log"), None);
         wait_until("the pid file", LIMIT, || {
             let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
             assert!(process.is_running(), "it ended:\n{log}");
             dir.path().join("pid").exists()
         });
-        Plain { process, dir }
+        process
     }
 
     /// A path in its directory.

@@ -2,7 +2,11 @@
 //! requests. Its own clients then work through it.
 
 use crate::sample::{MIB, SIZE_BYTES, assert_holds, sample};
-use lockstep_e2e::{Plain, assert_equal, tool};
+use lockstep_e2e::{Connection, Plain, Process, assert_equal, tool, wait_until};
+use std::path::Path;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs a script with `$uri` of an nbdkit that is a client of `served`.
 #[track_caller]
@@ -99,4 +103,27 @@ fn what_is_inside_the_export_is_read() {
 fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.resize(bytes.len().next_multiple_of(512), 0);
     bytes
+}
+
+/// The filter opens the export anew, as often as the server was away, and sends again what was not answered.
+#[test]
+fn the_retry_filter_rides_over_restarts() {
+    let mut served = Plain::start(SIZE_BYTES, &[]);
+    let (socket, log) = (served.path("proxy.sock"), served.path("proxy.log"));
+    let place = ["-f", "-U", &socket.display().to_string(), "--filter=retry", "nbd"].map(str::to_string);
+    let settings = ["retries=30", "retry-delay=1", "retry-exponential=no"].map(str::to_string);
+    let words = [&place[..], &[format!("uri={}", served.uri())], &settings].concat();
+    let _proxy = Process::start(Path::new("/usr/bin/nbdkit"), &words, &log, None);
+    wait_until("nbdkit", LIMIT, || Connection::open(socket.as_path(), "").is_ok());
+    let mut client = Connection::open(socket.as_path(), "").expect("a client of nbdkit");
+    let bytes = sample(9);
+    for (index, chunk) in bytes.chunks(64 << 10).enumerate() {
+        if index % 100 == 50 {
+            assert!(served.stop().success());
+            served.serve_again();
+        }
+        client.write(index as u64 * (64 << 10), chunk).expect("a write that is sent again");
+    }
+    client.flush().expect("a flush");
+    assert_holds(&served, &bytes);
 }
