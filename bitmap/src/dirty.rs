@@ -152,6 +152,17 @@ impl DirtyBitmap {
         Some(BlockRange::new(start, run_blocks))
     }
 
+    /// The runs of dirty blocks in `range`, ascending, cut to it.
+    pub fn runs(&self, range: BlockRange) -> impl Iterator<Item = BlockRange> + '_ {
+        let mut from = range.start;
+        core::iter::from_fn(move || {
+            let left = range.end.checked_sub(from).filter(|left| *left > 0)?;
+            let run = self.next_run(from, left)?.intersect(range);
+            from = run.end;
+            (!run.is_empty()).then_some(run)
+        })
+    }
+
     /// Number of dirty blocks.
     pub fn count(&self) -> u64 {
         self.dirty_blocks
@@ -190,6 +201,11 @@ impl DirtyBitmap {
     /// Number of pages whose present content is not on disk for sure, those being written included.
     pub fn stale_pages(&self) -> u32 {
         self.stale_pages
+    }
+
+    /// True if the present content of this page is not on disk for sure. Panics past the end.
+    pub fn is_stale(&self, page: u32) -> bool {
+        self.stale[page as usize]
     }
 
     /// The first stale page at or after `from` that is not being written.
@@ -289,6 +305,13 @@ impl DirtyBitmap {
             block = block.saturating_add(WORD_BITS);
         }
         self.dirty_blocks - before
+    }
+
+    /// Marks dirty every block that is dirty in `other`, a bitmap of the same volume.
+    pub fn or(&mut self, other: &Self) {
+        other.runs(BlockRange { start: 0, end: other.blocks() }).for_each(|run| {
+            self.set(run);
+        });
     }
 
     /// Copies bits out, the first being that of `first_block`. Bits past the end are zero.

@@ -17,6 +17,7 @@ extern crate std;
 
 mod activity;
 pub mod canary;
+mod checkpoint;
 mod dirty;
 mod geometry;
 pub mod marks;
@@ -26,6 +27,10 @@ mod store;
 mod superblock;
 
 pub use activity::{Acquire, ActivityMap};
+pub use checkpoint::{
+    CHECKPOINT_BYTES, CHECKPOINTS_MAX, Checkpoint, CheckpointId, CheckpointRecord, CheckpointState,
+    DEFAULT_CHECKPOINTS, Incomplete, Invalid, checkpoint_slot,
+};
 pub use dirty::{DirtyBitmap, PageBits};
 pub use geometry::{
     BlockIndex, BlockRange, ByteRange, DEFAULT_REGION_SHIFT, Geometry, GeometryError, NodeId, RegionIndex,

@@ -13,6 +13,7 @@
 
 use alloc::vec::Vec;
 
+use crate::checkpoint::{CHECKPOINTS_MAX, checkpoint_slot, position_of};
 use crate::dirty::PageBits;
 use crate::geometry::Geometry;
 
@@ -136,7 +137,7 @@ pub enum AreaKind {
     SlotMap = 2,
     /// A slot's dirty bits.
     Bits = 3,
-    /// Reserved: a bitmap with a name.
+    /// A checkpoint's bits after a copy of its map (copy 0), and the other copy of the map (copy 1).
     NamedBitmap = 4,
     /// Reserved: checksums of blocks.
     BlockChecksums = 5,
@@ -178,6 +179,7 @@ pub struct Layout {
     activity_pages: u32,
     map_pages: u32,
     bits_pages: u32,
+    checkpoints: u8,
 }
 
 impl Layout {
@@ -196,13 +198,31 @@ impl Layout {
         layout
     }
 
+    /// The same with room for so many checkpoints.
+    ///
+    /// Panics if the table of areas has no room for them.
+    pub fn with_checkpoints(geometry: &Geometry, peers: usize, checkpoints: u8) -> Self {
+        let mut layout = Self::new(geometry, peers);
+        assert!(usize::from(checkpoints) <= CHECKPOINTS_MAX, "{checkpoints} checkpoints");
+        for slot in (0..checkpoints).map(checkpoint_slot) {
+            layout.append(AreaKind::NamedBitmap, slot, 0);
+            layout.append(AreaKind::NamedBitmap, slot, 1);
+        }
+        layout.checkpoints = checkpoints;
+        layout
+    }
+
     /// The layout that an area table read from disk describes. Areas may be longer than needed, and in any
     /// order.
     pub fn from_areas(geometry: &Geometry, peers: usize, areas: &[Area]) -> Result<Self, LayoutError> {
-        let expected = Self::new(geometry, peers.min(MAX_PEERS));
-        if areas.iter().any(|area| matches!(area.kind, AreaKind::NamedBitmap | AreaKind::BlockChecksums)) {
+        let room = checkpoint_areas(areas);
+        if areas.iter().any(|area| area.kind == AreaKind::BlockChecksums) {
             return Err(LayoutError::Unsupported);
         }
+        if usize::from(room) > CHECKPOINTS_MAX {
+            return Err(LayoutError::Missing);
+        }
+        let expected = Self::with_checkpoints(geometry, peers.min(MAX_PEERS), room);
         if areas.len() != expected.areas.len() {
             return Err(LayoutError::Missing);
         }
@@ -250,11 +270,18 @@ impl Layout {
         self.bits_pages
     }
 
+    /// Number of checkpoints that there is room for.
+    pub fn checkpoints(&self) -> u8 {
+        self.checkpoints
+    }
+
     /// Where a page goes. `sequence` is that of the superblock; other pages have one place.
     ///
     /// Panics if there is no such page.
     pub fn locations(&self, page: MetaPage, sequence: u64) -> Locations {
         let page_len = PAGE_BYTES as u32;
+        // The bits of a checkpoint follow a copy of its map.
+        let mut before = 0;
         let (kind, slot, index, pages) = match page {
             MetaPage::Superblock => {
                 let place = superblock_place(0, sequence);
@@ -262,13 +289,21 @@ impl Layout {
                 return Locations { offsets, copies: 2, len: SUPERBLOCK_BYTES as u32 };
             }
             MetaPage::Activity(index) => (AreaKind::Activity, 0, index, self.activity_pages),
+            MetaPage::SlotMap { slot, page } if position_of(slot).is_some() => {
+                (AreaKind::NamedBitmap, slot, page, self.map_pages)
+            }
+            MetaPage::Bits { slot, page } if position_of(slot).is_some() => {
+                before = self.map_pages;
+                (AreaKind::NamedBitmap, slot, page, self.bits_pages)
+            }
             MetaPage::SlotMap { slot, page } => (AreaKind::SlotMap, slot, page, self.map_pages),
             MetaPage::Bits { slot, page } => (AreaKind::Bits, slot, page, self.bits_pages),
         };
         assert!(index < pages, "page {index} of {pages}");
         let offset_of = |copy| {
-            let area = self.areas.iter().find(|area| area.is_for(kind, slot, copy));
-            area.map(|area| area.offset + u64::from(index) * u64::from(page_len))
+            let single = copy == 1 && matches!(page, MetaPage::Bits { .. });
+            let area = self.areas.iter().find(|area| !single && area.is_for(kind, slot, copy));
+            area.map(|area| area.offset + u64::from(before + index) * u64::from(page_len))
         };
         let first = offset_of(0);
         assert!(first.is_some(), "slot {slot} has no area");
@@ -287,6 +322,7 @@ impl Layout {
             activity_pages: u64::from(geometry.regions()).div_ceil(BITS_PER_PAGE) as u32,
             map_pages: bits_pages.div_ceil(BITS_PER_PAGE) as u32,
             bits_pages: bits_pages as u32,
+            checkpoints: 0,
         }
     }
 
@@ -295,7 +331,9 @@ impl Layout {
             AreaKind::Activity => self.activity_pages,
             AreaKind::SlotMap => self.map_pages,
             AreaKind::Bits => self.bits_pages,
-            AreaKind::NamedBitmap | AreaKind::BlockChecksums => 0,
+            AreaKind::NamedBitmap if copy == 1 => self.map_pages,
+            AreaKind::NamedBitmap => self.map_pages + self.bits_pages,
+            AreaKind::BlockChecksums => 0,
         };
         let offset = self.file_bytes();
         self.areas.push(Area { kind, slot, copy, offset, len: u64::from(pages) * PAGE_BYTES as u64 });
@@ -313,6 +351,12 @@ impl Area {
     fn is_for(&self, kind: AreaKind, slot: u8, copy: u8) -> bool {
         self.kind == kind && self.slot == slot && self.copy == copy
     }
+}
+
+/// Number of checkpoints that a table of areas has room for.
+pub(crate) fn checkpoint_areas(areas: &[Area]) -> u8 {
+    let bits = areas.iter().filter(|area| area.kind == AreaKind::NamedBitmap && area.copy == 0);
+    bits.count().min(usize::from(u8::MAX)) as u8
 }
 
 /// Offset of a superblock copy (0 or 1) in the place that this sequence number uses.

@@ -98,7 +98,7 @@ pub fn recover<E>(
     let mut recovery = Recovery { store, findings, read, file_id };
     (0..recovery.store.layout().activity_pages()).for_each(|page| recovery.load_activity(page));
     recovery.findings.hot_regions = recovery.store.activity.hot_count();
-    for slot in 0..recovery.store.slots.len() as u8 {
+    for slot in recovery.store.slot_numbers() {
         recovery.load_slot(slot)?;
     }
     Ok((recovery.store, recovery.findings))
@@ -294,6 +294,7 @@ impl<E> Recovery<'_, '_, E> {
     fn pass_epoch(&mut self, slot: u8, newest_epoch: u32) -> Result<(), RecoverError<E>> {
         let epoch = newest_epoch.checked_add(1).ok_or(RecoverError::Contradiction)?;
         self.store.begin_epoch(slot, epoch, true);
+        self.store.invalidate_slot(slot);
         self.findings.superblock_copies = 0;
         self.findings.pages_taken_as_dirty += self.store.layout().bits_pages();
         Ok(())

@@ -1,13 +1,16 @@
 //! The metadata of one volume in memory, and the bytes of each page to write.
 //!
 //! Thin: the core decides what is written when, and waits for what the orderings ask. Invariants: slot `n`
-//! belongs to `superblock.peers[n]`; a Bits page counts as on disk only when its bit in the slot map is on
+//! belongs to `superblock.peers[n]`, checkpoint slot `n` to `superblock.checkpoints[n]`; a Bits page counts as on disk only when its bit in the slot map is on
 //! disk too.
 
 use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::activity::ActivityMap;
+use crate::checkpoint::{
+    Checkpoint, CheckpointId, CheckpointRecord, CheckpointState, Invalid, checkpoint_slot, position_of,
+};
 use crate::dirty::{DirtyBitmap, PageBits};
 use crate::geometry::{BlockRange, Geometry};
 use crate::meta::{
@@ -29,6 +32,8 @@ pub struct Slot {
     rendered_epoch: u32,
     /// Epoch in the superblock on disk.
     durable_epoch: u32,
+    /// One bit per Bits page that was stale when `begin_covering` was called and has not begun to be written since.
+    uncovered: DirtyBitmap,
 }
 
 impl Slot {
@@ -40,6 +45,7 @@ impl Slot {
             epoch,
             rendered_epoch: epoch,
             durable_epoch: epoch,
+            uncovered: DirtyBitmap::with_bits(u64::from(layout.bits_pages()), false),
         }
     }
 
@@ -61,6 +67,21 @@ impl Slot {
     pub fn is_durable(&self) -> bool {
         self.epoch_durable() && self.bits.stale_pages() == 0 && self.map.stale_pages() == 0
     }
+
+    /// Remembers which bits are not on disk now, for `is_covered`.
+    pub fn begin_covering(&mut self) {
+        self.uncovered.reset(false);
+        for page in 0..self.bits.pages() {
+            if self.bits.is_stale(page) {
+                self.uncovered.set(BlockRange::new(u64::from(page), 1));
+            }
+        }
+    }
+
+    /// True if all that was not on disk when `begin_covering` was called is now. Ask while no page is being written.
+    pub fn is_covered(&self) -> bool {
+        self.epoch_durable() && self.uncovered.is_empty() && self.map.stale_pages() == 0
+    }
 }
 
 /// All metadata of one volume.
@@ -72,6 +93,8 @@ pub struct Store {
     pub activity: ActivityMap,
     /// One per peer record, in the same order.
     pub slots: Vec<Slot>,
+    /// One per checkpoint record, in the same order.
+    checkpoints: Vec<Slot>,
     geometry: Geometry,
     layout: Layout,
     page_sequence: u64,
@@ -88,16 +111,21 @@ impl Store {
         assert!(superblock.areas == layout.areas(), "superblock and layout differ");
         let slot_of = |peer: &PeerRecord| Slot::new(&geometry, &layout, peer.slot_epoch, peer.slot_filled);
         let slots = superblock.peers.iter().map(slot_of).collect();
+        let checkpoint_of =
+            |record: &CheckpointRecord| Slot::new(&geometry, &layout, record.slot_epoch, false);
+        let checkpoints = superblock.checkpoints.iter().map(checkpoint_of).collect();
         let activity = ActivityMap::new(&geometry, max_hot);
-        Self { superblock, activity, slots, geometry, layout, page_sequence: 0 }
+        Self { superblock, activity, slots, checkpoints, geometry, layout, page_sequence: 0 }
     }
 
-    /// Memory that the metadata of a volume take at most.
-    pub fn memory_bytes(geometry: &Geometry, max_hot: u32, peers: usize) -> u64 {
+    /// Memory that the metadata of a volume take at most, with room for so many checkpoints.
+    pub fn memory_bytes(geometry: &Geometry, max_hot: u32, peers: usize, checkpoints: u8) -> u64 {
         let layout = Layout::new(geometry, peers);
         let bits = DirtyBitmap::memory_bytes(geometry.blocks());
-        let map = DirtyBitmap::memory_bytes(u64::from(layout.bits_pages()).max(1));
-        (bits + map) * peers as u64 + ActivityMap::memory_bytes(geometry, max_hot) + SUPERBLOCK_BYTES as u64
+        // The slot's map, and what `begin_covering` remembers.
+        let maps = 2 * DirtyBitmap::memory_bytes(u64::from(layout.bits_pages()).max(1));
+        let slots = peers as u64 + u64::from(checkpoints);
+        (bits + maps) * slots + ActivityMap::memory_bytes(geometry, max_hot) + SUPERBLOCK_BYTES as u64
     }
 
     /// Size of the volume, its blocks and regions.
@@ -122,7 +150,7 @@ impl Store {
             MetaPage::Superblock => {
                 self.superblock.sequence += 1;
                 self.superblock.encode(out);
-                self.slots.iter_mut().for_each(|slot| slot.rendered_epoch = slot.epoch);
+                self.every_slot().for_each(|slot| slot.rendered_epoch = slot.epoch);
                 return self.layout.locations(page, self.superblock.sequence);
             }
             MetaPage::Activity(index) => {
@@ -130,13 +158,14 @@ impl Store {
                 (PageKind::Activity, 0, index, 0)
             }
             MetaPage::SlotMap { slot, page } => {
-                let state = &mut self.slots[usize::from(slot)];
+                let state = self.slot_mut(slot);
                 state.map.begin_write(page, &mut bits);
                 (PageKind::SlotMap, slot, page, state.epoch)
             }
             MetaPage::Bits { slot, page } => {
-                let state = &mut self.slots[usize::from(slot)];
+                let state = self.slot_mut(slot);
                 state.bits.begin_write(page, &mut bits);
+                state.uncovered.clear(BlockRange::new(u64::from(page), 1));
                 (PageKind::Bits, slot, page, state.epoch)
             }
         };
@@ -153,14 +182,14 @@ impl Store {
     pub fn written(&mut self, page: MetaPage) {
         match page {
             MetaPage::Superblock => {
-                self.slots.iter_mut().for_each(|slot| slot.durable_epoch = slot.rendered_epoch)
+                self.every_slot().for_each(|slot| slot.durable_epoch = slot.rendered_epoch)
             }
             MetaPage::Activity(index) => self.activity.end_write(index),
             MetaPage::SlotMap { slot, page } => {
-                self.slots[usize::from(slot)].map.end_write(page);
+                self.slot_mut(slot).map.end_write(page);
             }
             MetaPage::Bits { slot, page } => {
-                let state = &mut self.slots[usize::from(slot)];
+                let state = self.slot_mut(slot);
                 // A page of an older epoch does not count, so the map must not name it.
                 if state.bits.end_write(page) {
                     state.map.set(BlockRange::new(u64::from(page), 1));
@@ -173,7 +202,7 @@ impl Store {
     /// `from` is where the search of Bits pages begins, for a walk that wraps. None while the slot's epoch is
     /// not durable.
     pub fn next_stale(&self, slot: u8, from: u32) -> Option<MetaPage> {
-        let state = &self.slots[usize::from(slot)];
+        let state = self.slot(slot);
         if !state.epoch_durable() {
             return None;
         }
@@ -187,27 +216,134 @@ impl Store {
     /// Sets or clears all bits of a slot by beginning a new epoch of it. Durable when the next superblock
     /// write is; `next_stale` names no page of the slot before that.
     pub fn refill_slot(&mut self, slot: u8, filled: bool) {
-        let epoch = self.slots[usize::from(slot)].epoch;
+        let epoch = self.slot(slot).epoch;
         assert!(epoch < u32::MAX, "the slot has no epoch left");
         self.begin_epoch(slot, epoch + 1, filled);
     }
 
-    /// Makes every block of a hot region dirty in every slot, in memory; returns how many were clean, over
-    /// all slots.
+    /// Makes every block of a hot region dirty in every slot and checkpoint, in memory; returns how many were clean,
+    /// over the slots of all peers.
     pub fn merge_hot(&mut self) -> u64 {
         let mut added = 0;
         for region in self.activity.hot_regions() {
             let blocks = self.geometry.blocks_of_region(region);
             added += self.slots.iter_mut().map(|slot| slot.bits.set(blocks)).sum::<u64>();
+            for (record, slot) in self.superblock.checkpoints.iter().zip(&mut self.checkpoints) {
+                if record.is_live() {
+                    slot.bits.set(blocks);
+                }
+            }
         }
         added
     }
 
+    /// Every slot: of peers, and of checkpoints.
+    pub fn slot_numbers(&self) -> impl Iterator<Item = u8> + use<> {
+        let checkpoints = 0..self.checkpoints.len() as u8;
+        (0..self.slots.len() as u8).chain(checkpoints.map(checkpoint_slot))
+    }
+
+    /// One of `slot_numbers`. Panics if there is none.
+    pub fn slot(&self, slot: u8) -> &Slot {
+        match position_of(slot) {
+            Some(position) => &self.checkpoints[position],
+            None => &self.slots[usize::from(slot)],
+        }
+    }
+
+    /// True if the bits of these blocks are on disk in every slot and checkpoint that counts.
+    pub fn range_durable(&self, blocks: BlockRange) -> bool {
+        self.slots.iter().chain(self.live().map(|(_, slot)| slot)).all(|slot| slot.range_durable(blocks))
+    }
+
+    /// True if everything in every slot and checkpoint is on disk.
+    pub fn bits_durable(&self) -> bool {
+        self.slots.iter().chain(&self.checkpoints).all(Slot::is_durable)
+    }
+
+    /// These blocks are about to be written: sets their bits in every checkpoint.
+    pub fn note_written(&mut self, blocks: BlockRange) {
+        for (record, slot) in self.superblock.checkpoints.iter().zip(&mut self.checkpoints) {
+            if record.is_live() {
+                slot.bits.set(blocks);
+            }
+        }
+    }
+
+    /// The checkpoints, each with its position.
+    pub fn checkpoints(&self) -> impl Iterator<Item = (u8, &Checkpoint)> {
+        (0..).zip(&self.superblock.checkpoints).filter_map(|(at, record)| Some((at, record.held.as_ref()?)))
+    }
+
+    /// Where a checkpoint is.
+    pub fn find_checkpoint(&self, id: CheckpointId) -> Option<u8> {
+        self.checkpoints().find(|(_, held)| held.id == id).map(|(position, _)| position)
+    }
+
+    /// Takes a checkpoint, with no bit set, in a new epoch of a free place; durable with the next superblock write.
+    /// Gives its position, or `None` if there is no room.
+    pub fn add_checkpoint(&mut self, checkpoint: Checkpoint) -> Option<u8> {
+        let free = self.superblock.checkpoints.iter().position(|record| record.held.is_none())? as u8;
+        self.refill_slot(checkpoint_slot(free), false);
+        let record = &mut self.superblock.checkpoints[usize::from(free)];
+        (record.held, record.covered) = (Some(checkpoint), false);
+        Some(free)
+    }
+
+    /// Forgets a checkpoint; durable with the next superblock write.
+    ///
+    /// Panics if there is none at this position.
+    pub fn remove_checkpoint(&mut self, position: u8) {
+        self.refill_slot(checkpoint_slot(position), false);
+        let record = &mut self.superblock.checkpoints[usize::from(position)];
+        assert!(record.held.is_some(), "no checkpoint at position {position}");
+        (record.held, record.covered) = (None, false);
+    }
+
+    /// Says what a checkpoint is worth; durable with the next superblock write. It is not covered afterwards.
+    ///
+    /// Panics if there is none at this position.
+    pub fn set_checkpoint_state(&mut self, position: u8, state: CheckpointState) {
+        let record = &mut self.superblock.checkpoints[usize::from(position)];
+        assert!(record.held.is_some(), "no checkpoint at position {position}");
+        record.covered = false;
+        record.held.iter_mut().for_each(|held| held.state = state);
+    }
+
+    /// What the superblock says of a checkpoint's slot is older than the slot.
+    pub(crate) fn invalidate_slot(&mut self, slot: u8) {
+        let Some(position) = position_of(slot) else { return };
+        if self.superblock.checkpoints[position].held.is_some() {
+            self.set_checkpoint_state(position as u8, CheckpointState::Invalid(Invalid::Metadata));
+        }
+    }
+
+    /// The bits of the checkpoint at this position, whatever they are worth.
+    ///
+    /// Panics if there is no room for one there.
+    pub fn checkpoint_bits(&self, position: u8) -> &DirtyBitmap {
+        &self.checkpoints[usize::from(position)].bits
+    }
+
+    fn live(&self) -> impl Iterator<Item = (u8, &Slot)> {
+        let slots = self.superblock.checkpoints.iter().zip(&self.checkpoints);
+        (0..).zip(slots).filter(|(_, (record, _))| record.is_live()).map(|(at, (_, slot))| (at, slot))
+    }
+
+    fn every_slot(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().chain(&mut self.checkpoints)
+    }
+
     pub(crate) fn begin_epoch(&mut self, slot: u8, epoch: u32, filled: bool) {
-        let state = &mut self.slots[usize::from(slot)];
+        let state = self.slot_mut(slot);
         state.bits.reset(filled);
         state.map.reset(false);
+        state.uncovered.reset(false);
         state.epoch = epoch;
+        if let Some(position) = position_of(slot) {
+            self.superblock.checkpoints[position].slot_epoch = epoch;
+            return;
+        }
         let record = &mut self.superblock.peers[usize::from(slot)];
         record.slot_epoch = epoch;
         record.slot_filled = filled;
@@ -217,8 +353,12 @@ impl Store {
         self.page_sequence = self.page_sequence.max(sequence);
     }
 
-    pub(crate) fn slot_mut(&mut self, slot: u8) -> &mut Slot {
-        &mut self.slots[usize::from(slot)]
+    /// One of `slot_numbers`, to be changed. Panics if there is none.
+    pub fn slot_mut(&mut self, slot: u8) -> &mut Slot {
+        match position_of(slot) {
+            Some(position) => &mut self.checkpoints[position],
+            None => &mut self.slots[usize::from(slot)],
+        }
     }
 }
 
@@ -235,13 +375,16 @@ pub struct CreateParams {
     pub log: GenerationLog,
     /// One per slot, at most 7. `slot_epoch` and `slot_filled` say what the slots hold.
     pub peers: Vec<PeerRecord>,
+    /// Room for so many checkpoints, at most 8.
+    pub checkpoints: u8,
 }
 
 /// The superblock and the layout of a new file.
 ///
-/// Panics if there are more than seven peers.
+/// Panics if there are more than seven peers or eight checkpoints, or too many of both for the table of areas.
 pub fn create(params: CreateParams) -> (Superblock, Layout) {
-    let layout = Layout::new(&params.geometry, params.peers.len());
+    let layout = Layout::with_checkpoints(&params.geometry, params.peers.len(), params.checkpoints);
+    let empty = CheckpointRecord { slot_epoch: 1, ..CheckpointRecord::default() };
     let superblock = Superblock {
         sequence: 1,
         file_id: params.file_id,
@@ -259,6 +402,7 @@ pub fn create(params: CreateParams) -> (Superblock, Layout) {
         was_primary: false,
         declared_clean: false,
         peers: params.peers,
+        checkpoints: vec![empty; usize::from(params.checkpoints)],
         areas: layout.areas().to_vec(),
     };
     (superblock, layout)
@@ -286,9 +430,12 @@ pub fn initial_pages(superblock: &Superblock, layout: &Layout) -> impl Iterator<
     for index in 0..layout.activity_pages() {
         blank(MetaPage::Activity(index), PageKind::Activity, 0, index, 0);
     }
-    for (slot, peer) in (0_u8..).zip(&superblock.peers) {
+    let peers = (0..).zip(superblock.peers.iter().map(|peer| peer.slot_epoch));
+    let records = superblock.checkpoints.iter().map(|record| record.slot_epoch);
+    let checkpoints = (0..).zip(records).map(|(position, epoch)| (checkpoint_slot(position), epoch));
+    for (slot, epoch) in peers.chain(checkpoints) {
         for page in 0..layout.map_pages() {
-            blank(MetaPage::SlotMap { slot, page }, PageKind::SlotMap, slot, page, peer.slot_epoch);
+            blank(MetaPage::SlotMap { slot, page }, PageKind::SlotMap, slot, page, epoch);
         }
     }
     // Both places: the other holds the same state one write earlier.

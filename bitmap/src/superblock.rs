@@ -8,6 +8,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
+use crate::checkpoint::CheckpointRecord;
 use crate::geometry::{Geometry, GeometryError, NodeId};
 use crate::meta::Area;
 
@@ -281,6 +282,8 @@ pub struct Superblock {
     pub declared_clean: bool,
     /// One record per slot; at most 7.
     pub peers: Vec<PeerRecord>,
+    /// Room for checkpoints: one record for each that the area table has areas for; at most 8.
+    pub checkpoints: Vec<CheckpointRecord>,
     /// Where everything is in the file.
     pub areas: Vec<Area>,
 }

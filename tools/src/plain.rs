@@ -170,7 +170,7 @@ fn write_metadata(args: &Nbd, name: &str, meta: &Path) -> Result<Geometry, Failu
         slot_epoch: 1,
         slot_filled: true,
     };
-    let params = CreateParams { file_id, identity, geometry, log, peers: vec![nobody] };
+    let params = CreateParams { file_id, identity, geometry, log, peers: vec![nobody], checkpoints: 0 };
     create_metadata(meta, params, false).map_err(|error| Failure::generic(error.to_string()))?;
     Ok(geometry)
 }

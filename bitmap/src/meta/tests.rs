@@ -1,6 +1,7 @@
 //! Pages and layout.
 
 use super::*;
+use crate::checkpoint::checkpoint_slot;
 
 fn header() -> PageHeader {
     PageHeader { kind: PageKind::Bits, slot: 3, index: 7, epoch: 9, sequence: 11, file_id: 13 }
@@ -53,6 +54,28 @@ fn areas_never_overlap_and_pages_stay_inside() {
 }
 
 #[test]
+fn checkpoints_have_areas_of_their_own() {
+    let geometry = Geometry::new(300 << 30, 12, 22).unwrap();
+    let layout = Layout::with_checkpoints(&geometry, 1, 8);
+    let read = Layout::from_areas(&geometry, 1, layout.areas()).unwrap();
+    assert_eq!((&read, read.checkpoints()), (&layout, 8));
+    assert!(layout.areas().starts_with(Layout::new(&geometry, 1).areas()), "the rest stays where it was");
+    let mut taken: Vec<(u64, u64)> = Vec::new();
+    for slot in [0].into_iter().chain((0..8).map(checkpoint_slot)) {
+        let maps = (0..layout.map_pages()).map(|page| MetaPage::SlotMap { slot, page });
+        let bits = (0..layout.bits_pages()).map(|page| MetaPage::Bits { slot, page });
+        for (page, copies) in maps.map(|page| (page, 2)).chain(bits.map(|page| (page, 1))) {
+            let found = layout.locations(page, 0);
+            assert_eq!(found.copies, copies, "{page:?}");
+            taken.extend(found.iter().map(|offset| (offset, offset + u64::from(found.len))));
+        }
+    }
+    taken.sort();
+    assert!(taken.windows(2).all(|two| two[0].1 <= two[1].0), "no page has two places, no place two pages");
+    assert!(taken.last().unwrap().1 <= layout.file_bytes());
+}
+
+#[test]
 fn impossible_area_tables_are_refused() {
     let geometry = Geometry::new(1 << 40, 12, 22).unwrap();
     let good = Layout::new(&geometry, 2).areas().to_vec();
@@ -69,4 +92,12 @@ fn impossible_area_tables_are_refused() {
     assert_eq!(refuse(&|areas| areas[0].len -= 4096), LayoutError::Extent);
     assert_eq!(refuse(&|areas| areas[7].len = u64::MAX - 4095), LayoutError::Extent);
     assert_eq!(refuse(&|areas| areas[0].kind = AreaKind::BlockChecksums), LayoutError::Unsupported);
+    let named = |slot, copy| Area { kind: AreaKind::NamedBitmap, slot, copy, ..good[0] };
+    assert_eq!(
+        refuse(&|areas| areas.push(named(8, 0))),
+        LayoutError::Missing,
+        "a map without its other copy"
+    );
+    let many = (0..9).flat_map(|n| [named(8 + n, 0), named(8 + n, 1)]);
+    assert_eq!(refuse(&|areas| areas.extend(many.clone())), LayoutError::Missing);
 }

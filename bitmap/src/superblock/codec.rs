@@ -12,17 +12,20 @@ use super::{
     Base, Becoming, CopyRank, DeviceIdentity, Generation, GenerationId, GenerationLog, Identity,
     MAX_GENERATIONS, NAME_BYTES_MAX, Origin, PeerCopy, PeerRecord, Superblock, SuperblockError,
 };
+use crate::checkpoint::{CHECKPOINT_BYTES, CHECKPOINTS_MAX, Checkpoint, CheckpointRecord};
 use crate::geometry::NodeId;
 use crate::meta::{
     Area, AreaKind, Layout, MAX_PEERS, PAGE_BYTES, PAGE_PAYLOAD_BYTES, PageError, PageHeader, PageKind,
-    Reader, decode_page, encode_page,
+    Reader, checkpoint_areas, decode_page, encode_page,
 };
 
 const MAX_AREAS: usize = 32;
 const PEER_BYTES: usize = 48;
 const AREA_BYTES: usize = 24;
 const GENERATION_BYTES: usize = 56;
-const STATE_BYTES: usize = 272 + MAX_PEERS * PEER_BYTES + MAX_AREAS * AREA_BYTES;
+const CHECKPOINT_RECORD_BYTES: usize = 128;
+const STATE_BYTES: usize =
+    272 + MAX_PEERS * PEER_BYTES + MAX_AREAS * AREA_BYTES + CHECKPOINTS_MAX * CHECKPOINT_RECORD_BYTES;
 const _: () = assert!(STATE_BYTES <= PAGE_PAYLOAD_BYTES);
 const _: () = assert!(4 + MAX_GENERATIONS * GENERATION_BYTES <= PAGE_PAYLOAD_BYTES);
 
@@ -35,6 +38,9 @@ const FLAG_DECLARED_CLEAN: u32 = 1 << 5;
 
 const PEER_FLAG_MAY_BE_PRIMARY: u8 = 1 << 0;
 const PEER_FLAG_SLOT_FILLED: u8 = 1 << 1;
+
+const CHECKPOINT_FLAG_HELD: u8 = 1 << 0;
+const CHECKPOINT_FLAG_COVERED: u8 = 1 << 1;
 
 pub(super) fn encode_superblock(superblock: &Superblock, out: &mut Vec<u8>) {
     let mut log = Vec::new();
@@ -89,7 +95,9 @@ fn decode_part(
 fn encode_state(superblock: &Superblock) -> Vec<u8> {
     let identity = &superblock.identity;
     assert!(
-        superblock.peers.len() <= MAX_PEERS && superblock.areas.len() <= MAX_AREAS,
+        superblock.peers.len() <= MAX_PEERS
+            && superblock.areas.len() <= MAX_AREAS
+            && superblock.checkpoints.len() <= CHECKPOINTS_MAX,
         "a table is too long"
     );
     let flag = |set: bool, flag: u32| if set { flag } else { 0 };
@@ -117,6 +125,8 @@ fn encode_state(superblock: &Superblock) -> Vec<u8> {
     superblock.peers.iter().for_each(|peer| push_peer(&mut out, peer));
     out.resize(out.len() + (MAX_PEERS - superblock.peers.len()) * PEER_BYTES, 0);
     superblock.areas.iter().for_each(|area| push_area(&mut out, area));
+    out.resize(out.len() + (MAX_AREAS - superblock.areas.len()) * AREA_BYTES, 0);
+    superblock.checkpoints.iter().for_each(|record| push_checkpoint(&mut out, record));
     out.resize(STATE_BYTES, 0);
     out
 }
@@ -159,6 +169,11 @@ fn decode_state(from: &mut Reader<'_>) -> Result<Superblock, SuperblockError> {
         node_name: name_of(&node_name, name_len).ok_or(SuperblockError::Field("node name"))?,
         device,
     };
+    let peers = read_table(from, peer_count, MAX_PEERS, PEER_BYTES, read_peer, "peer")?;
+    let areas = read_table(from, area_count, MAX_AREAS, AREA_BYTES, read_area, "area")?;
+    let room = checkpoint_areas(&areas);
+    let (bytes, field) = (CHECKPOINT_RECORD_BYTES, "checkpoint");
+    let checkpoints = read_table(from, room, CHECKPOINTS_MAX, bytes, read_checkpoint, field)?;
     Ok(Superblock {
         sequence: 0,
         file_id: 0,
@@ -175,8 +190,9 @@ fn decode_state(from: &mut Reader<'_>) -> Result<Superblock, SuperblockError> {
         unclean_in: (flags & FLAG_UNCLEAN != 0).then_some(GenerationId(unclean)),
         was_primary: flags & FLAG_WAS_PRIMARY != 0,
         declared_clean: flags & FLAG_DECLARED_CLEAN != 0,
-        peers: read_table(from, peer_count, MAX_PEERS, PEER_BYTES, read_peer, "peer")?,
-        areas: read_table(from, area_count, MAX_AREAS, AREA_BYTES, read_area, "area")?,
+        peers,
+        checkpoints,
+        areas,
     })
 }
 
@@ -186,6 +202,13 @@ fn check(superblock: &Superblock) -> Result<(), SuperblockError> {
         let twice = superblock.peers.iter().skip(position + 1).any(|other| other.node == peer.node);
         if twice || peer.node == superblock.identity.node {
             return Err(SuperblockError::Field("peer node"));
+        }
+    }
+    let held = |record: &CheckpointRecord| record.held.as_ref().map(|held| (held.id, held.name.clone()));
+    let held: Vec<_> = superblock.checkpoints.iter().filter_map(held).collect();
+    for (position, (id, name)) in held.iter().enumerate() {
+        if held.iter().skip(position + 1).any(|other| other.0 == *id || other.1 == *name) {
+            return Err(SuperblockError::Field("checkpoint"));
         }
     }
     let geometry = superblock.geometry()?;
@@ -272,6 +295,29 @@ fn read_peer(from: &mut Reader<'_>) -> Option<PeerRecord> {
         slot_epoch,
         slot_filled: flags & PEER_FLAG_SLOT_FILLED != 0,
     })
+}
+
+fn push_checkpoint(out: &mut Vec<u8>, record: &CheckpointRecord) {
+    let end = out.len() + CHECKPOINT_RECORD_BYTES;
+    match &record.held {
+        Some(held) => held.encode(out),
+        None => out.resize(out.len() + CHECKPOINT_BYTES, 0),
+    }
+    let flags = if record.held.is_some() { CHECKPOINT_FLAG_HELD } else { 0 }
+        | if record.covered { CHECKPOINT_FLAG_COVERED } else { 0 };
+    out.extend(record.slot_epoch.to_le_bytes());
+    out.push(flags);
+    out.resize(end, 0);
+}
+
+fn read_checkpoint(from: &mut Reader<'_>) -> Option<CheckpointRecord> {
+    let held = from.slice(CHECKPOINT_BYTES)?;
+    let (slot_epoch, flags) = (from.u32()?, from.u8()?);
+    let held = match flags & CHECKPOINT_FLAG_HELD {
+        0 => None,
+        _ => Some(Checkpoint::decode(held)?),
+    };
+    Some(CheckpointRecord { held, covered: flags & CHECKPOINT_FLAG_COVERED != 0, slot_epoch })
 }
 
 fn push_area(out: &mut Vec<u8>, area: &Area) {

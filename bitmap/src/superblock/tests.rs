@@ -7,6 +7,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::checkpoint::{Checkpoint, CheckpointId, CheckpointRecord, CheckpointState, Incomplete, Invalid};
 use crate::meta::{Layout, PAGE_BYTES, PageHeader, PageKind, SUPERBLOCK_BYTES, decode_page, encode_page};
 
 fn origin() -> impl Strategy<Value = Origin> {
@@ -72,6 +73,27 @@ fn peer() -> impl Strategy<Value = PeerRecord> {
         )
 }
 
+fn checkpoint() -> impl Strategy<Value = CheckpointRecord> {
+    let states = [
+        CheckpointState::Complete,
+        CheckpointState::Incomplete(Incomplete::UncleanStop),
+        CheckpointState::Incomplete(Incomplete::Receiving),
+        CheckpointState::Invalid(Invalid::NobodyComplete),
+        CheckpointState::Invalid(Invalid::DataLoss),
+        CheckpointState::Invalid(Invalid::Metadata),
+    ];
+    let held = (any::<[u64; 2]>(), 1..=64_usize, any::<[u64; 2]>(), prop::sample::select(states.to_vec()));
+    let held = held.prop_map(|([id, generation], name_len, [created_unix_ms, _], state)| Checkpoint {
+        id: CheckpointId(u128::from(id)),
+        name: "n".repeat(name_len),
+        created_unix_ms,
+        generation: GenerationId(u128::from(generation) << 7),
+        state,
+    });
+    (prop::option::of(held), any::<bool>(), any::<u32>())
+        .prop_map(|(held, covered, slot_epoch)| CheckpointRecord { held, covered, slot_epoch })
+}
+
 prop_compose! {
     fn superblock()(
         log in log(),
@@ -82,10 +104,16 @@ prop_compose! {
         numbers: (u64, u64, u64, u16, u8),
         ids: (u128, u128),
         boot_id: [u8; 16],
+        mut checkpoints in prop::collection::vec(checkpoint(), 0..=4),
     ) -> Superblock {
         let (node, size_bytes) = (NodeId(200), size_sectors * 512);
         (0_u8..).zip(&mut peers).for_each(|(slot, peer)| peer.node = NodeId(slot * 3));
-        let layout = Layout::new(&Geometry::new(size_bytes, 12, 22).unwrap(), peers.len());
+        for (position, held) in checkpoints.iter_mut().enumerate().filter_map(|(n, r)| Some((n, r.held.as_mut()?))) {
+            held.id = CheckpointId(held.id.0 << 8 | position as u128);
+            held.name.replace_range(0..1, &position.to_string());
+        }
+        let geometry = Geometry::new(size_bytes, 12, 22).unwrap();
+        let layout = Layout::with_checkpoints(&geometry, peers.len(), checkpoints.len() as u8);
         let device = DeviceIdentity([numbers.4; 64]);
         let becoming = Becoming { generation: GenerationId(ids.0), node: NodeId(numbers.4) };
         Superblock {
@@ -105,6 +133,7 @@ prop_compose! {
             was_primary: flags[4],
             declared_clean: flags[5],
             peers,
+            checkpoints,
             areas: layout.areas().to_vec(),
         }
     }

@@ -51,6 +51,7 @@ pub(crate) fn params(peers: u8) -> CreateParams {
         geometry: Geometry::new(SIZE_BYTES, 12, 20).unwrap(),
         log,
         peers: (0..peers).map(peer).collect(),
+        checkpoints: 0,
     }
 }
 
@@ -90,7 +91,7 @@ pub(crate) fn write_all(store: &mut Store, file: &mut [u8]) {
     while let Some(page) = store.activity.begin_write() {
         write(store, file, MetaPage::Activity(page));
     }
-    for slot in 0..store.slots.len() as u8 {
+    for slot in store.slot_numbers() {
         while let Some(page) = store.next_stale(slot, 0) {
             write(store, file, page);
         }

@@ -1,5 +1,6 @@
 //! The metadata file as a whole: golden bytes, every damage, crashes at any instant.
 
+mod checkpoints;
 mod crash;
 mod damage;
 mod file;

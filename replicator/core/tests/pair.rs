@@ -107,6 +107,7 @@ fn meta_file(id: u8, source: bool, clean: bool) -> Vec<u8> {
         geometry: Geometry::new(SIZE, 12, 17).unwrap(),
         log,
         peers: vec![peer],
+        checkpoints: 2,
     });
     superblock.declared_clean = clean;
     let mut file = vec![0; usize::try_from(layout.file_bytes()).unwrap()];

@@ -104,9 +104,9 @@ impl fmt::Display for MemoryBudget {
     }
 }
 
-/// Memory of the bitmaps of a volume.
-pub(crate) fn bitmaps_bytes(geometry: &Geometry, max_hot_regions: u32) -> u64 {
-    Store::memory_bytes(geometry, max_hot_regions, 1)
+/// Memory of the bitmaps of a volume whose metadata has room for so many checkpoints.
+pub(crate) fn bitmaps_bytes(geometry: &Geometry, max_hot_regions: u32, checkpoints: u8) -> u64 {
+    Store::memory_bytes(geometry, max_hot_regions, 1, checkpoints)
 }
 
 /// One connection without its receive buffer.

@@ -58,6 +58,7 @@ fn created() -> &'static (Vec<u8>, Store) {
             geometry: Geometry::new(SIZE_BYTES, 12, 20).expect("a good geometry"),
             log,
             peers: vec![peer(0), peer(1)],
+            checkpoints: 2,
         });
         let mut file = vec![0; layout.file_bytes() as usize];
         for (offset, bytes) in initial_pages(&superblock, &layout) {

@@ -119,6 +119,7 @@ fn store(me: u8, start: Start) -> Store {
         geometry: Geometry::new(SIZE_BYTES, 12, 17).expect("a good geometry"),
         log,
         peers: vec![peer],
+        checkpoints: 2,
     });
     superblock.declared_clean = start == Start::Clean;
     Store::new(superblock, layout, 8)

@@ -473,7 +473,7 @@ pub(crate) fn create_meta(
         node_name: format!("n{n}"),
         device: meta::DeviceIdentity::default(),
     };
-    let params = meta::CreateParams { file_id, identity, geometry, log, peers: vec![peer] };
+    let params = meta::CreateParams { file_id, identity, geometry, log, peers: vec![peer], checkpoints: 0 };
     let (superblock, layout) = meta::create(params);
     let mut file = MetaFile::new(layout.file_bytes());
     for (offset, bytes) in meta::initial_pages(&superblock, &layout) {

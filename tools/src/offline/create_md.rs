@@ -207,7 +207,14 @@ fn params(
         device,
     };
     let peers = (0_u8..).zip(&config.nodes).filter(|(id, _)| *id != node).map(peer).collect();
-    Ok(CreateParams { file_id: u64::from_le_bytes(random()?), identity, geometry, log, peers })
+    Ok(CreateParams {
+        file_id: u64::from_le_bytes(random()?),
+        identity,
+        geometry,
+        log,
+        peers,
+        checkpoints: 4,
+    })
 }
 
 /// Records that the operator says this disk equals the peer's. If this is cut short, the metadata is plain,

@@ -150,8 +150,14 @@ mod tests {
         };
         let geometry = Geometry::new(size_bytes, 12, 22).unwrap();
         let log = GenerationLog::new();
-        let (superblock, layout) =
-            create(CreateParams { file_id: 1, identity, geometry, log, peers: [peer].into() });
+        let (superblock, layout) = create(CreateParams {
+            file_id: 1,
+            identity,
+            geometry,
+            log,
+            peers: [peer].into(),
+            checkpoints: 0,
+        });
         let mut file = alloc::vec![0; usize::try_from(layout.file_bytes()).unwrap()];
         for (offset, bytes) in initial_pages(&superblock, &layout) {
             let at = usize::try_from(offset).unwrap();

@@ -97,6 +97,7 @@ impl Pair {
             geometry,
             log: GenerationLog::from_entries(log).unwrap(),
             peers: vec![peer],
+            checkpoints: 2,
         }
     }
 
