@@ -112,6 +112,11 @@ bugs! {
     InvalidateInACheckpoint, "7", "A copy is declared wrong while a batch is made durable, which then clears bits.";
     TrustDoubtfulDigest, "D4", "An equal digest counts where a write has failed at the source.";
     ForgetDoubtsAtDemotion, "D1", "A target may be promoted that has a write which failed at its source.";
+    SecondarySkipsCheckpoints, "checkpoint", "A Secondary's writes set no bits in its checkpoints.";
+    EqualSkipsCheckpoints, "checkpoint", "A resync piece that is equal already sets no bits in checkpoints.";
+    CoolBeforeCheckpoints, "2", "A mark is removed before the bits of its region are on disk in each checkpoint.";
+    CoverSurvivesDemotion, "checkpoint", "A checkpoint counts as covered by marks after its Primary was demoted.";
+    TrustUncoveredCheckpoint, "checkpoint", "A checkpoint that no mark covered is complete after an unclean stop.";
     DurableOvertakes, "D7", "Durable overtakes the word that a write has failed.";
 }
 

@@ -8,6 +8,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::activity::ActivityMap;
+use crate::canary::{Bug, is_planted};
 use crate::checkpoint::{
     Checkpoint, CheckpointId, CheckpointRecord, CheckpointState, Invalid, checkpoint_slot, position_of,
 };
@@ -251,9 +252,18 @@ impl Store {
         }
     }
 
-    /// True if the bits of these blocks are on disk in every slot and checkpoint that counts.
-    pub fn range_durable(&self, blocks: BlockRange) -> bool {
-        self.slots.iter().chain(self.live().map(|(_, slot)| slot)).all(|slot| slot.range_durable(blocks))
+    /// Chooses up to `limit` regions without a use for removal, of those whose bits are on disk in every slot and
+    /// checkpoint that counts (ordering 2); returns how many.
+    pub fn cool(&mut self, limit: u32) -> u32 {
+        let Self { superblock, activity, slots, checkpoints, geometry, .. } = self;
+        activity.cool(limit, |region| {
+            let blocks = geometry.blocks_of_region(region);
+            let records = superblock.checkpoints.iter().zip(checkpoints.iter());
+            let mut live = records.filter(|(record, _)| record.is_live()).map(|(_, slot)| slot);
+            let bits = slots.iter().all(|slot| slot.range_durable(blocks)) || is_planted(Bug::CoolBeforeBits);
+            let named = live.all(|slot| slot.range_durable(blocks)) || is_planted(Bug::CoolBeforeCheckpoints);
+            bits && named
+        })
     }
 
     /// True if everything in every slot and checkpoint is on disk.
@@ -323,11 +333,6 @@ impl Store {
     /// Panics if there is no room for one there.
     pub fn checkpoint_bits(&self, position: u8) -> &DirtyBitmap {
         &self.checkpoints[usize::from(position)].bits
-    }
-
-    fn live(&self) -> impl Iterator<Item = (u8, &Slot)> {
-        let slots = self.superblock.checkpoints.iter().zip(&self.checkpoints);
-        (0..).zip(slots).filter(|(_, (record, _))| record.is_live()).map(|(at, (_, slot))| (at, slot))
     }
 
     fn every_slot(&mut self) -> impl Iterator<Item = &mut Slot> {

@@ -95,6 +95,10 @@ pub(crate) fn render_refusal(refusal: &Refusal, verb: &str, resource: &str, name
         | Refusal::NotConnected(_)
         | Refusal::PeerRefused(_)
         | Refusal::Unanswered(_) => invalidate_refusal(refusal, resource, name),
+        Refusal::CheckpointNotPrimary
+        | Refusal::CheckpointDisk { .. }
+        | Refusal::CheckpointExists
+        | Refusal::CheckpointRoom { .. } => checkpoint_refusal(refusal, resource),
         Refusal::WrongRole(Role::Primary) => {
             format!("not possible while this node is Primary; first: lockstep demote {resource}")
         }
@@ -128,6 +132,34 @@ fn invalidate_refusal(refusal: &Refusal, resource: &str, name: impl Fn(&NodeId) 
             "the connection was lost before {} answered: it may have done it. Look at lockstep status \
              {resource} there, then try again",
             name(node)
+        ),
+        _ => refusal.to_string(),
+    }
+}
+
+/// Why a checkpoint was not created or deleted.
+fn checkpoint_refusal(refusal: &Refusal, resource: &str) -> String {
+    match refusal {
+        Refusal::CheckpointNotPrimary => format!(
+            "checkpoints are created and deleted on the Primary, and reach the other node from there; this node is \
+             Secondary. Type it on the Primary, or first: lockstep promote {resource}"
+        ),
+        Refusal::CheckpointDisk { disk } => format!(
+            "this node's copy is {disk}, and a checkpoint begins on an UpToDate one. Wait until it is: lockstep wait \
+             {resource} --for uptodate"
+        ),
+        Refusal::CheckpointExists => format!(
+            "there is a checkpoint of this name. Take another name, or first: lockstep checkpoint delete {resource} NAME"
+        ),
+        Refusal::CheckpointRoom { room: 0 } => format!(
+            "the metadata of this node has no room for checkpoints. To have it, while the peer is UpToDate: lockstep \
+             detach {resource}; lockstep create-md {resource} --overwrite --checkpoints 4; lockstep attach {resource} \
+             (the peer fills the copy again)"
+        ),
+        Refusal::CheckpointRoom { room } => format!(
+            "the metadata has room for {room} checkpoint{}, all in use (lockstep checkpoint list {resource}). First: \
+             lockstep checkpoint delete {resource} NAME",
+            if *room == 1 { "" } else { "s" }
         ),
         _ => refusal.to_string(),
     }
@@ -182,6 +214,14 @@ mod tests {
             (Refusal::HasDisk, &["lockstep detach r0"]),
             (Refusal::OtherSize { served: 8, new: 4 }, &["has 8 bytes", "lockstep create-md r0"]),
             (Refusal::WrongRole(Role::Primary), &["lockstep demote r0"]),
+            (Refusal::CheckpointNotPrimary, &["on the Primary", "lockstep promote r0"]),
+            (
+                Refusal::CheckpointDisk { disk: DiskState::Inconsistent },
+                &["Inconsistent", "lockstep wait r0"],
+            ),
+            (Refusal::CheckpointExists, &["lockstep checkpoint delete r0 NAME"]),
+            (Refusal::CheckpointRoom { room: 0 }, &["no room", "create-md r0 --overwrite --checkpoints 4"]),
+            (Refusal::CheckpointRoom { room: 4 }, &["4 checkpoints", "lockstep checkpoint delete r0 NAME"]),
         ] {
             let text = render(refusal);
             for word in words {

@@ -134,9 +134,7 @@ impl World {
                 }
             }
             Op::Cool(limit) => {
-                let (geometry, store) = (*self.store.geometry(), self.store.clone());
-                let durable = |region| store.range_durable(geometry.blocks_of_region(region));
-                self.store.activity.cool(limit, durable);
+                self.store.cool(limit);
             }
         }
     }

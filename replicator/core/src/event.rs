@@ -1,5 +1,6 @@
 //! Inputs of the core.
 
+use crate::checkpoint::CheckpointName;
 use crate::frame::Frame;
 use crate::ids::{CommandId, LinkId, OpId, ReqId, SlotId};
 use lockstep_bitmap::NodeId;
@@ -60,6 +61,8 @@ pub struct PeerHello {
     pub run_id: u128,
     /// Boot id of the peer's kernel.
     pub boot_id: u128,
+    /// It knows the frames about checkpoints.
+    pub keeps_checkpoints: bool,
 }
 
 /// What an operator asks of resync.
@@ -106,6 +109,16 @@ pub enum Command {
     Sync(SyncOrder),
     /// Give up the local disk: its copy is recorded as Outdated and closed; a Primary goes on through its peer.
     Detach,
+    /// Begin to remember under this name what is written from now on.
+    CreateCheckpoint {
+        /// Its name.
+        name: CheckpointName,
+    },
+    /// Forget it.
+    DeleteCheckpoint {
+        /// Its name.
+        name: CheckpointName,
+    },
     /// Leave cleanly: demote by force, ask the peer, record, close; nothing runs afterwards.
     Leave,
 }

@@ -17,6 +17,7 @@
 use crate::config::PIECE_BYTES_MAX;
 use crate::ids::Position;
 use core::fmt;
+use lockstep_bitmap::CheckpointId;
 use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// Bytes of a frame's header.
@@ -228,6 +229,39 @@ pub enum Frame {
         /// The sender is durably Inconsistent, with every bit set. No: it is Primary, or busy.
         done: bool,
     },
+    /// The Primary begins a checkpoint at this place of the stream (body: the checkpoint).
+    CheckpointCreate {
+        /// Which.
+        id: CheckpointId,
+    },
+    /// The Primary forgets a checkpoint.
+    CheckpointDelete {
+        /// Which.
+        id: CheckpointId,
+    },
+    /// Answer to both.
+    CheckpointAnswer {
+        /// Which.
+        id: CheckpointId,
+        /// It is recorded durably. No: there is no room.
+        done: bool,
+    },
+    /// The checkpoints of the sender (body: their number, then each).
+    CheckpointList {
+        /// The answer to the list of the other side, whose list counts.
+        answer: bool,
+    },
+    /// Part of a checkpoint's bits (body: as in Bits).
+    CheckpointBits {
+        /// Its position in the list that the sender has told.
+        index: u8,
+        /// Block of the first bit.
+        first_block: u64,
+    },
+    /// A CheckpointBits frame was taken: another may be sent.
+    CheckpointBitsAck,
+    /// No more CheckpointBits follow.
+    CheckpointEnd,
     /// Nothing; shows life.
     Heartbeat,
     /// The write at this position failed on the only UpToDate copy, the sender's: the client gets the error.
@@ -337,7 +371,15 @@ impl Frame {
 
     /// Frames that carry a body made by [`crate::Node::render_body`].
     pub fn has_control_body(&self) -> bool {
-        matches!(self, Frame::Snapshot | Frame::Bits { .. } | Frame::HashRequest { .. })
+        matches!(
+            self,
+            Frame::Snapshot
+                | Frame::Bits { .. }
+                | Frame::HashRequest { .. }
+                | Frame::CheckpointCreate { .. }
+                | Frame::CheckpointList { .. }
+                | Frame::CheckpointBits { .. }
+        )
     }
 
     /// Acknowledgements and heartbeats may overtake what is queued; everything else keeps its place in the stream.
@@ -353,6 +395,7 @@ impl Frame {
                 | Frame::Durable { .. }
                 | Frame::CheckpointDone { .. }
                 | Frame::BitsAck
+                | Frame::CheckpointBitsAck
                 | Frame::Heartbeat
         )
     }
@@ -368,6 +411,7 @@ impl Frame {
 
     fn to_raw(self) -> Raw {
         let yes = |flag: bool, bit: u8| if flag { bit } else { 0 };
+        let halves = |id: CheckpointId| ((id.0 >> 64) as u64, id.0 as u64);
         match self {
             Frame::Snapshot => (1, 0, 0, 0, 0),
             Frame::Verdict { code, session, fingerprint } => (2, 0, session, u64::from(code), fingerprint),
@@ -402,6 +446,13 @@ impl Frame {
             Frame::Goodbye { reason } => (28, 0, u64::from(reason), 0, 0),
             Frame::Invalidate => (42, 0, 0, 0, 0),
             Frame::InvalidateReply { done } => (43, yes(done, FLAG_YES), 0, 0, 0),
+            Frame::CheckpointCreate { id } => (44, 0, 0, halves(id).0, halves(id).1),
+            Frame::CheckpointDelete { id } => (45, 0, 0, halves(id).0, halves(id).1),
+            Frame::CheckpointAnswer { id, done } => (46, yes(done, FLAG_YES), 0, halves(id).0, halves(id).1),
+            Frame::CheckpointList { answer } => (47, yes(answer, FLAG_YES), 0, 0, 0),
+            Frame::CheckpointBits { index, first_block } => (48, 0, first_block, u64::from(index), 0),
+            Frame::CheckpointBitsAck => (49, 0, 0, 0, 0),
+            Frame::CheckpointEnd => (50, 0, 0, 0, 0),
             Frame::HashRequest { batch, offset, len } => (34, 0, batch, offset, u64::from(len)),
             Frame::ResyncSame { batch, offset, len } => (35, 0, batch, offset, u64::from(len)),
             Frame::ResyncZero { batch, offset, len } => (36, 0, batch, offset, u64::from(len)),
@@ -424,6 +475,7 @@ impl Frame {
         let byte = |v: u64| u8::try_from(v).map_err(|_| FrameError::Unknown);
         let id = || u32::try_from(a).map_err(|_| FrameError::Unknown);
         let piece = || piece(b, c);
+        let checkpoint = CheckpointId(u128::from(b) << 64 | u128::from(c));
         let frame = match kind {
             1 => Frame::Snapshot,
             2 => Frame::Verdict { code: byte(b)?, session: a, fingerprint: c },
@@ -455,6 +507,13 @@ impl Frame {
             28 => Frame::Goodbye { reason: byte(a)? },
             42 => Frame::Invalidate,
             43 => Frame::InvalidateReply { done: yes },
+            44 => Frame::CheckpointCreate { id: checkpoint },
+            45 => Frame::CheckpointDelete { id: checkpoint },
+            46 => Frame::CheckpointAnswer { id: checkpoint, done: yes },
+            47 => Frame::CheckpointList { answer: yes },
+            48 => Frame::CheckpointBits { index: byte(b)?, first_block: a },
+            49 => Frame::CheckpointBitsAck,
+            50 => Frame::CheckpointEnd,
             34 => Frame::HashRequest { batch: a, offset: b, len: piece()? },
             35 => Frame::ResyncSame { batch: a, offset: b, len: piece()? },
             36 => Frame::ResyncZero { batch: a, offset: b, len: piece()? },
@@ -515,7 +574,7 @@ mod tests {
             let head = frame.encode(body, 0xABCD, crc32c);
             assert_eq!(Frame::decode(&head, crc32c), Ok((frame, body, 0xABCD)));
         }
-        assert_eq!(kinds.len(), 37);
+        assert_eq!(kinds.len(), 44);
     }
 
     #[test]

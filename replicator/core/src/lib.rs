@@ -22,6 +22,7 @@
 extern crate alloc;
 
 mod action;
+mod checkpoint;
 mod config;
 mod event;
 mod frame;
@@ -39,6 +40,7 @@ mod undurable;
 mod verdict;
 
 pub use action::{Action, CloseReason, ExportState, Failed, Notice};
+pub use checkpoint::{CheckpointName, CheckpointView};
 pub use config::{DIGEST_BYTES, NodeConfig, PIECE_BYTES_MAX, PeerConfig, Timing, UNIT_BYTES};
 pub use event::{Command, DiskError, Event, LinkLoss, PeerHello, RequestKind, SyncOrder};
 pub use frame::{FRAME_BYTES, Frame, FrameError};

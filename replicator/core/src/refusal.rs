@@ -105,6 +105,20 @@ pub enum Refusal {
     PeerRefused(NodeId),
     /// The peer was asked, and the link was lost before it answered.
     Unanswered(NodeId),
+    /// Checkpoints are created and deleted on the Primary.
+    CheckpointNotPrimary,
+    /// This node's own copy is not UpToDate.
+    CheckpointDisk {
+        /// Our state.
+        disk: DiskState,
+    },
+    /// There is one of this name.
+    CheckpointExists,
+    /// The metadata has no room for another one.
+    CheckpointRoom {
+        /// There is room for so many in all.
+        room: u8,
+    },
 }
 
 impl Refusal {
@@ -218,6 +232,28 @@ impl fmt::Display for Refusal {
                 f,
                 "the connection was lost before node {} answered: look at its status, then try again",
                 n.0
+            ),
+            Refusal::CheckpointNotPrimary => write!(
+                f,
+                "this node is Secondary; checkpoints are created and deleted on the Primary, and reach this node from \
+                 there. Type the command there"
+            ),
+            Refusal::CheckpointDisk { disk } => write!(
+                f,
+                "this node's copy is {disk}: a checkpoint begins on an UpToDate one. Wait for its resync, or attach \
+                 its disk"
+            ),
+            Refusal::CheckpointExists => {
+                write!(f, "there is a checkpoint of this name; delete it, or take another name")
+            }
+            Refusal::CheckpointRoom { room: 0 } => write!(
+                f,
+                "the metadata of this node has no room for checkpoints: it was created without. Create it anew while the \
+                 node is down, and let the peer fill the copy: lockstep create-md R --overwrite --checkpoints 4"
+            ),
+            Refusal::CheckpointRoom { room } => write!(
+                f,
+                "the metadata of this node has room for {room} checkpoints, and that many exist; delete one"
             ),
         }
     }

@@ -14,6 +14,8 @@ use lockstep_core::{
 };
 use std::collections::{BTreeMap, VecDeque};
 
+#[path = "pair/checkpoints.rs"]
+mod checkpoints;
 #[path = "pair/durability.rs"]
 mod durability;
 #[path = "pair/moments.rs"]
@@ -371,6 +373,7 @@ impl World {
                 node,
                 run_id: 10 * self.hosts[1 - i].boot + (1 - i) as u128,
                 boot_id: self.hosts[1 - i].boot,
+                keeps_checkpoints: true,
             };
             self.hosts[i].handle(self.now, Event::LinkUp { link, peer });
         }

@@ -65,9 +65,10 @@ impl MemoryBudget {
         budget
     }
 
-    /// With the bitmaps of one more volume, of which so many regions may be hot.
-    pub fn with_volume(mut self, geometry: &Geometry, max_hot_regions: u32) -> Self {
-        self.bitmaps_bytes += bitmaps_bytes(geometry, max_hot_regions);
+    /// With the bitmaps of one more volume, of which so many regions may be hot, and whose metadata has room for so
+    /// many checkpoints.
+    pub fn with_volume(mut self, geometry: &Geometry, max_hot_regions: u32, checkpoints: u8) -> Self {
+        self.bitmaps_bytes += bitmaps_bytes(geometry, max_hot_regions, checkpoints);
         self
     }
 

@@ -411,8 +411,12 @@ impl Pair {
         let link = LinkId(self.number());
         for node in 0..2_u8 {
             let other = 1 - node;
-            let peer =
-                PeerHello { node: NodeId(other), run_id: run_id(other), boot_id: 20 + u128::from(other) };
+            let peer = PeerHello {
+                node: NodeId(other),
+                run_id: run_id(other),
+                boot_id: 20 + u128::from(other),
+                keeps_checkpoints: true,
+            };
             let shell = &mut self.shells[usize::from(node)];
             shell.link = Some(link);
             shell.handle(self.now, Event::LinkUp { link, peer });

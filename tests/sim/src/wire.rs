@@ -70,7 +70,8 @@ impl World {
         self.hosts[end].conn = Some(conn);
         let link = self.conns[conn].ends[end].link;
         let other = &self.hosts[1 - end];
-        let peer = PeerHello { node: node_id(1 - end), run_id: other.run_id, boot_id: other.boot_id };
+        let (run_id, boot_id) = (other.run_id, other.boot_id);
+        let peer = PeerHello { node: node_id(1 - end), run_id, boot_id, keeps_checkpoints: false };
         self.deliver(end, Input::LinkUp { link, peer });
         self.parse(conn, 1 - end);
     }

@@ -7,7 +7,7 @@
 //!        | (read | write | trim | zero | zero-allocate) FIRST +COUNT [fua]
 //! operator N promote [peer-is-down | accept-data-loss] | demote [force] | connect | disconnect | resolve NODE
 //!            | invalidate | invalidate-remote | sync pause | sync resume | sync RATE | detach | leave
-//!            | attach [empty]
+//!            | attach [empty] | checkpoint (create | delete) NAME
 //! fault kill N | power N | pause N for NS | reset | silence (N | both) for NS | refuse for NS
 //!       | take-image N | restore-image N | unreadable N FIRST +COUNT | hang N for NS
 //!       | trouble N (all | write | read | flush | write-and-flush | meta | full) PER-MILLE for NS
@@ -19,7 +19,7 @@ use crate::decision::{Ailment, Aim, ClientAct, Decision, Fault, When, Wrong};
 use crate::host::Stop;
 use crate::setup::Setup;
 use crate::world::node_id;
-use lockstep_core::{Command, RequestKind, SyncOrder};
+use lockstep_core::{CheckpointName, Command, RequestKind, SyncOrder};
 
 /// A decision as text.
 pub(crate) fn show(decision: &Decision) -> String {
@@ -85,6 +85,8 @@ fn show_command(command: Command) -> String {
         Command::Sync(SyncOrder::Rate(None)) => "sync unlimited".into(),
         Command::Sync(SyncOrder::Rate(Some(rate))) => format!("sync {rate}"),
         Command::Detach => "detach".into(),
+        Command::CreateCheckpoint { name } => format!("checkpoint create {}", name.as_str()),
+        Command::DeleteCheckpoint { name } => format!("checkpoint delete {}", name.as_str()),
         Command::Leave => "leave".into(),
     }
 }
@@ -285,14 +287,25 @@ impl<'a> Words<'a> {
                 self.number("pause, resume, unlimited, or bytes per second")?,
             ))),
             "detach" => Command::Detach,
+            "checkpoint" => self.checkpoint()?,
             "leave" => Command::Leave,
             _ => {
                 return Err("expected one of promote, demote, connect, disconnect, resolve, invalidate, \
-                     invalidate-remote, sync, detach, attach, leave"
+                     invalidate-remote, sync, detach, attach, checkpoint, leave"
                     .into());
             }
         };
         Ok(Decision::Command(n, command))
+    }
+
+    fn checkpoint(&mut self) -> Result<Command, String> {
+        let word = self.next();
+        let name = CheckpointName::new(self.next()).ok_or("expected the name of a checkpoint")?;
+        match word {
+            "create" => Ok(Command::CreateCheckpoint { name }),
+            "delete" => Ok(Command::DeleteCheckpoint { name }),
+            _ => Err("expected `create` or `delete`".into()),
+        }
     }
 
     fn fault(&mut self) -> Result<Fault, String> {

@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::secret;
 use crate::status::SCHEMA;
-use lockstep_bitmap::{DEFAULT_REGION_SHIFT, Geometry};
+use lockstep_bitmap::{DEFAULT_CHECKPOINTS, DEFAULT_REGION_SHIFT, Geometry};
 use lockstep_engine::{MemoryBudget, read_metadata};
 use serde_json::json;
 
@@ -55,19 +55,21 @@ fn memory<'a>(global: &Global, config: &'a Config) -> (MemoryBudget, Vec<&'a str
     let node = this_node(global, config).ok();
     let mut unknown = Vec::new();
     for resource in &config.resources {
-        match geometry(global, node, resource) {
-            Some(geometry) => budget = budget.with_volume(&geometry, resource.max_hot_regions),
+        match volume(global, node, resource) {
+            Some((geometry, checkpoints)) => {
+                budget = budget.with_volume(&geometry, resource.max_hot_regions, checkpoints);
+            }
             None => unknown.push(resource.name.as_str()),
         }
     }
     (budget, unknown)
 }
 
-/// As the metadata on this node say, else for the size in the file.
-fn geometry(global: &Global, node: Option<u8>, resource: &ResourceEntry) -> Option<Geometry> {
+/// Size, and room for checkpoints: as the metadata on this node say, else as `create-md` will for the size in the file.
+fn volume(global: &Global, node: Option<u8>, resource: &ResourceEntry) -> Option<(Geometry, u8)> {
     let recorded = node.and_then(|node| read_metadata(&resource.meta_path(node, &global.state_dir)).ok());
-    recorded.map(|(store, _)| *store.geometry()).or_else(|| {
+    recorded.map(|(store, _)| (*store.geometry(), store.layout().checkpoints())).or_else(|| {
         let size_bytes = resource.size_bytes?;
-        Geometry::new(size_bytes, BLOCK_SHIFT, DEFAULT_REGION_SHIFT).ok()
+        Some((Geometry::new(size_bytes, BLOCK_SHIFT, DEFAULT_REGION_SHIFT).ok()?, DEFAULT_CHECKPOINTS))
     })
 }

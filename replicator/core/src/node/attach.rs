@@ -39,8 +39,9 @@ impl Node {
         };
         let marked = !is_planted(Bug::DropMarksAtAttach) && store.merge_hot() > 0;
         let dirty = !store.slots.iter().all(|slot| slot.bits.is_empty());
+        let written = store.superblock.may_be_written;
+        super::checkpoint::judge_at_attach(store, written);
         let sb = &mut store.superblock;
-        let written = sb.may_be_written;
         let current = sb.log.current().map(|generation| generation.id);
         // Completed writes outlive a killed daemon where the kernel or the device holds them; nothing excuses a reboot.
         if written && !is_planted(Bug::ForgetUnclean) && !(survives && sb.boot_id == boot_id) {
@@ -53,7 +54,7 @@ impl Node {
             peer.base = Base::Generation(current);
         }
         self.marked = marked;
-        let begins_epoch = store.slots.iter().any(|slot| !slot.epoch_durable());
+        let begins_epoch = store.slot_numbers().any(|slot| !store.slot(slot).epoch_durable());
         self.set_disk(self.recorded_disk_state());
         if begins_epoch {
             // The shell was told that the disk was moved; its slot's pages wait for the superblock that says so.
@@ -162,6 +163,7 @@ impl Node {
         } else if let Some(store) = self.store.as_mut() {
             store.superblock.may_be_written = false;
         }
+        self.uncover_checkpoints();
         self.commit(Effect::Settled);
     }
 

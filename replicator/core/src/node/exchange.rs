@@ -12,6 +12,7 @@ use crate::action::CloseReason;
 use crate::frame::Frame;
 use crate::ids::LinkId;
 use alloc::vec::Vec;
+use lockstep_bitmap::DirtyBitmap;
 use lockstep_bitmap::canary::{Bug, is_planted};
 
 /// One link's exchange.
@@ -67,14 +68,20 @@ impl Node {
     }
 
     pub(super) fn render_bits(&self, first_block: u64, out: &mut Vec<u8>) {
-        let Some(store) = &self.store else { return };
+        if let Some(store) = &self.store {
+            self.read_bits_of(&store.slots[0].bits, first_block, out);
+        }
+    }
+
+    /// The body of a frame of bits.
+    pub(super) fn read_bits_of(&self, bits: &DirtyBitmap, first_block: u64, out: &mut Vec<u8>) {
         let frame_bits = self.cfg.bits_frame_bytes as u64 * 8;
-        let blocks = store.geometry().blocks().saturating_sub(first_block).min(frame_bits);
+        let blocks = bits.blocks().saturating_sub(first_block).min(frame_bits);
         let bytes = usize::try_from(blocks.div_ceil(8)).unwrap_or(0);
         let start = out.len();
         out.resize(start + bytes, 0);
         if let Some(body) = out.get_mut(start..) {
-            store.slots[0].bits.read_bits(first_block, body);
+            bits.read_bits(first_block, body);
         }
     }
 
@@ -109,6 +116,10 @@ impl Node {
     fn end_exchange(&mut self) {
         if self.link.as_ref().is_some_and(|link| link.bits.sent && link.bits.got) {
             self.set_phase(Phase::Replicating);
+            if !self.resync_is_target() {
+                self.add_difference_to_incomplete();
+                self.tell_checkpoints();
+            }
         }
     }
 }
@@ -222,7 +233,7 @@ mod tests {
     fn a_large_bitmap_crosses_a_few_frames_at_a_time() {
         let mut node = node(64 << 30);
         sent(&mut node, Event::Start { unix_ms: 1 });
-        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2 };
+        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2, keeps_checkpoints: false };
         sent(&mut node, Event::LinkUp { link: LINK, peer });
         node.resync = Some(Resync::new(true, false, false, Instant(1)));
         begin(&mut node);
@@ -251,7 +262,7 @@ mod tests {
     fn a_whole_copy_sends_no_bits() {
         let mut node = node(64 << 30);
         sent(&mut node, Event::Start { unix_ms: 1 });
-        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2 };
+        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2, keeps_checkpoints: false };
         sent(&mut node, Event::LinkUp { link: LINK, peer });
         node.resync = Some(Resync::new(false, true, true, Instant(1)));
         begin(&mut node);

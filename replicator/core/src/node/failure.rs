@@ -119,6 +119,7 @@ impl Node {
         }
         self.failure = Failure::Due;
         self.end_recording();
+        self.checkpoints_lost_disk();
         if let Some(id) = self.attaching.take() {
             self.finish_command(id, Err(crate::refusal::Refusal::DiskFailed));
         }

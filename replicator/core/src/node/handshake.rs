@@ -59,6 +59,7 @@ pub(super) struct Link {
     pub(super) commit_sent: bool,
     pub(super) commit_got: bool,
     pub(super) bits: super::exchange::Exchange,
+    pub(super) checkpoints: super::checkpoint_exchange::CheckpointExchange,
     pub(super) peer_role: Role,
     pub(super) peer_disk: DiskState,
     /// The peer asked to leave and we agreed.
@@ -208,6 +209,7 @@ impl Node {
             commit_sent: false,
             commit_got: false,
             bits: super::exchange::Exchange::default(),
+            checkpoints: super::checkpoint_exchange::CheckpointExchange::default(),
             peer_role: Role::Secondary,
             peer_disk: DiskState::Diskless,
             peer_leaves: false,
@@ -535,6 +537,17 @@ impl Node {
             Frame::LeaveRequest { was_primary } => self.on_leave_request(id, was_primary),
             Frame::LeaveReply { agreed } => self.on_leave_reply(id, agreed),
             Frame::Left => self.on_left(id),
+            Frame::CheckpointCreate { id: checkpoint } => self.on_checkpoint_create(id, checkpoint, body),
+            Frame::CheckpointDelete { id: checkpoint } => self.on_checkpoint_delete(id, checkpoint),
+            Frame::CheckpointAnswer { id: checkpoint, done } => {
+                self.on_checkpoint_answer(id, checkpoint, done)
+            }
+            Frame::CheckpointList { answer } => self.on_checkpoint_list(id, answer, body),
+            Frame::CheckpointBits { index, first_block } => {
+                self.on_checkpoint_bits(id, index, first_block, body);
+            }
+            Frame::CheckpointBitsAck => self.on_checkpoint_bits_ack(),
+            Frame::CheckpointEnd => self.on_checkpoint_end(),
             Frame::Invalidate => self.on_invalidate_request(id),
             Frame::InvalidateReply { done } => self.on_invalidate_reply(id, done),
             _ => self.close_link(CloseReason::PeerMisbehaved),

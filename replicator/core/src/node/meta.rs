@@ -14,7 +14,7 @@ use crate::ids::{Instant, LinkId, OpId};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use lockstep_bitmap::canary::{Bug, is_planted};
-use lockstep_bitmap::{Locations, MetaPage, Store, Superblock};
+use lockstep_bitmap::{CheckpointId, Locations, MetaPage, Store, Superblock};
 
 /// What goes on when the superblock that was changed for it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,12 @@ pub(super) enum Effect {
     Invalidated,
     /// The copy that is given up is Outdated.
     Detached,
+    /// The operator's checkpoint was begun, or ended.
+    CheckpointRecorded,
+    /// The Primary's was, here.
+    CheckpointTaken(LinkId, CheckpointId),
+    /// The checkpoints are those of the peer's list.
+    CheckpointsListed(LinkId),
 }
 
 /// The files of a disk that the core is done with.
@@ -74,6 +80,8 @@ pub(super) struct MetaState {
     pages_in_flight: u32,
     /// A round over all stale pages is under way.
     round: bool,
+    /// Where the round is: a slot, and the next page of it.
+    round_slot: u8,
     cursor: u32,
     pub(super) round_at: Instant,
     /// Last time a region came into use.
@@ -91,6 +99,11 @@ impl MetaState {
     /// The last durable record of which everything that relies on it was done.
     pub(super) fn settled(&self) -> Option<&Superblock> {
         self.settled.as_ref()
+    }
+
+    /// A page of a bitmap is being written.
+    pub(super) fn writes_bits(&self) -> bool {
+        self.pages_in_flight > 0
     }
 
     pub(super) fn superblock_is_free(&self) -> bool {
@@ -139,6 +152,11 @@ impl Node {
             Frame::Snapshot => self.render_snapshot(out),
             Frame::Bits { first_block } => self.render_bits(first_block, out),
             Frame::HashRequest { .. } => self.render_digests(out),
+            Frame::CheckpointCreate { id } => self.render_checkpoint(id, out),
+            Frame::CheckpointList { .. } => self.render_checkpoint_list(out),
+            Frame::CheckpointBits { index, first_block } => {
+                self.render_checkpoint_bits(index, first_block, out);
+            }
             _ => {}
         }
     }
@@ -202,21 +220,15 @@ impl Node {
         if self.meta.durable < self.meta.slot_ready {
             return 0;
         }
-        let Some(store) = self.store.as_mut() else { return 0 };
-        let (geometry, slots) = (*store.geometry(), &store.slots);
-        store.activity.cool(limit, |region| {
-            let blocks = geometry.blocks_of_region(region);
-            slots.iter().all(|slot| slot.range_durable(blocks)) || is_planted(Bug::CoolBeforeBits)
-        })
+        self.store.as_mut().map_or(0, |store| store.cool(limit))
     }
 
-    /// Everything in the slot is on disk.
+    /// Everything in every slot is on disk.
     pub(super) fn bits_are_durable(&self) -> bool {
-        self.meta.durable >= self.meta.slot_ready
-            && self.store.as_ref().is_none_or(|store| store.slots.iter().all(|slot| slot.is_durable()))
+        self.meta.durable >= self.meta.slot_ready && self.store.as_ref().is_none_or(Store::bits_durable)
     }
 
-    /// Writes all stale pages of the slot.
+    /// Writes all stale pages of every slot.
     pub(super) fn write_stale_bits(&mut self) {
         self.meta.round = true;
         self.meta.round_at = self.now;
@@ -228,28 +240,34 @@ impl Node {
             && self.meta.pages_in_flight < PAGES_IN_FLIGHT_MAX
             && self.meta.durable >= self.meta.slot_ready
         {
-            let next = self.store.as_ref().and_then(|store| store.next_stale(0, self.meta.cursor));
-            match next {
-                Some(MetaPage::Bits { page, .. }) if page < self.meta.cursor => {
-                    // Dirtied again behind the walk: the next round's.
-                    (self.meta.cursor, self.meta.round) = (0, false);
-                }
-                Some(page) => {
-                    if let MetaPage::Bits { page, .. } = page {
-                        self.meta.cursor = page + 1;
-                    }
-                    self.meta.pages_in_flight += 1;
-                    self.write_page(page);
-                    moved = true;
-                }
-                None => {
-                    // What is in flight may leave its page of the slot map stale.
-                    self.meta.round = self.meta.pages_in_flight > 0;
-                    break;
-                }
-            }
+            let Some(page) = self.next_bits_page() else {
+                self.meta.round = false;
+                break;
+            };
+            self.meta.pages_in_flight += 1;
+            self.write_page(page);
+            moved = true;
         }
         moved
+    }
+
+    /// The next page of the round. What was dirtied again behind the walk is the next round's.
+    fn next_bits_page(&mut self) -> Option<MetaPage> {
+        let store = self.store.as_ref()?;
+        loop {
+            match store.next_stale(self.meta.round_slot, self.meta.cursor) {
+                Some(MetaPage::Bits { page, .. }) if page < self.meta.cursor => {}
+                Some(MetaPage::Bits { slot, page }) => {
+                    self.meta.cursor = page + 1;
+                    return Some(MetaPage::Bits { slot, page });
+                }
+                Some(page) => return Some(page),
+                None => {}
+            }
+            let next = store.slot_numbers().find(|slot| *slot > self.meta.round_slot);
+            (self.meta.round_slot, self.meta.cursor) = (next.unwrap_or(0), 0);
+            next?;
+        }
     }
 
     pub(super) fn on_meta_done(&mut self, op: OpId, result: Result<(), DiskError>) {
@@ -322,12 +340,21 @@ impl Node {
                 Effect::Settled => self.on_settled(),
                 Effect::Invalidated => self.on_invalidated(),
                 Effect::Detached => self.on_detached(),
+                Effect::CheckpointRecorded => self.on_checkpoint_recorded(),
+                Effect::CheckpointTaken(link, id) if self.is_current(Some(link)) => {
+                    self.on_checkpoint_taken(link, id);
+                }
+                Effect::CheckpointsListed(link) if self.is_current(Some(link)) => {
+                    self.on_checkpoints_listed(link);
+                }
                 Effect::Committed(_) => self.on_committed_late(),
                 // Meant for a link that is gone; what was recorded stays true.
                 Effect::Promised(_)
                 | Effect::Granted(..)
                 | Effect::Withdrawn(_)
                 | Effect::PeerLeft(_)
+                | Effect::CheckpointTaken(..)
+                | Effect::CheckpointsListed(_)
                 | Effect::Confirmed => {}
             }
         }

@@ -90,6 +90,10 @@ impl Node {
             }
             Verdict::Refuse(_) => {}
         }
+        let is_target = matches!(verdict, Verdict::Sync { source, .. } if source != me);
+        if self.role == Role::Secondary || is_target {
+            self.uncover_checkpoints();
+        }
         self.note_may_be_written();
         self.set_phase(Phase::Committing);
         if is_planted(Bug::MirrorBeforeInconsistent) {
@@ -180,6 +184,7 @@ impl Node {
                     link.peer_disk = DiskState::UpToDate;
                 }
                 self.set_phase(Phase::Replicating);
+                self.tell_checkpoints_as_primary();
             }
             // Written alone since the snapshot: not the verdict for that.
             _ => return self.close_link(CloseReason::SnapshotChanged),
@@ -312,6 +317,7 @@ impl Node {
             self.begin_settle();
         }
         self.role_lost_link();
+        self.checkpoints_lost_link();
     }
 
     /// What waited for the peer waits no longer, or until an UpToDate copy is within reach again.

@@ -3,12 +3,14 @@
 //! The parts are files of this folder, each with its own paragraph on what it keeps: `attach`, `io` (client
 //! requests), `describe` (what clients may ask of a range), `stream` (writes in the resource's stream and their
 //! durability), `receive` (the peer's writes), `meta` (what is made durable, and when), `handshake`, `mirror` (begin
-//! and end of replication), `resync`, `role`, `leave`, `invalidate`, `repair` (reads that fail), `failure`, `serve`
-//! and `detach` (a copy that is lost or given up, and its node's clients), `timers`, `view` (status). All of them
-//! follow one pattern: change the state in memory, write what must be durable, and run the effect that relies on it
-//! from the completion.
+//! and end of replication), `resync`, `role`, `leave`, `invalidate`, `checkpoint` (what was written since), `repair`
+//! (reads that fail), `failure`, `serve` and `detach` (a copy that is lost or given up, and its node's clients),
+//! `timers`, `view` (status). All of them follow one pattern: change the state in memory, write what must be durable,
+//! and run the effect that relies on it from the completion.
 
 mod attach;
+mod checkpoint;
+mod checkpoint_exchange;
 mod describe;
 mod detach;
 mod diskless;
@@ -114,6 +116,7 @@ pub struct Node {
     /// Digests of HashRequests that are being sent, in their order.
     digests: VecDeque<Vec<u8>>,
     change: Option<Change>,
+    checkpoints: checkpoint::Checkpoints,
     /// A Secondary without its peer makes its copy clean.
     settle: attach::Settle,
     /// Bits of the slot come from marks of hot regions. A hint for the next resync: it need not outlive this process.
@@ -188,6 +191,7 @@ impl Node {
             pace: pace::Pace::new(),
             digests: VecDeque::new(),
             change: None,
+            checkpoints: checkpoint::Checkpoints::default(),
             settle: attach::Settle::Idle,
             marked: false,
             rotating: false,
@@ -272,6 +276,8 @@ impl Node {
             moved |= self.pump_change();
             moved |= self.pump_pending_leave();
             moved |= self.pump_resolve();
+            moved |= self.pump_checkpoint_exchange();
+            moved |= self.pump_checkpoints();
             moved |= self.pump_meta();
             if !moved {
                 return;

@@ -261,6 +261,9 @@ impl Node {
             Answer::Same => {
                 piece.equal_bytes += part.len();
                 resync.moved.equal_bytes += part.len();
+                if !is_planted(Bug::EqualSkipsCheckpoints) {
+                    self.note_written(part);
+                }
                 self.end_piece(index);
             }
             Answer::Failed => {

@@ -133,6 +133,8 @@ impl Node {
             Command::Detach => self.begin_detach(id),
             Command::Leave => self.begin_leave(id),
             Command::Invalidate { peer } => self.begin_invalidate(id, peer),
+            Command::CreateCheckpoint { name } => self.begin_checkpoint(id, name),
+            Command::DeleteCheckpoint { name } => self.delete_checkpoint(id, name),
         }
     }
 
@@ -346,6 +348,9 @@ impl Node {
         if rotate {
             self.rotate_without_peer(origin);
         }
+        if origin == (Origin::DataLoss { from: CopyRank::Inconsistent }) {
+            self.invalidate_checkpoints();
+        }
         // Above every term that this node has seen, its own record and what it served or agreed to without a disk.
         let term = self.term() + 1;
         if let Some(store) = self.store.as_mut() {
@@ -395,6 +400,7 @@ impl Node {
         if let Some(link) = self.control_link() {
             let term = self.term();
             self.send(link, Frame::Role { primary: true, term }, None);
+            self.tell_checkpoints_as_primary();
         } else {
             self.reconsider();
         }
@@ -546,6 +552,9 @@ impl Node {
                 demoting.stage = DemoteStage::Recording;
                 if let Some(store) = self.store.as_mut() {
                     store.superblock.was_primary = false;
+                }
+                if !is_planted(Bug::CoverSurvivesDemotion) {
+                    self.uncover_checkpoints();
                 }
                 if self.without_disk() {
                     self.change = Some(Change::Demoting(demoting));

@@ -241,6 +241,9 @@ impl Node {
 
     /// To the local disk: the task's payload, or zeroes where it has none.
     pub(super) fn write_locally(&mut self, id: u32, task: &Task, zero: Option<Zero>, fua: bool) {
+        if !(matches!(task.work, Work::PeerWrite { .. }) && is_planted(Bug::SecondarySkipsCheckpoints)) {
+            self.note_written(task.range);
+        }
         let op = self.new_op(OpKind::Task(id));
         let (offset, len) = (task.offset(), task.len());
         self.act(match task.slot {

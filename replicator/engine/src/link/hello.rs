@@ -27,7 +27,9 @@ const MAGIC: [u8; 8] = *b"LOCKSTEP";
 const VERSION_MIN: u16 = 1;
 const VERSION_MAX: u16 = 1;
 /// Feature bits that this program knows. A peer may offer more; both use what both know.
-const FEATURES: u64 = 0;
+const FEATURES: u64 = FEATURE_CHECKPOINTS;
+/// The frames about checkpoints.
+const FEATURE_CHECKPOINTS: u64 = 1 << 0;
 
 const HELLO: u8 = 1;
 const PROOF: u8 = 2;
@@ -253,7 +255,8 @@ impl Hello {
         match self.check(&offer, find) {
             Ok(expected) => {
                 let (run_id, boot_id) = (offer.run_id, offer.boot_id);
-                self.peer = Some(PeerHello { node: expected.peer, run_id, boot_id });
+                let keeps_checkpoints = offer.features & FEATURE_CHECKPOINTS != 0;
+                self.peer = Some(PeerHello { node: expected.peer, run_id, boot_id, keeps_checkpoints });
                 self.expected = Some(expected);
                 self.theirs = body.to_vec();
                 Ok(())
@@ -375,6 +378,7 @@ const NAME_BYTES_MAX: usize = 200;
 struct Offer {
     version_min: u16,
     version_max: u16,
+    features: u64,
     run_id: u128,
     boot_id: u128,
     sender: NodeId,
@@ -393,7 +397,7 @@ impl Offer {
         }
         let version_min = u16::from_le_bytes(take(&mut rest)?);
         let version_max = u16::from_le_bytes(take(&mut rest)?);
-        let _features = u64::from_le_bytes(take(&mut rest)?);
+        let features = u64::from_le_bytes(take(&mut rest)?);
         let run_id = u128::from_le_bytes(take(&mut rest)?);
         let boot_id = u128::from_le_bytes(take(&mut rest)?);
         let _nonce: [u8; 32] = take(&mut rest)?;
@@ -406,6 +410,7 @@ impl Offer {
         Some(Self {
             version_min,
             version_max,
+            features,
             run_id,
             boot_id,
             sender,

@@ -113,7 +113,8 @@ impl Shard {
     fn admit_bitmaps(&mut self, resource: usize, attached: Attached) -> Result<Attached, AttachError> {
         self.resources[resource].bitmaps_bytes = 0;
         let max_hot_regions = self.config.resources[resource].max_hot_regions;
-        let bytes = bitmaps_bytes(attached.store.geometry(), max_hot_regions);
+        let (geometry, layout) = (attached.store.geometry(), attached.store.layout());
+        let bytes = bitmaps_bytes(geometry, max_hot_regions, layout.checkpoints());
         let others: u64 = self.resources.iter().map(|resource| resource.bitmaps_bytes).sum();
         let budget = MemoryBudget { bitmaps_bytes: others + bytes, ..self.memory };
         if let Some(excess) = budget.excess(self.config.memory_max_bytes) {

@@ -58,7 +58,12 @@ fn is_rejected(end: &Result<Step, HelloError>, word: &str) -> bool {
 fn two_nodes_of_one_cluster_find_each_other_in_any_chunking() {
     for chunk in [1, 2, 3, 50, 4096] {
         let (dialler, acceptor) = run(local(0, "alpha"), expected(1, "beta"), local(1, "beta"), chunk);
-        let peer = |node: u8| PeerHello { node: NodeId(node), run_id: 100 + u128::from(node), boot_id: 5 };
+        let peer = |node: u8| PeerHello {
+            node: NodeId(node),
+            run_id: 100 + u128::from(node),
+            boot_id: 5,
+            keeps_checkpoints: true,
+        };
         let Ok(Step::Done { digest_key, .. }) = acceptor else { panic!("{acceptor:?}") };
         assert_eq!(dialler, Ok(Step::Done { resource: "r0".into(), peer: peer(1), digest_key }));
         assert_eq!(acceptor, Ok(Step::Done { resource: "r0".into(), peer: peer(0), digest_key }));
