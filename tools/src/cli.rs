@@ -117,6 +117,13 @@ pub(crate) enum Verb {
                             second; max: as fast as clients' writes allow"
     )]
     Sync(Sync),
+    /// Remember what is written from a moment on, for incremental backups.
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lockstep checkpoint create r0 monday\n  lockstep checkpoint list r0\n  nbdinfo \
+                      --map=x-lockstep:checkpoint:monday \"$(lockstep uri r0)\"\n  lockstep checkpoint delete r0 monday"
+    )]
+    Checkpoint(CheckpointVerb),
     /// Wait until a resource has reached a state.
     #[command(after_help = "Example:\n  lockstep wait r0 --for uptodate -t 30s")]
     Wait(Wait),
@@ -156,6 +163,36 @@ pub(crate) enum ConfigVerb {
     /// Check the configuration file and the secret.
     #[command(after_help = "Example:\n  lockstep --config ./lockstep.toml config check")]
     Check,
+}
+
+/// `checkpoint ...`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckpointVerb {
+    /// Begin a checkpoint: from now on every write is remembered under its name, on both nodes (on the Primary).
+    #[command(after_help = "Example:\n  lockstep checkpoint create r0 monday")]
+    Create(NamedCheckpoint),
+    /// List the checkpoints of a resource, and what was written since each.
+    #[command(after_help = "Example:\n  lockstep checkpoint list r0 --json")]
+    List(Resource),
+    /// Forget a checkpoint, on both nodes (on the Primary); one that does not exist is deleted already.
+    #[command(after_help = "Example:\n  lockstep checkpoint delete r0 monday")]
+    Delete(NamedCheckpoint),
+}
+
+/// A checkpoint by name.
+#[derive(Debug, Args)]
+pub(crate) struct NamedCheckpoint {
+    /// Name of the resource.
+    #[arg(value_name = "R")]
+    pub(crate) resource: String,
+    /// Name of the checkpoint: letters, digits, '-', '_' and '.', at most 64.
+    #[arg(value_name = "NAME", value_parser = checkpoint_name)]
+    pub(crate) name: String,
+}
+
+fn checkpoint_name(text: &str) -> Result<String, String> {
+    let rule = "1 to 64 letters, digits, '-', '_' or '.', the first one a letter or a digit";
+    lockstep_core::CheckpointName::new(text).map(|_| text.to_owned()).ok_or_else(|| rule.to_owned())
 }
 
 /// `config init`.
@@ -200,6 +237,10 @@ pub(crate) struct CreateMd {
     /// Both disks are known to be equal (said on both nodes): skip the first sync.
     #[arg(long)]
     pub(crate) clean: bool,
+    /// Room for so many checkpoints; each takes 32 MiB of metadata and memory per TiB of volume.
+    #[arg(long, value_name = "N", default_value_t = lockstep_bitmap::DEFAULT_CHECKPOINTS)]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=lockstep_bitmap::CHECKPOINTS_MAX as i64))]
+    pub(crate) checkpoints: u8,
 }
 
 /// `attach`.

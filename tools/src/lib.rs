@@ -5,6 +5,7 @@
 //! stdout that goes away early (`lockstep status | head`) is success.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod cli;
 mod config;
 mod confirm;

@@ -52,6 +52,7 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
             let pause = (args.pause || args.resume).then_some(args.pause);
             say(client.command(&args.resource, "sync", &SyncBody { pause, rate: args.rate })?)
         }
+        Verb::Checkpoint(verb) => crate::checkpoint::run(&client, verb, output),
         Verb::Daemon
         | Verb::Config(_)
         | Verb::CreateMd(_)
@@ -187,7 +188,7 @@ fn uri(client: &Client, resource: &str, output: &Output) -> Result<(), Failure> 
     output.data(&UriDoc { schema: crate::status::SCHEMA, node, uri }, || format!("{uri}\n"))
 }
 
-fn only_resource(status: &StatusDoc) -> Result<&ResourceDoc, Failure> {
+pub(crate) fn only_resource(status: &StatusDoc) -> Result<&ResourceDoc, Failure> {
     status.resources.first().ok_or_else(|| Failure::generic("the daemon's answer has no resource"))
 }
 
@@ -211,7 +212,8 @@ mod tests {
                 "role": "Secondary", "disk": "UpToDate", "out_of_sync_bytes": 0, "since": "",
                 "link_error": null,
                 "resync": null, "resynced_bytes_total": 0, "split_brain": null, "uris": []
-            }]
+            }],
+            "checkpoints": []
         }"#;
         let mut doc: serde_json::Value = serde_json::from_str(text).unwrap();
         for (pointer, value) in changes.as_object().unwrap() {

@@ -1,5 +1,7 @@
 //! What operators and backup tools see of checkpoints.
 
+use crate::status::CheckpointStatus;
+use alloc::borrow::ToOwned;
 use core::fmt;
 use lockstep_bitmap::{CheckpointId, CheckpointState, NAME_BYTES_MAX};
 
@@ -52,6 +54,14 @@ pub struct CheckpointView<'a> {
     pub changed_bytes: u64,
     /// The peer has it, too, as far as was heard of it since this daemon started.
     pub is_at_peer: bool,
+}
+
+impl CheckpointView<'_> {
+    /// The same, for whoever keeps it.
+    pub(crate) fn to_status(self) -> CheckpointStatus {
+        let Self { id, name, created_unix_ms, state, changed_bytes, is_at_peer } = self;
+        CheckpointStatus { id, name: name.to_owned(), created_unix_ms, state, changed_bytes, is_at_peer }
+    }
 }
 
 #[cfg(test)]

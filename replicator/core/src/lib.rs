@@ -50,6 +50,7 @@ pub use overlap::{Mode, Overlap};
 pub use refusal::{Done, IoError, Refusal};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use status::{
-    ConnectionState, DiskState, Moved, PeerStatus, ReplicationState, ResyncStatus, Role, Status,
+    CheckpointStatus, ConnectionState, DiskState, Moved, PeerStatus, ReplicationState, ResyncStatus, Role,
+    Status,
 };
 pub use verdict::{Standstill, SyncWhy, Verdict, verdict};

@@ -1,8 +1,9 @@
 //! What an operator sees of a resource: states in the field's words, and the snapshot that `status` shows.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use lockstep_bitmap::{Generation, NodeId};
+use lockstep_bitmap::{CheckpointId, CheckpointState, Generation, NodeId};
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident),+ $(,)? }) => {
@@ -168,6 +169,23 @@ pub struct PeerStatus {
     pub since_ms: u64,
 }
 
+/// A checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointStatus {
+    /// Its random name, the same on both nodes.
+    pub id: CheckpointId,
+    /// Its name.
+    pub name: String,
+    /// When it was created, milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// What it is worth here.
+    pub state: CheckpointState,
+    /// Bytes of the blocks that may have been written since.
+    pub changed_bytes: u64,
+    /// The peer has it, too, as far as was heard of it since this daemon started.
+    pub is_at_peer: bool,
+}
+
 /// A resource as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -207,6 +225,8 @@ pub struct Status {
     pub undurable_writes: u32,
     /// The peers.
     pub peers: Vec<PeerStatus>,
+    /// The checkpoints.
+    pub checkpoints: Vec<CheckpointStatus>,
     /// Why the core will wake next, for debugging.
     pub next_deadline: Option<&'static str>,
 }

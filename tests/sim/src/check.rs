@@ -1,6 +1,7 @@
 //! Checks over both machines: the cover of differing sectors by durable metadata (C4), what a promoted copy
 //! holds (C2), and that a healed cluster converges (C8), is at rest and has answered everything (C11, C12).
 
+use crate::points::points_unrest;
 use crate::setup::MS;
 use crate::world::{Ev, Phase, World};
 use lockstep_bitmap::Store;
@@ -19,6 +20,7 @@ impl World {
             }
         }
         self.check_cover();
+        self.check_points_everywhere();
         let gap = self.rng.clock.spread(60 * MS);
         self.after(gap, Ev::Idle);
     }
@@ -63,6 +65,7 @@ impl World {
 
     /// A copy that was just opened to clients holds what they may expect.
     pub(crate) fn check_opened(&mut self, n: usize, node: &Node) {
+        self.check_points(n, node);
         if node.status().disk != DiskState::UpToDate {
             return;
         }
@@ -166,11 +169,15 @@ impl World {
         if a.role != Role::Primary && b.role != Role::Primary {
             return Some("no node is Primary".into());
         }
+        if let Some(why) = points_unrest(a, b) {
+            return Some(why);
+        }
         let same = a.generation.as_ref().map(|g| g.id) == b.generation.as_ref().map(|g| g.id);
         if same { None } else { Some("the generations differ".into()) }
     }
 
     fn check_final(&mut self, seen: &[Option<Status>; 2]) {
+        self.check_points_everywhere();
         if seen.iter().flatten().all(|s| s.role == Role::Primary) {
             return self.fail("C7", "both nodes are Primary and Established".into());
         }

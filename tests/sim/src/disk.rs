@@ -134,6 +134,11 @@ impl DataDisk {
         self.flying.values().flat_map(|f| f.first..f.first + f.tags.len()).collect()
     }
 
+    /// The sectors that writes in flight touch, and what will be there.
+    pub(crate) fn flying_tags(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        self.flying.values().flat_map(|f| f.tags.iter().enumerate().map(|(i, &tag)| (f.first + i, tag)))
+    }
+
     /// What a flush submitted now covers; give it to [`Self::complete_flush`].
     pub(crate) fn submit_flush(&self) -> u64 {
         self.completions

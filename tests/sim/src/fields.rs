@@ -50,6 +50,7 @@ impl Setup {
             sync_of_fua,
             one_device,
             survivors,
+            checkpoints,
             focus: _,
         } = self;
         let mut all: Vec<(&'static str, &mut dyn Value)> = vec![
@@ -85,6 +86,7 @@ impl Setup {
             ("sync-of-fua", sync_of_fua),
             ("one-device", one_device),
             ("survivors", survivors),
+            ("checkpoints", checkpoints),
         ];
         all.extend(fields_of_timing(timing));
         all.extend(fields_of_faults(faults));

@@ -31,6 +31,7 @@ mod inspect;
 mod kept;
 mod net;
 mod operator;
+mod points;
 mod prng;
 mod process;
 mod replies;

@@ -151,6 +151,7 @@ impl World {
             Input::Command { id, command } => Event::Command { id: CommandId(id), command },
         };
         node.handle(Instant(now), event);
+        self.learn_points(n, &node);
         drop((body, found));
         self.run_actions(n, node);
     }

@@ -154,6 +154,8 @@ pub(crate) struct Setup {
     pub(crate) one_device: [bool; 2],
     /// Who is there when the faults have ended; whoever is not is gone for good.
     pub(crate) survivors: [bool; 2],
+    /// Room for checkpoints; with none, nobody makes any.
+    pub(crate) checkpoints: u8,
     /// What it is set up for.
     pub(crate) focus: Focus,
 }
@@ -196,6 +198,7 @@ impl Setup {
             sync_of_fua: false,
             one_device: [true; 2],
             survivors: [true; 2],
+            checkpoints: 0,
             focus: Focus::default(),
         }
     }
@@ -245,6 +248,7 @@ impl Setup {
             sync_of_fua: rng.below(4) == 0,
             one_device: [true; 2],
             survivors: [true; 2],
+            checkpoints: 0,
             focus: Focus::default(),
         };
         setup.with_more(&mut Prng::new(seed, "more"))
@@ -274,6 +278,9 @@ impl Setup {
         if rng.chance(100) {
             self.be_silly(rng);
         }
+        // Half of all seeds know nothing of checkpoints, and are what they were before there were any.
+        let rng = &mut Prng::new(self.seed, "checkpoints");
+        self.checkpoints = rng.pick(&[0, 0, 0, 1, 3, 4]);
         self
     }
 }

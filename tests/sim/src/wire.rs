@@ -71,7 +71,12 @@ impl World {
         let link = self.conns[conn].ends[end].link;
         let other = &self.hosts[1 - end];
         let (run_id, boot_id) = (other.run_id, other.boot_id);
-        let peer = PeerHello { node: node_id(1 - end), run_id, boot_id, keeps_checkpoints: false };
+        let peer = PeerHello {
+            node: node_id(1 - end),
+            run_id,
+            boot_id,
+            keeps_checkpoints: self.setup.checkpoints > 0,
+        };
         self.deliver(end, Input::LinkUp { link, peer });
         self.parse(conn, 1 - end);
     }

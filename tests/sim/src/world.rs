@@ -10,6 +10,7 @@ use crate::ghost::{Failures, Ghost, Seq};
 use crate::host::{Host, Input, Stop};
 use crate::net::Conn;
 use crate::operator::Operator;
+use crate::points::Points;
 use crate::prng::Prng;
 use crate::script::Scenario;
 use crate::setup::{MS, Setup};
@@ -54,6 +55,8 @@ pub(crate) enum Ev {
     Operator,
     /// A fault is drawn.
     Fault,
+    /// Somebody makes backups.
+    Checkpoint,
     /// Something that was decided takes effect.
     Decision(Decision),
     /// A machine's process ends.
@@ -108,6 +111,8 @@ pub(crate) struct Streams {
     pub(crate) operator: Prng,
     /// Clocks and identities.
     pub(crate) clock: Prng,
+    /// Checkpoints.
+    pub(crate) checkpoint: Prng,
 }
 
 impl Streams {
@@ -121,12 +126,13 @@ impl Streams {
             fault: stream("fault"),
             operator: stream("operator"),
             clock: stream("clock"),
+            checkpoint: stream("checkpoint"),
         }
     }
 
     fn moment(&mut self, now_ns: u64) {
-        let Streams { work, net, disk: [a, b], fault, operator, clock } = self;
-        for stream in [work, net, a, b, fault, operator, clock] {
+        let Streams { work, net, disk: [a, b], fault, operator, clock, checkpoint } = self;
+        for stream in [work, net, a, b, fault, operator, clock, checkpoint] {
             stream.moment(now_ns);
         }
     }
@@ -192,6 +198,8 @@ pub(crate) struct World {
     pub(crate) lines: Lines,
     /// What happened to the machines.
     pub(crate) failures: Failures,
+    /// What the volume held at each checkpoint.
+    pub(crate) points: Points,
     /// A promotion by a flag made split brain possible.
     pub(crate) split_allowed: bool,
     /// The operator.
@@ -249,6 +257,7 @@ impl World {
             writes: 0,
             lines: Lines { all: vec![line], of: [0; 2], of_generation: BTreeMap::from([(first, 0)]) },
             failures: Failures { power: [0; 2], unclean: [0; 2] },
+            points: Points::new(),
             split_allowed: false,
             operator: Operator::default(),
             aimed: None,
@@ -283,6 +292,9 @@ impl World {
             world.after(world.setup.think_ns, Ev::Client(client));
         }
         world.after(world.setup.fault_gap_ns, Ev::Fault);
+        if world.setup.checkpoints > 0 {
+            world.after(100 * MS, Ev::Checkpoint);
+        }
         world.schedule_first();
         world
     }
@@ -382,7 +394,8 @@ impl World {
         }
         // Whoever draws decisions is no part of what happens: in a replay nobody does. A decision is, if it comes
         // in time.
-        let counts = !matches!(ev, Ev::Client(_) | Ev::Operator | Ev::Fault | Ev::Decision(_));
+        let counts =
+            !matches!(ev, Ev::Client(_) | Ev::Operator | Ev::Fault | Ev::Checkpoint | Ev::Decision(_));
         if counts {
             self.fold(at);
         }
@@ -412,6 +425,7 @@ impl World {
             Ev::Client(client) => self.client_step(client),
             Ev::Operator => self.operator_step(),
             Ev::Fault => self.fault_step(),
+            Ev::Checkpoint => self.checkpoint_step(),
             Ev::Stop(n, process, how) => {
                 if self.hosts[n].process == process && self.hosts[n].node.is_some() {
                     self.stop(n, how);
@@ -473,7 +487,14 @@ pub(crate) fn create_meta(
         node_name: format!("n{n}"),
         device: meta::DeviceIdentity::default(),
     };
-    let params = meta::CreateParams { file_id, identity, geometry, log, peers: vec![peer], checkpoints: 0 };
+    let params = meta::CreateParams {
+        file_id,
+        identity,
+        geometry,
+        log,
+        peers: vec![peer],
+        checkpoints: setup.checkpoints,
+    };
     let (superblock, layout) = meta::create(params);
     let mut file = MetaFile::new(layout.file_bytes());
     for (offset, bytes) in meta::initial_pages(&superblock, &layout) {

@@ -76,6 +76,14 @@ pub(crate) struct SyncBody {
     pub(crate) rate: Option<u64>,
 }
 
+/// Options of `checkpoint-create` and `checkpoint-delete`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CheckpointBody {
+    /// Name of the checkpoint.
+    pub(crate) name: String,
+}
+
 /// Options of verbs that have none.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,8 +5,8 @@
 //! one that mattered. Tolerates an engine that is gone: the channel closes and the client is told.
 
 use super::{
-    AttachBody, DemoteBody, DoneDoc, DownBody, ErrorBody, ErrorDoc, InvalidateBody, NoBody, PromoteBody,
-    ResolveBody, SyncBody, VersionDoc, accept,
+    AttachBody, CheckpointBody, DemoteBody, DoneDoc, DownBody, ErrorBody, ErrorDoc, InvalidateBody, NoBody,
+    PromoteBody, ResolveBody, SyncBody, VersionDoc, accept,
 };
 use crate::failure::{GENERIC, REFUSED, UNREACHABLE, USAGE};
 use crate::refusal::render_refusal;
@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use lockstep_bitmap::NodeId;
-use lockstep_core::{Command, Done, Refusal, SyncOrder};
+use lockstep_core::{CheckpointName, Command, Done, Refusal, SyncOrder};
 use lockstep_engine::{CommandReply, EngineHandle, ResourceReport, StatusReply, UnknownResource, UpReply};
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -241,6 +241,8 @@ pub(crate) fn asked(verb: &str, body: &[u8], nodes: &[String]) -> Result<Asked, 
         "invalidate" => Command::Invalidate { peer: options::<InvalidateBody>(body)?.peer },
         "sync" => sync_command(&options::<SyncBody>(body)?)?,
         "resolve" => resolve_command(nodes, &options::<ResolveBody>(body)?)?,
+        "checkpoint-create" => Command::CreateCheckpoint { name: checkpoint_name(body)? },
+        "checkpoint-delete" => Command::DeleteCheckpoint { name: checkpoint_name(body)? },
         "up" => return options::<NoBody>(body).map(|_| Asked::Open { moved: None }),
         "attach" => return Ok(Asked::Open { moved: Some(options::<AttachBody>(body)?.moved) }),
         "detach" => options::<NoBody>(body).map(|_| Command::Detach)?,
@@ -331,6 +333,17 @@ fn resolve_command(nodes: &[String], body: &ResolveBody) -> Result<Command, ApiE
     Ok(Command::Resolve { discard: NodeId(id) })
 }
 
+fn checkpoint_name(body: &[u8]) -> Result<CheckpointName, ApiError> {
+    let CheckpointBody { name } = options(body)?;
+    CheckpointName::new(&name).ok_or_else(|| {
+        let message = format!(
+            "\"{name}\" cannot be the name of a checkpoint: 1 to 64 letters, digits, '-', '_' or '.', the first one a \
+             letter or a digit"
+        );
+        ApiError::new(StatusCode::BAD_REQUEST, USAGE, message)
+    })
+}
+
 /// An empty body means no options.
 fn options<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let text: &[u8] = if body.is_empty() { b"{}" } else { body };
@@ -372,6 +385,8 @@ fn done_doc<B>(shared: &Shared<B>, resource: &str, verb: &str, done: Done) -> Do
         "invalidate" => "declared wrong; all of it is synchronised from the other copy".to_owned(),
         "resolve" => "resolved; the loser is resynchronised when the nodes are connected".to_owned(),
         "sync" => format!("the resync is as ordered on {node}"),
+        "checkpoint-create" => "the checkpoint has begun".to_owned(),
+        "checkpoint-delete" => "the checkpoint is deleted".to_owned(),
         "up" => format!("up on {node}"),
         "detach" => format!("without its disk on {node}"),
         "attach" => format!("its disk is attached on {node}"),

@@ -53,7 +53,7 @@ pub(crate) fn create_md(global: &Global, args: &CreateMd, output: &Output) -> Re
             disk.display()
         ));
     }
-    let params = params(&config, resource, node, (facts.identity, size_bytes), args.source)?;
+    let params = params(&config, resource, node, (facts.identity, size_bytes), args)?;
     create_metadata(&meta, params, args.overwrite).map_err(|error| match error {
         AttachError::Exists(path) => exists(&path),
         AttachError::InUse(_) => Failure::refused(format!("{error}; first: lockstep down {}", resource.name)),
@@ -169,9 +169,9 @@ fn params(
     resource: &ResourceEntry,
     node: u8,
     (device, size_bytes): (DeviceIdentity, u64),
-    source: bool,
+    args: &CreateMd,
 ) -> Result<CreateParams, Failure> {
-    let region_shift = DEFAULT_REGION_SHIFT;
+    let (region_shift, source) = (DEFAULT_REGION_SHIFT, args.source);
     let geometry = Geometry::new(size_bytes, BLOCK_SHIFT, region_shift)
         .map_err(|error| Failure::config(format!("{}: {error}", resource.disk_path(node).display())))?;
     let mut log = GenerationLog::new();
@@ -213,7 +213,7 @@ fn params(
         geometry,
         log,
         peers,
-        checkpoints: 4,
+        checkpoints: args.checkpoints,
     })
 }
 

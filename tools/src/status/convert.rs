@@ -1,11 +1,15 @@
 //! From the engine's report to the JSON document. Pure: the wall clock is an input.
 
 use super::model::{
-    ClientDoc, GenerationDoc, MemoryDoc, PeerDoc, RangeDoc, ResourceDoc, ResyncDoc, SplitBrainDoc,
+    CheckpointDoc, ClientDoc, GenerationDoc, MemoryDoc, PeerDoc, RangeDoc, ResourceDoc, ResyncDoc,
+    SplitBrainDoc,
 };
 use crate::refusal::node_name;
 use crate::text::rfc3339;
-use lockstep_core::{ConnectionState, DiskState, PeerStatus, ReplicationState, Role, Status};
+use lockstep_bitmap::CheckpointState;
+use lockstep_core::{
+    CheckpointStatus, ConnectionState, DiskState, PeerStatus, ReplicationState, Role, Status,
+};
 use lockstep_engine::ResourceReport;
 
 /// Who looks, and what the configuration says of the nodes.
@@ -79,6 +83,25 @@ pub(crate) fn resource_doc(report: &ResourceReport, place: &Place, now_unix_ms: 
         peers: status.map_or(Vec::new(), |status| {
             status.peers.iter().map(|peer| peer_doc(report, peer, place, now_unix_ms)).collect()
         }),
+        checkpoints: status
+            .map_or(Vec::new(), |status| status.checkpoints.iter().map(checkpoint_doc).collect()),
+    }
+}
+
+fn checkpoint_doc(checkpoint: &CheckpointStatus) -> CheckpointDoc {
+    let (state, reason) = match checkpoint.state {
+        CheckpointState::Complete => ("complete", None),
+        CheckpointState::Incomplete(why) => ("incomplete", Some(why.to_string())),
+        CheckpointState::Invalid(why) => ("invalid", Some(why.to_string())),
+    };
+    CheckpointDoc {
+        name: checkpoint.name.clone(),
+        id: format!("{:032x}", checkpoint.id.0),
+        created: rfc3339(checkpoint.created_unix_ms),
+        changed_bytes: checkpoint.changed_bytes,
+        state: state.to_owned(),
+        reason,
+        on_peer: checkpoint.is_at_peer,
     }
 }
 

@@ -9,5 +9,5 @@ mod render;
 mod tests;
 
 pub(crate) use convert::{Place, resource_doc};
-pub(crate) use model::{PeerDoc, ResourceDoc, ResyncDoc, SCHEMA, StatusDoc};
+pub(crate) use model::{CheckpointDoc, PeerDoc, ResourceDoc, ResyncDoc, SCHEMA, StatusDoc};
 pub(crate) use render::render;

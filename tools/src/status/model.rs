@@ -84,6 +84,28 @@ pub(crate) struct ResourceDoc {
     pub(crate) next_deadline: Option<String>,
     /// The peers.
     pub(crate) peers: Vec<PeerDoc>,
+    /// Checkpoints for incremental backups.
+    #[serde(default)]
+    pub(crate) checkpoints: Vec<CheckpointDoc>,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CheckpointDoc {
+    /// Its name.
+    pub(crate) name: String,
+    /// 32 hexadecimal digits, the same on both nodes.
+    pub(crate) id: String,
+    /// When it was created.
+    pub(crate) created: String,
+    /// Bytes of the blocks that may have been written since.
+    pub(crate) changed_bytes: u64,
+    /// `complete`, `incomplete`, `invalid`: only the first can be read.
+    pub(crate) state: String,
+    /// Why it is not complete.
+    pub(crate) reason: Option<String>,
+    /// The peer has it, too, as far as is known.
+    pub(crate) on_peer: bool,
 }
 
 /// A generation.

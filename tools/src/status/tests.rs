@@ -63,6 +63,7 @@ fn status(peer: PeerStatus) -> Status {
         size_bytes: 11 << 30,
         undurable_writes: 0,
         peers: vec![peer],
+        checkpoints: Vec::new(),
         next_deadline: Some("heartbeat"),
     }
 }

@@ -31,6 +31,7 @@ impl Node {
             size_bytes: self.geometry().map_or(0, |geometry| geometry.size_bytes()),
             undurable_writes: u32::try_from(self.undurable.len()).unwrap_or(u32::MAX),
             peers: self.peer_status().into_iter().collect(),
+            checkpoints: self.checkpoints().map(|held| held.to_status()).collect(),
             next_deadline: self.next_deadline().map(|deadline| deadline.why),
         }
     }
