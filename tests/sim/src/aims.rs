@@ -90,6 +90,16 @@ pub(crate) fn aimed(bug: Bug, seed: u64) -> Setup {
             s.timing.redial_min = Duration::from_micros(100);
             s.timing.redial_max = s.timing.redial_min;
         }
+        Bug::SecondarySkipsCheckpoints | Bug::CoverSurvivesDemotion | Bug::TrustUncoveredCheckpoint => {
+            operator(&mut s, MOVES);
+            (s.checkpoints, s.faults.crash, s.faults.reset) = (4, true, true);
+            s.timing.lazy_write = Duration::from_millis(500);
+        }
+        Bug::CoolBeforeCheckpoints => {
+            s.faults = Faults { crash: true, ..Faults::default() };
+            s.checkpoints = 4;
+            s.timing.lazy_write = Duration::from_millis(500);
+        }
         Bug::TrustOldImage => s.faults = Faults { image: true, reset: true, ..Faults::default() },
         Bug::NoTimerForRetry => {
             operator(&mut s, &[7]);
@@ -124,6 +134,7 @@ fn small(seed: u64) -> Setup {
     (s.max_hot, s.timing.epoch) = (2, Duration::from_millis(20));
     (s.faults, s.survivors) = (Faults::default(), [true; 2]);
     s.focus = Focus { often: true, ..Focus::default() };
+    s.checkpoints = 0;
     // A slow disk is no dead one, and there is nobody to replace it.
     s.timing.disk_timeout = None;
     s

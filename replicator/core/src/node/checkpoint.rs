@@ -34,9 +34,18 @@ use lockstep_bitmap::{
 pub(super) struct Checkpoints {
     /// What was not on disk when the cover was wanted is being written.
     covering: bool,
+    /// A command that waits for the end of an exchange, or of the one before it.
+    waiting: Option<(CommandId, CheckpointOrder)>,
     pending: Option<Pending>,
     /// Those that the peer has durably.
     pub(super) at_peer: Vec<CheckpointId>,
+}
+
+/// What an operator wants.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum CheckpointOrder {
+    Create(CheckpointName),
+    Delete(CheckpointName),
 }
 
 /// A command that is being recorded.
@@ -80,7 +89,25 @@ impl Node {
         }
     }
 
-    pub(super) fn begin_checkpoint(&mut self, id: CommandId, name: CheckpointName) {
+    pub(super) fn order_checkpoint(&mut self, id: CommandId, order: CheckpointOrder) {
+        if self.checkpoints.waiting.is_some() {
+            return self.finish_command(id, Err(Refusal::Busy));
+        }
+        self.checkpoints.waiting = Some((id, order));
+    }
+
+    /// While the lists are exchanged nothing is added to them or taken away.
+    pub(super) fn pump_checkpoint_order(&mut self) -> bool {
+        let free = self.checkpoints.pending.is_none() && !self.exchanges_checkpoints();
+        match self.checkpoints.waiting.take_if(|_| free) {
+            Some((id, CheckpointOrder::Create(name))) => self.begin_checkpoint(id, name),
+            Some((id, CheckpointOrder::Delete(name))) => self.delete_checkpoint(id, name),
+            None => return false,
+        }
+        true
+    }
+
+    fn begin_checkpoint(&mut self, id: CommandId, name: CheckpointName) {
         if let Err(refusal) = self.may_change_checkpoints().and_then(|()| self.may_create(name)) {
             return self.finish_command(id, Err(refusal));
         }
@@ -96,7 +123,7 @@ impl Node {
         self.announce(id, checkpoint_id, Frame::CheckpointCreate { id: checkpoint_id });
     }
 
-    pub(super) fn delete_checkpoint(&mut self, id: CommandId, name: CheckpointName) {
+    fn delete_checkpoint(&mut self, id: CommandId, name: CheckpointName) {
         if let Err(refusal) = self.may_change_checkpoints() {
             return self.finish_command(id, Err(refusal));
         }

@@ -277,6 +277,7 @@ impl Node {
             moved |= self.pump_pending_leave();
             moved |= self.pump_resolve();
             moved |= self.pump_checkpoint_exchange();
+            moved |= self.pump_checkpoint_order();
             moved |= self.pump_checkpoints();
             moved |= self.pump_meta();
             if !moved {

@@ -5,6 +5,7 @@
 //! only then is the peer told. A link lost on the way is handled as everywhere: bits first, then the rotation.
 
 use super::Node;
+use super::checkpoint::CheckpointOrder;
 use super::detach::Detaching;
 use super::handshake::Phase;
 use super::invalidate::Invalidating;
@@ -133,8 +134,8 @@ impl Node {
             Command::Detach => self.begin_detach(id),
             Command::Leave => self.begin_leave(id),
             Command::Invalidate { peer } => self.begin_invalidate(id, peer),
-            Command::CreateCheckpoint { name } => self.begin_checkpoint(id, name),
-            Command::DeleteCheckpoint { name } => self.delete_checkpoint(id, name),
+            Command::CreateCheckpoint { name } => self.order_checkpoint(id, CheckpointOrder::Create(name)),
+            Command::DeleteCheckpoint { name } => self.order_checkpoint(id, CheckpointOrder::Delete(name)),
         }
     }
 

@@ -281,6 +281,46 @@ fn a_checkpoint_of_a_resync_is_complete_at_the_target_when_that_has_ended() {
     (0..2).for_each(|i| w.assert_names(i, "c", &was));
 }
 
+/// A command that comes while the lists are exchanged waits for the end of that.
+#[test]
+fn a_checkpoint_right_after_a_promotion_is_no_matter_of_luck() {
+    let mut w = pair();
+    w.command(0, DEMOTE).unwrap();
+    w.promote(1).unwrap();
+    assert_eq!(w.command(1, create("c")), Ok(Done::Changed));
+    w.both_have("c", CheckpointState::Complete);
+}
+
+/// A block that node 1 has yet to be sent owes its bit to that. Meanwhile the source goes back to what node 1 holds and
+/// loses its own bit: the block turns out equal, and is none the less not what it was at the point.
+#[test]
+fn a_piece_that_is_equal_all_the_same_counts_as_written() {
+    let mut w = pair();
+    let stale = w.hosts[1].data[65_536..69_632].to_vec();
+    w.command(1, Command::Sync(SyncOrder::Pause)).unwrap();
+    w.cut();
+    w.write(0, 65_536, 3, 4096);
+    w.cut = false;
+    w.until("it is paused", |w| w.status(1).peers[0].replication == ReplicationState::PausedTarget);
+    assert_eq!(w.command(0, create("c")), Ok(Done::Changed));
+    let was = w.hosts[0].data.clone();
+    w.cut();
+    let req = w.request(0, RequestKind::Write, (65_536, 4096), false);
+    let slot = w.hosts[0].slot((65_536, stale));
+    w.hosts[0].handle(w.now, Event::Payload { req, offset: 65_536, len: 4096, slot });
+    assert_eq!(w.reply(0, req), Ok(()));
+    w.command(0, DEMOTE).unwrap();
+    w.cut = false;
+    w.until("it is paused again", |w| w.status(1).peers[0].replication == ReplicationState::PausedTarget);
+    w.kill(0);
+    assert_eq!(w.state(0, "c"), Some(UNCLEAN));
+    w.command(1, Command::Sync(SyncOrder::Resume)).unwrap();
+    w.settled();
+    w.promote(0).unwrap();
+    w.both_have("c", CheckpointState::Complete);
+    (0..2).for_each(|i| w.assert_names(i, "c", &was));
+}
+
 /// The exchange is cut at every moment of a return: it ends all the same.
 #[test]
 fn an_exchange_that_is_cut_begins_again() {
