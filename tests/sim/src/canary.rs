@@ -14,13 +14,14 @@ use std::time::Instant;
 const SEEDS: u64 = 400;
 
 /// Too rare for seeds: the kept scenario of the same name finds it.
-const BY_SCENARIO: [Bug; 6] = [
+const BY_SCENARIO: [Bug; 7] = [
     Bug::InvalidateInACheckpoint,
     Bug::TrustDoubtfulDigest,
     Bug::ForgetDoubtsAtDemotion,
     Bug::DurableOvertakes,
     Bug::WriteElsewhereAtTheEnd,
     Bug::GoOnAfterPowerLoss,
+    Bug::EqualSkipsCheckpoints,
 ];
 
 /// What the checkers made of one bug.

@@ -314,8 +314,14 @@ fn a_piece_that_is_equal_all_the_same_counts_as_written() {
     w.until("it is paused again", |w| w.status(1).peers[0].replication == ReplicationState::PausedTarget);
     w.kill(0);
     assert_eq!(w.state(0, "c"), Some(UNCLEAN));
+    // Its machine started anew: everything is compared.
+    let (meta, data) = (w.hosts[0].meta.clone(), w.hosts[0].data.clone());
+    w.hosts[0] = Host::booted(0, meta, data, 77, 2);
+    w.hosts[0].handle(w.now, Event::Start { unix_ms: 5000 });
     w.command(1, Command::Sync(SyncOrder::Resume)).unwrap();
     w.settled();
+    let moved = w.status(1).peers[0].resynced_bytes_total;
+    assert!(moved > 0);
     w.promote(0).unwrap();
     w.both_have("c", CheckpointState::Complete);
     (0..2).for_each(|i| w.assert_names(i, "c", &was));
