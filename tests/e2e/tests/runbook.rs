@@ -143,6 +143,14 @@ const PROCEDURES: &[(&str, Procedure)] = &[
         assert!(fs::read(scene.cluster.beta.disk()).expect("read a disk") == content, "it is not the image");
         scene.ledger = None;
     }),
+    ("Incremental backup", |scene| {
+        let load = scene.load();
+        scene.follow();
+        let found = scene.cluster.beta.status()["checkpoints"].clone();
+        assert_eq!((&found[0]["name"], &found[1]), (&"tuesday".into(), &serde_json::Value::Null), "{found}");
+        assert_eq!(found[0]["state"], "complete", "{found}");
+        scene.undisturbed(load);
+    }),
     ("Disk full", |scene| {
         scene.beta_on_a_small_disk();
         let load = scene.load();
