@@ -3,7 +3,7 @@
 
 use crate::text::clock;
 use lockstep_bitmap::NodeId;
-use lockstep_core::{Refusal, Role};
+use lockstep_core::{DiskState, Refusal, Role};
 
 /// The message for a refused command. `verb` is what was typed, `names` are the node names by id.
 pub(crate) fn render_refusal(refusal: &Refusal, verb: &str, resource: &str, names: &[String]) -> String {
@@ -144,6 +144,9 @@ fn checkpoint_refusal(refusal: &Refusal, resource: &str) -> String {
             "checkpoints are created and deleted on the Primary, and reach the other node from there; this node is \
              Secondary. Type it on the Primary, or first: lockstep promote {resource}"
         ),
+        Refusal::CheckpointDisk { disk: DiskState::Diskless | DiskState::Failed } => format!(
+            "this node has no disk, and a checkpoint begins on an UpToDate one. Attach it: lockstep attach {resource}"
+        ),
         Refusal::CheckpointDisk { disk } => format!(
             "this node's copy is {disk}, and a checkpoint begins on an UpToDate one. Wait until it is: lockstep wait \
              {resource} --for uptodate"
@@ -173,7 +176,6 @@ pub(crate) fn node_name(names: &[String], node: NodeId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lockstep_core::DiskState;
 
     fn render(refusal: Refusal) -> String {
         render_refusal(&refusal, "demote", "r0", &["alpha".to_owned(), "beta".to_owned()])
@@ -219,6 +221,7 @@ mod tests {
                 Refusal::CheckpointDisk { disk: DiskState::Inconsistent },
                 &["Inconsistent", "lockstep wait r0"],
             ),
+            (Refusal::CheckpointDisk { disk: DiskState::Failed }, &["no disk", "lockstep attach r0"]),
             (Refusal::CheckpointExists, &["lockstep checkpoint delete r0 NAME"]),
             (Refusal::CheckpointRoom { room: 0 }, &["no room", "create-md r0 --overwrite --checkpoints 4"]),
             (Refusal::CheckpointRoom { room: 4 }, &["4 checkpoints", "lockstep checkpoint delete r0 NAME"]),
