@@ -2,7 +2,7 @@
 
 use crate::cli::CheckpointVerb;
 use crate::control::{CheckpointBody, Client};
-use crate::failure::Failure;
+use crate::failure::{Failure, NOT_RUNNING, UNREACHABLE};
 use crate::output::Output;
 use crate::status::{CheckpointDoc, ResourceDoc, SCHEMA};
 use crate::text::{bytes, readable};
@@ -34,7 +34,11 @@ pub(crate) fn run(client: &Client, verb: &CheckpointVerb, output: &Output) -> Re
             output.done(&done, &done.message)
         }
         CheckpointVerb::List(args) => {
-            let status = client.status(Some(&args.resource))?;
+            let status = client.status(Some(&args.resource)).map_err(|failure| match failure.code {
+                // That code is for the question whether it runs.
+                NOT_RUNNING => Failure::new(UNREACHABLE, failure.message),
+                _ => failure,
+            })?;
             let resource = only_resource(&status)?;
             let (name, node) = (&resource.name, &resource.node);
             let doc = ListDoc { schema: SCHEMA, resource: name, node, checkpoints: &resource.checkpoints };
@@ -48,7 +52,7 @@ fn begun(resource: &ResourceDoc, name: &str) -> String {
     let place = match resource.peers.first() {
         Some(_) if at_peer => "on both nodes".to_owned(),
         Some(peer) => {
-            format!("on {} only, until {} has connected and has room for it", resource.node, peer.name)
+            format!("on {} only; {} gets it when it is mirrored to, if it has room", resource.node, peer.name)
         }
         None => format!("on {}", resource.node),
     };
