@@ -5,10 +5,12 @@
 //! | `base:allocation` | 1, 2 | a hole; reads as zeroes: proven on the copy that serves reads, else 0 |
 //! | `x-lockstep:out-of-sync` | 1 | differs from the peer's copy, or is not confirmed by it |
 //! | | 2 | such a block, and a resync is under way |
+//! | `x-lockstep:checkpoint:NAME` | 1 | may have been written since the checkpoint |
 //!
-//! An answer is taken at one instant, between two steps of the core.
+//! A checkpoint is offered while it is complete here. One that is not any more, or is gone, when it is asked about is
+//! an error: nothing may pass for unwritten. An answer is taken at one instant, between two steps of the core.
 
-use lockstep_bitmap::{DirtyBitmap, Geometry};
+use lockstep_bitmap::{CheckpointId, DirtyBitmap, Geometry};
 use lockstep_core::Node;
 use lockstep_nbd::{ALLOCATION_CONTEXT, Extents};
 
@@ -16,7 +18,9 @@ use crate::disk::Disk;
 
 /// Where the copies differ.
 const OUT_OF_SYNC_CONTEXT: &str = "x-lockstep:out-of-sync";
+const CHECKPOINT_PREFIX: &str = "x-lockstep:checkpoint:";
 const DIFFERS: u32 = 1;
+const WRITTEN: u32 = 1;
 const BEING_RESYNCED: u32 = 2;
 
 /// One kind of block status.
@@ -26,21 +30,41 @@ pub(crate) enum Context {
     Allocation,
     /// Differences between the copies.
     OutOfSync,
+    /// What was written since a checkpoint.
+    Checkpoint(CheckpointId),
 }
 
+/// The checkpoint that was asked about says nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotComplete;
+
 impl Context {
-    /// By the name under which it was offered.
-    pub(crate) fn named(name: &str) -> Option<Self> {
+    /// By the name under which the node's export offers it.
+    pub(crate) fn named(name: &str, node: Option<&Node>) -> Option<Self> {
         match name {
             ALLOCATION_CONTEXT => Some(Self::Allocation),
             OUT_OF_SYNC_CONTEXT => Some(Self::OutOfSync),
-            _ => None,
+            _ => {
+                let checkpoint = name.strip_prefix(CHECKPOINT_PREFIX)?;
+                let held = node?.checkpoints().find(|held| held.name == checkpoint)?;
+                Some(Self::Checkpoint(held.id))
+            }
         }
     }
 
     /// Describes the range from `offset` on.
-    pub(crate) fn describe(self, node: &Node, disk: Option<&Disk>, offset: u64, extents: &mut Extents) {
+    pub(crate) fn describe(
+        self,
+        node: &Node,
+        disk: Option<&Disk>,
+        offset: u64,
+        extents: &mut Extents,
+    ) -> Result<(), NotComplete> {
         match self {
+            Self::Checkpoint(id) => {
+                let (bits, geometry) = node.checkpoint_bits(id).zip(node.geometry()).ok_or(NotComplete)?;
+                describe_bits(bits, geometry, WRITTEN, offset, extents);
+            }
             Self::Allocation => match disk.filter(|_| node.reads_own_copy()) {
                 Some(disk) => disk.describe_allocation(offset, extents),
                 None => extents.push(u64::MAX, 0),
@@ -54,13 +78,18 @@ impl Context {
                 }
             }
         }
+        Ok(())
     }
 }
 
-/// Names of the contexts of a resource with or without a peer.
-pub(crate) fn names(has_peer: bool) -> Vec<String> {
+/// Names of the contexts of a resource with or without a peer, as its node is now.
+pub(crate) fn names(has_peer: bool, node: Option<&Node>) -> Vec<String> {
     let own = has_peer.then_some(OUT_OF_SYNC_CONTEXT);
-    [ALLOCATION_CONTEXT].into_iter().chain(own).map(String::from).collect()
+    let fixed = [ALLOCATION_CONTEXT].into_iter().chain(own).map(String::from);
+    let complete = node
+        .into_iter()
+        .flat_map(|node| node.checkpoints().filter(|held| node.checkpoint_bits(held.id).is_some()));
+    fixed.chain(complete.map(|held| format!("{CHECKPOINT_PREFIX}{}", held.name))).collect()
 }
 
 /// Blocks whose bit is set have these flags, the others none.
@@ -109,10 +138,12 @@ mod tests {
 
     #[test]
     fn what_is_offered_has_a_meaning() {
-        assert_eq!(names(false), ["base:allocation"]);
-        for name in names(true) {
-            assert!(Context::named(&name).is_some(), "{name}");
+        assert_eq!(names(false, None), ["base:allocation"]);
+        for name in names(true, None) {
+            assert!(Context::named(&name, None).is_some(), "{name}");
         }
-        assert_eq!(Context::named("base:other"), None);
+        for name in ["base:other", "x-lockstep:checkpoint:none"] {
+            assert_eq!(Context::named(name, None), None);
+        }
     }
 }

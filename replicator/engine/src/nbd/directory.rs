@@ -3,7 +3,7 @@
 use lockstep_core::{ExportState, Role};
 use lockstep_nbd::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
 
-use super::{REQUEST_BYTES_MAX, context_names};
+use super::REQUEST_BYTES_MAX;
 use crate::access::Admission;
 
 /// One resource as clients may see it.
@@ -25,6 +25,8 @@ pub(crate) struct Export {
     pub(crate) is_rotational: bool,
     /// How its copies are, for people.
     pub(crate) condition: String,
+    /// What can be asked about its ranges.
+    pub(crate) contexts: Vec<String>,
 }
 
 /// All resources.
@@ -105,7 +107,7 @@ impl Directory {
             rotational: export.is_rotational,
             multi_conn: true,
             fast_zero: export.fast_zero,
-            contexts: context_names(export.peer.is_some()),
+            contexts: export.contexts.clone(),
         }
     }
 
@@ -140,6 +142,7 @@ mod tests {
             fast_zero: true,
             is_rotational: false,
             condition: String::new(),
+            contexts: Vec::new(),
         };
         Directory {
             exports: states.iter().enumerate().map(export).collect(),

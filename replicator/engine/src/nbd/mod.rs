@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use lockstep_core::{Instant, IoError, PIECE_BYTES_MAX, SlotId};
 use lockstep_nbd::{Framing, Negotiation, ReplyHeader, ReplyTo, RequestParser};
 
-pub(crate) use contexts::{Context, names as context_names};
+pub(crate) use contexts::{Context, NotComplete, names as context_names};
 pub(crate) use directory::{Directory, Export};
 
 use crate::access::Guest;
@@ -62,8 +62,8 @@ pub(crate) struct Serving {
     pub(crate) resource: u16,
     pub(crate) parser: RequestParser,
     pub(crate) framing: Framing,
-    /// What its questions for block status are about, in the order that was agreed.
-    pub(crate) contexts: Vec<Context>,
+    /// What its questions for block status are about, in the order that was agreed; `None`: it is gone.
+    pub(crate) contexts: Vec<Option<Context>>,
     /// A write whose payload is arriving.
     pub(crate) write: Option<Writing>,
     /// A read that is larger than a part, and the only request under way.

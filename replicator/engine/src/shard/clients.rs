@@ -7,17 +7,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use lockstep_core::{Event, Instant, Node, ReqId};
+use lockstep_core::{Event, Instant, ReqId};
 use lockstep_nbd::{Limits, Negotiation, RequestParser, Step, TlsPolicy, Transmission};
 use rustix::io::Errno;
 
 use super::Shard;
 use super::resource::Resource;
 use super::turns::Turns;
-use crate::access::Guest;
-use crate::config::ResourceConfig;
-use crate::disk::Disk;
-use crate::nbd::{Client, Context, Directory, Export, Phase, Security, Serving};
+use crate::nbd::{Client, Context, Directory, Phase, Security, Serving};
 use crate::ring::{Completion, Fd, Op};
 use crate::token::Token;
 
@@ -98,27 +95,9 @@ impl Shard {
     }
 
     fn directory(&self, client: &Client, may_hold: bool) -> Directory {
-        let guest: Guest<'_> = client.guest();
-        let export = |(resource, config): (&Resource, &ResourceConfig)| {
-            let status = resource.node.as_ref().map(|node| (node.export(), node.status()));
-            Export {
-                name: resource.name.clone(),
-                is_elsewhere: status.as_ref().is_some_and(|(_, status)| resource.is_elsewhere(status)),
-                state: status.map(|(export, status)| (export, status.role)),
-                size_bytes: resource
-                    .node
-                    .as_ref()
-                    .and_then(|node| node.geometry())
-                    .map_or(0, |g| g.size_bytes()),
-                read_only: config.read_only,
-                admission: config.access.admit(guest),
-                peer: config.peer.as_ref().map(|peer| peer.name.clone()),
-                fast_zero: resource.storage.disk.as_ref().is_some_and(Disk::zeroes_fast),
-                is_rotational: resource.storage.disk.as_ref().is_some_and(|disk| disk.is_rotational),
-                condition: config.peer.as_ref().map_or(String::new(), |peer| condition(resource, &peer.name)),
-            }
-        };
-        let exports = self.resources.iter().zip(&self.config.resources).map(export).collect();
+        let guest = client.guest();
+        let resources = self.resources.iter().zip(&self.config.resources);
+        let exports = resources.map(|(resource, config)| resource.export(config, guest)).collect();
         let (node_name, client) = (self.config.node_name.clone(), client.address.clone());
         Directory { exports, node_name, client, may_hold, is_stopping: self.stopping.is_some() }
     }
@@ -199,8 +178,9 @@ impl Shard {
         let parser = RequestParser::new(&agreed);
         let resource = resource as u16;
         let framing = agreed.framing;
-        // Each name was offered by the directory.
-        let contexts = agreed.contexts.iter().filter_map(|name| Context::named(name)).collect();
+        // Each name was offered by the directory. A checkpoint may be gone since: its place stays.
+        let node = self.resources[usize::from(resource)].node.as_ref();
+        let contexts = agreed.contexts.iter().map(|name| Context::named(name, node)).collect();
         client.phase = Phase::Serving(Box::new(Serving {
             resource,
             parser,
@@ -442,16 +422,6 @@ impl Shard {
                 (_, Some(_)) => self.want_sweep(),
             }
         }
-    }
-}
-
-/// How the copies of a resource are, in a few words.
-fn condition(resource: &Resource, peer_name: &str) -> String {
-    let Some(status) = resource.node.as_ref().map(Node::status) else { return String::new() };
-    let own = format!(": {}, {}", status.role, status.disk);
-    match status.peers.first() {
-        Some(peer) => format!("{own}; {peer_name}: {}, {}", peer.connection, peer.replication),
-        None => own,
     }
 }
 

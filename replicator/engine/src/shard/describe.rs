@@ -3,12 +3,13 @@
 //! An answer is small, and a client whose answers wait to be sent gets no further one: what it does not read costs
 //! no more than [`WAITING_BYTES_MAX`] and one answer.
 
-use lockstep_core::ExportState;
+use lockstep_core::{ExportState, Node};
 use lockstep_nbd::{CONTEXTS_MAX, EXTENTS_MAX, Extents, NbdError, ReplyTo, put_status};
 
 use super::Shard;
 use super::requests::Next;
-use crate::nbd::Phase;
+use crate::disk::Disk;
+use crate::nbd::{NotComplete, Phase, Serving};
 
 /// Answers that may wait to be sent when a question is answered.
 const WAITING_BYTES_MAX: usize = 32 << 10;
@@ -34,14 +35,12 @@ impl Shard {
         scratch.clear();
         match entry.node.as_ref().filter(|node| node.export() == ExportState::Open) {
             Some(node) => {
-                let mut extents = Extents::new(request.length, request.req_one);
-                let mut left = request.contexts.positions().count();
-                for position in request.contexts.positions() {
-                    let Some(context) = serving.contexts.get(position) else { continue };
-                    extents.restart(request.length, request.req_one);
-                    context.describe(node, entry.storage.disk.as_ref(), request.offset, &mut extents);
-                    left -= 1;
-                    put_status(&to, position, &extents, left == 0, scratch);
+                let disk = entry.storage.disk.as_ref();
+                if describe_all(request, &to, serving, (node, disk), scratch).is_err() {
+                    scratch.clear();
+                    let why = "the checkpoint is not complete any more, or gone";
+                    let refusal = to.result(request.command, Err(NbdError::Io), why);
+                    scratch.extend_from_slice(refusal.as_bytes());
                 }
             }
             None => {
@@ -56,4 +55,24 @@ impl Shard {
         self.scratch = answer;
         Next::Again
     }
+}
+
+/// Appends one chunk for each context that is asked about.
+fn describe_all(
+    request: &lockstep_nbd::Request,
+    to: &ReplyTo,
+    serving: &Serving,
+    (node, disk): (&Node, Option<&Disk>),
+    out: &mut Vec<u8>,
+) -> Result<(), NotComplete> {
+    let mut extents = Extents::new(request.length, request.req_one);
+    let mut left = request.contexts.positions().count();
+    for position in request.contexts.positions() {
+        let context = serving.contexts.get(position).copied().flatten().ok_or(NotComplete)?;
+        extents.restart(request.length, request.req_one);
+        context.describe(node, disk, request.offset, &mut extents)?;
+        left -= 1;
+        put_status(to, position, &extents, left == 0, out);
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ mod actions;
 mod clients;
 mod control;
 mod describe;
+mod export;
 mod links;
 mod listen;
 mod reads;
