@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
     let scratch = Scratch::create()?;
     let (mut config, geometry) = config(args, &name, listeners, scratch.path())?;
     let terminator = terminator(args, &mut config)?;
-    let memory = memory_budget(&config).with_volume(&geometry, MAX_HOT_REGIONS);
+    let memory = memory_budget(&config).with_volume(&geometry, MAX_HOT_REGIONS, 0);
     let engine = Engine::start(config).map_err(|error| start_failure(&error))?;
     info!("{memory}");
     // It is open by now, and nobody needs its name.
