@@ -118,7 +118,7 @@ pub(super) fn follow(stream: &[u8], agreed: &Transmission, has_payloads: bool) -
         assert_eq!(parser.next(own), parsed, "looks behind its end");
         (0..own.len()).for_each(|cut| assert_eq!(parser.next(&own[..cut]), Parsed::NeedMore));
         if matches!(parsed, Parsed::Fatal(_)) {
-            let too_long = header.payload_bytes(agreed) > u64::from(PAYLOAD_BYTES_MAX);
+            let too_long = header.payload_bytes(agreed) > payload_bytes_max(agreed);
             assert!(!header.is_good_magic || too_long, "{header:?}");
             return Followed { is_broken: true, ..followed };
         }
@@ -128,10 +128,18 @@ pub(super) fn follow(stream: &[u8], agreed: &Transmission, has_payloads: bool) -
             None => followed.requests += 1,
             Some(_) => followed.refusals += 1,
         }
-        assert!(payload <= u64::from(PAYLOAD_BYTES_MAX), "more payload than may be thrown away");
+        assert!(payload <= payload_bytes_max(agreed), "more payload than may be thrown away");
         let skipped = if has_payloads { payload as usize } else { 0 };
         let Some(after) = rest.get(consumed + skipped..) else { return followed };
         rest = after;
+    }
+}
+
+/// Who announces payloads has learned how large they may be; of others more is read, and thrown away.
+fn payload_bytes_max(agreed: &Transmission) -> u64 {
+    match agreed.framing {
+        Framing::Extended => u64::from(agreed.export.block.max),
+        Framing::Simple | Framing::Structured => u64::from(PAYLOAD_BYTES_MAX),
     }
 }
 
