@@ -18,6 +18,8 @@ const CHANGES_MAX: usize = 6;
 /// What a client sends, message by message, and what comes of it.
 struct Session {
     messages: Vec<Vec<u8>>,
+    /// Of the listener.
+    policy: TlsPolicy,
     framing: Framing,
     contexts: Vec<&'static str>,
     requests: usize,
@@ -35,7 +37,9 @@ impl Session {
     fn new(input: &mut Input<'_>) -> Self {
         let framing = input.one_of(&[Framing::Simple, Framing::Structured, Framing::Extended]);
         let requests = input.below(REQUESTS_MAX);
-        let mut session = Session { messages: Vec::new(), framing, contexts: Vec::new(), requests };
+        let policy =
+            input.one_of(&[TlsPolicy::Off, TlsPolicy::Off, TlsPolicy::Optional, TlsPolicy::Required]);
+        let mut session = Session { messages: Vec::new(), policy, framing, contexts: Vec::new(), requests };
         session.handshake(input);
         for _ in 0..requests {
             let request = session.request(input);
@@ -52,6 +56,7 @@ impl Session {
     fn handshake(&mut self, input: &mut Input<'_>) {
         let no_zeroes = input.below(2) as u8;
         self.messages.push(vec![0, 0, 0, 1 | no_zeroes << 1]);
+        self.begin_tls(input);
         let info = [text("none"), vec![0, 0]].concat();
         let asides = [option(3, &[]), option(6, &info), option(200, b"x")];
         for _ in 0..input.below(3) {
@@ -73,6 +78,17 @@ impl Session {
             true => option(1, name.as_bytes()),
             false => option(7, &[text(name), infos.to_be_bytes().to_vec(), asked].concat()),
         });
+    }
+
+    /// Begins TLS where it is needed, and sometimes where it is only offered. What was agreed before is forgotten.
+    fn begin_tls(&mut self, input: &mut Input<'_>) {
+        let may = self.policy != TlsPolicy::Off;
+        if may && (input.flag() || self.policy == TlsPolicy::Required) {
+            for _ in 0..input.below(3) {
+                self.messages.push(option(input.one_of(&[8, 11, 3]), &[]));
+            }
+            self.messages.push(option(5, &[]));
+        }
     }
 
     /// Asks for contexts; the last time counts.
@@ -186,9 +202,9 @@ pub(crate) fn session(data: &[u8]) {
     let mut input = Input::new(data);
     let (session, messages) = made(&mut input);
     let (stream, falling) = (messages.concat(), input.u8());
-    let whole = shake(&stream, TlsPolicy::Off, Cuts::Whole);
+    let whole = shake(&stream, session.policy, Cuts::Whole);
     for cuts in [Cuts::Bytewise, Cuts::Falling(falling)] {
-        assert_eq!(shake(&stream, TlsPolicy::Off, cuts), whole, "{cuts:?}");
+        assert_eq!(shake(&stream, session.policy, cuts), whole, "{cuts:?}");
     }
     let followed = match &whole.1 {
         End::Agreed(agreed, at) => Some(follow(&stream[*at..], agreed, true)),
