@@ -1,8 +1,8 @@
 //! The metadata of one volume in memory, and the bytes of each page to write.
 //!
 //! Thin: the core decides what is written when, and waits for what the orderings ask. Invariants: slot `n`
-//! belongs to `superblock.peers[n]`, checkpoint slot `n` to `superblock.checkpoints[n]`; a Bits page counts as on disk only when its bit in the slot map is on
-//! disk too.
+//! belongs to `superblock.peers[n]`, checkpoint slot `n` to `superblock.checkpoints[n]`; a Bits page counts as on
+//! disk only when its bit in the slot map is on disk too.
 
 use alloc::vec;
 use alloc::vec::Vec;

@@ -95,16 +95,13 @@ pub(crate) fn render_refusal(refusal: &Refusal, verb: &str, resource: &str, name
         | Refusal::NotConnected(_)
         | Refusal::PeerRefused(_)
         | Refusal::Unanswered(_) => invalidate_refusal(refusal, resource, name),
-        Refusal::CheckpointNotPrimary
-        | Refusal::CheckpointDisk { .. }
-        | Refusal::CheckpointExists
-        | Refusal::CheckpointRoom { .. } => checkpoint_refusal(refusal, resource),
         Refusal::WrongRole(Role::Primary) => {
             format!("not possible while this node is Primary; first: lockstep demote {resource}")
         }
         Refusal::WrongRole(Role::Secondary) => {
             format!("not possible while this node is Secondary; first: lockstep promote {resource}")
         }
+        _ => checkpoint_refusal(refusal, resource),
     }
 }
 
@@ -152,7 +149,7 @@ fn checkpoint_refusal(refusal: &Refusal, resource: &str) -> String {
              {resource} --for uptodate"
         ),
         Refusal::CheckpointExists => format!(
-            "there is a checkpoint of this name. Take another name, or first: lockstep checkpoint delete {resource} NAME"
+            "there is a checkpoint of this name. Take another, or first: lockstep checkpoint delete {resource} NAME"
         ),
         Refusal::CheckpointRoom { room: 0 } => format!(
             "the metadata of this node has no room for checkpoints. To have it, while the peer is UpToDate: lockstep \

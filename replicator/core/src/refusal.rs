@@ -233,27 +233,36 @@ impl fmt::Display for Refusal {
                 "the connection was lost before node {} answered: look at its status, then try again",
                 n.0
             ),
-            Refusal::CheckpointNotPrimary => write!(
-                f,
-                "this node is Secondary; checkpoints are created and deleted on the Primary, and reach this node from \
-                 there. Type the command there"
-            ),
+            Refusal::CheckpointNotPrimary
+            | Refusal::CheckpointDisk { .. }
+            | Refusal::CheckpointExists
+            | Refusal::CheckpointRoom { .. } => self.fmt_checkpoint(f),
+        }
+    }
+}
+
+impl Refusal {
+    /// Those about checkpoints.
+    fn fmt_checkpoint(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Refusal::CheckpointDisk { disk } => write!(
                 f,
                 "this node's copy is {disk}: a checkpoint begins on an UpToDate one. Wait for its resync, or attach \
                  its disk"
             ),
             Refusal::CheckpointExists => {
-                write!(f, "there is a checkpoint of this name; delete it, or take another name")
+                f.write_str("there is a checkpoint of this name; delete it, or take another name")
             }
-            Refusal::CheckpointRoom { room: 0 } => write!(
-                f,
-                "the metadata of this node has no room for checkpoints: it was created without. Create it anew while the \
-                 node is down, and let the peer fill the copy: lockstep create-md R --overwrite --checkpoints 4"
+            Refusal::CheckpointRoom { room: 0 } => f.write_str(
+                "the metadata of this node was created without room for checkpoints. Create it anew while the disk is \
+                 detached, and let the peer fill the copy: lockstep create-md R --overwrite --checkpoints 4",
             ),
-            Refusal::CheckpointRoom { room } => write!(
-                f,
-                "the metadata of this node has room for {room} checkpoints, and that many exist; delete one"
+            Refusal::CheckpointRoom { room } => {
+                write!(f, "there is room for {room} checkpoints, and that many exist; delete one")
+            }
+            _ => f.write_str(
+                "this node is Secondary; checkpoints are created and deleted on the Primary, and reach this node from \
+                 there. Type the command there",
             ),
         }
     }

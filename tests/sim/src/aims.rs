@@ -90,16 +90,8 @@ pub(crate) fn aimed(bug: Bug, seed: u64) -> Setup {
             s.timing.redial_min = Duration::from_micros(100);
             s.timing.redial_max = s.timing.redial_min;
         }
-        Bug::SecondarySkipsCheckpoints | Bug::CoverSurvivesDemotion | Bug::TrustUncoveredCheckpoint => {
-            operator(&mut s, MOVES);
-            (s.checkpoints, s.faults.crash, s.faults.reset) = (4, true, true);
-            s.timing.lazy_write = Duration::from_millis(500);
-        }
-        Bug::CoolBeforeCheckpoints => {
-            s.faults = Faults { crash: true, ..Faults::default() };
-            s.checkpoints = 4;
-            s.timing.lazy_write = Duration::from_millis(500);
-        }
+        Bug::SecondarySkipsCheckpoints | Bug::CoverSurvivesDemotion => checkpoints(&mut s),
+        Bug::TrustUncoveredCheckpoint | Bug::CoolBeforeCheckpoints => checkpoints(&mut s),
         Bug::TrustOldImage => s.faults = Faults { image: true, reset: true, ..Faults::default() },
         Bug::NoTimerForRetry => {
             operator(&mut s, &[7]);
@@ -144,6 +136,13 @@ fn small(seed: u64) -> Setup {
 fn slow_copies(s: &mut Setup) {
     (s.wire_ns_per_kib, s.resync_window, s.disk_ns) = (60_000, 2, [500 * US; 2]);
     s.hot_sectors = 1024;
+}
+
+/// Bits stay in memory for long, while the Primary moves and nodes are killed.
+fn checkpoints(s: &mut Setup) {
+    operator(s, MOVES);
+    (s.checkpoints, s.faults.crash, s.faults.reset) = (4, true, true);
+    s.timing.lazy_write = Duration::from_millis(500);
 }
 
 fn operator(s: &mut Setup, verbs: &'static [u64]) {

@@ -1,8 +1,8 @@
 //! Exchange of checkpoints: the peer gets the list of the node whose list counts, and each completes the other's.
 //!
-//! The list that counts is that of the source, where there is a resync, once the bitmaps are exchanged; else that of the
-//! Primary, when mirroring begins or when it is promoted. The other node drops what is not in it, takes what is new as
-//! incomplete, records that, and answers with its own list. Then each sends the bits of every checkpoint that it has
+//! The list that counts is that of the source, where there is a resync, once the bitmaps are exchanged; else that of
+//! the Primary, when mirroring begins or when it is promoted. The other node drops what is not in it, takes what is new
+//! as incomplete, records that, and answers with its own list. Then each sends the bits of every checkpoint that it has
 //! complete and the other has not, and an end mark; whoever has received that of the other records what is complete.
 //!
 //! Why it holds. Let D be the blocks that a resync will copy: both copies are equal outside of it, or will be. The
