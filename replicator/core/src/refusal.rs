@@ -233,10 +233,7 @@ impl fmt::Display for Refusal {
                 "the connection was lost before node {} answered: look at its status, then try again",
                 n.0
             ),
-            Refusal::CheckpointNotPrimary
-            | Refusal::CheckpointDisk { .. }
-            | Refusal::CheckpointExists
-            | Refusal::CheckpointRoom { .. } => self.fmt_checkpoint(f),
+            _ => self.fmt_checkpoint(f),
         }
     }
 }
