@@ -87,6 +87,7 @@ fn only_what_changed_is_copied_and_the_backup_is_the_volume() {
     cluster.wait_synced();
     write_somewhere(&cluster.alpha, &mut rng, 5);
     cluster.alpha.kill();
+    cluster.beta.wait_connection("Connecting");
     cluster.beta.lockstep(&["promote", RESOURCE, "--peer-is-down"]).ok();
     write_somewhere(&cluster.beta, &mut rng, 5);
     let copied = copy_changed(&cluster.beta, &backup);
