@@ -112,7 +112,9 @@ pub(crate) fn points_unrest(a: &Status, b: &Status) -> Option<String> {
     };
     let same = |(a, b): (&CheckpointStatus, &CheckpointStatus)| {
         let waits = matches!(a.state, CheckpointState::Incomplete(_));
-        (a.id, &a.name, a.state) == (b.id, &b.name, b.state) && !waits
+        // Each may have its own reason for what is invalid.
+        let worth = |held: &CheckpointStatus| held.state == CheckpointState::Complete;
+        (a.id, &a.name, worth(a)) == (b.id, &b.name, worth(b)) && !waits
     };
     let (a, b) = (sorted(a), sorted(b));
     let equal = a.len() == b.len() && a.iter().zip(&b).all(same);
