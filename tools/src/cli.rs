@@ -398,6 +398,9 @@ pub(crate) struct Nbd {
     /// Name of the export [default: the name of the file]; the empty name always works.
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Serve one client on standard input and output, and end with it.
+    #[arg(long, conflicts_with_all = ["unix", "tcp"])]
+    pub(crate) stdio: bool,
     /// Listen on a unix socket.
     #[arg(long, value_name = "PATH")]
     pub(crate) unix: Option<PathBuf>,

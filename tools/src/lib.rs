@@ -21,6 +21,7 @@ mod plain;
 mod refusal;
 mod secret;
 mod status;
+mod stdio;
 mod text;
 mod tls;
 mod verbs;

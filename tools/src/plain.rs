@@ -9,6 +9,7 @@ use crate::daemon::{memory_budget, memory_max_bytes, start_failure, start_log, w
 use crate::failure::Failure;
 use crate::inherited::{self, Place};
 use crate::secret::random;
+use crate::stdio::Stdio;
 use crate::text;
 use crate::tls::{self, Terminator};
 use lockstep_bitmap::{
@@ -25,6 +26,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tracing::info;
 
 const BLOCK_SHIFT: u8 = 12;
@@ -42,26 +44,42 @@ const START_WAIT: Duration = Duration::from_secs(10);
 /// Serve until stopped.
 pub(crate) fn run(args: &Nbd) -> Result<(), Failure> {
     start_log();
-    let listeners = listeners(args)?;
+    let mut listeners = listeners(args)?;
     let name = export_name(args)?;
     let scratch = Scratch::create()?;
+    let stdio = args.stdio.then(|| Stdio::bind(scratch.path())).transpose().map_err(stdio_failure)?;
+    if let Some(stdio) = &stdio {
+        let socket = Arc::new(stdio.listener().map_err(stdio_failure)?);
+        let tls = if args.tls_cert.is_some() { TlsPolicy::Optional } else { TlsPolicy::Off };
+        listeners.push(NbdListener { place: Listener::Inherited { socket, place: None }, tls });
+    }
     let (mut config, geometry) = config(args, &name, listeners, scratch.path())?;
     let terminator = terminator(args, &mut config)?;
     let memory = memory_budget(&config).with_volume(&geometry, MAX_HOT_REGIONS, 0);
     let engine = Engine::start(config).map_err(|error| start_failure(&error))?;
     info!("{memory}");
-    // It is open by now, and nobody needs its name.
-    drop(scratch);
     open_export(&engine, &name)?;
+    let (end, ended) = oneshot::channel();
+    // Without an only client nobody ever says that it has gone.
+    let _never = match &stdio {
+        Some(stdio) => stdio.connect(end).map(|()| None).map_err(stdio_failure)?,
+        None => Some(end),
+    };
+    // All of it is open by now, and nobody needs its name.
+    drop(scratch);
     let pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     info!("serving {} as \"{name}\"", args.file.display());
-    let signal = wait_for_signal();
+    let signal = wait_for_signal(async { drop(ended.await) });
     drop(pid_file);
     engine.stop();
     if let Some(terminator) = terminator {
         terminator.finish();
     }
     signal
+}
+
+fn stdio_failure(error: std::io::Error) -> Failure {
+    Failure::generic(format!("standard input and output: {error}"))
 }
 
 /// As told, or that of the file, within the bounds of what a resource may be called.
@@ -202,9 +220,9 @@ fn listeners(args: &Nbd) -> Result<Vec<NbdListener>, Failure> {
     if let Some(address) = args.tcp {
         listeners.push(NbdListener { place: Listener::Tcp(address), tls: tcp(address, "--tcp")? });
     }
-    match listeners.is_empty() {
+    match listeners.is_empty() && !args.stdio {
         true => Err(Failure::usage(
-            "nowhere to listen; give --unix PATH or --tcp ADDR:PORT, or sockets by LISTEN_FDS",
+            "nowhere to listen; give --unix PATH, --tcp ADDR:PORT or --stdio, or sockets by LISTEN_FDS",
         )),
         false => Ok(listeners),
     }

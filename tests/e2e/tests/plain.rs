@@ -85,3 +85,35 @@ fn what_cannot_be_served_is_refused_in_words() {
     std::fs::write(&free, [1; 1024]).expect("a file");
     lockstep(&["nbd", text(&free), "--unix", text(&taken)]).refused(11, &["nbd.sock", "in use"]);
 }
+
+/// Starts the server on its standard streams, twice: a client that takes its leave, and one that just goes.
+const ON_STANDARD_STREAMS: &str = r#"
+import nbd, sys
+for leaves in (True, False):
+    h = nbd.NBD()
+    h.connect_command(sys.argv[1:])
+    big = bytes([3 + leaves]) * (5 << 20)
+    h.pwrite(big, 1 << 20)
+    h.flush()
+    assert h.pread(len(big), 1 << 20) == big
+    if leaves:
+        h.shutdown()
+    del h
+"#;
+
+#[test]
+fn one_client_is_served_on_the_standard_streams() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("disk.img");
+    std::fs::File::create(&file).and_then(|file| file.set_len(SIZE_BYTES)).expect("a file");
+    let words = [text(&binary()), "nbd", text(&file), "--stdio"].map(String::from);
+    tool("python3").args(["-c", ON_STANDARD_STREAMS]).args(&words).run().ok();
+    let bytes = std::fs::read(&file).expect("the file");
+    assert!(bytes[1 << 20..6 << 20].iter().all(|byte| *byte == 3));
+    // Input that ends at once: the greeting, and an end that is none of ours to complain about.
+    let input = std::process::Stdio::null();
+    let ran = Command::new(binary()).args(&words[1..]).stdin(input).output().expect("it runs");
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(ran.stdout.starts_with(b"NBDMAGICIHAVEOPT"), "{ran:?}");
+    lockstep(&["nbd", text(&file), "--stdio", "--unix", "/nonexistent"]).refused(2, &["--stdio", "--unix"]);
+}

@@ -103,8 +103,8 @@ async fn serve_until_signal(
     Ok(())
 }
 
-/// Returns when the process is told to stop.
-pub(crate) fn wait_for_signal() -> Result<(), Failure> {
+/// Returns when the process is told to stop, or what it does has ended.
+pub(crate) fn wait_for_signal(ended: impl Future<Output = ()>) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::generic(format!("waiting for a signal: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
@@ -113,6 +113,7 @@ pub(crate) fn wait_for_signal() -> Result<(), Failure> {
         tokio::select! {
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
+            () = ended => Ok(()),
         }
     })
 }
