@@ -24,6 +24,8 @@ const ELSEWHERE: &[(&str, &str, &[&str])] = &[
         &["modprobe nbd", "nbd-client -unix", "mkfs.ext4 -q /dev/nbd0", "mount /dev/nbd0 /mnt"],
     ),
     ("umount /mnt", "tests/vm/move.sh", &["umount /mnt", "nbd-client -d /dev/nbd0"]),
+    // Names and certificates of machines that are not these.
+    ("nbdinfo 'nbds://", "tests/e2e/tests/tls.rs", &["nbds", "tls-creds-x509"]),
     // The address is what QEMU takes; that it boots from it needs no test of ours.
     ("qemu-system-x86_64", "tests/e2e/tests/clients.rs", &["qemu_uri"]),
 ];
