@@ -71,6 +71,9 @@ pub(crate) struct Walk {
     _dir: TempDir,
 }
 
+/// Draws after which no step is left that makes sense.
+const DRAWS_MAX: u32 = 1000;
+
 impl Walk {
     /// Both copies equal and mirrored, alpha Primary, writers at work.
     pub(crate) fn new(seed: u64) -> Walk {
@@ -125,12 +128,9 @@ impl Walk {
         let mut rng = Rng::new(number);
         println!("episode LOCKSTEP_SEED={number}, {} is Primary", NAMES[self.primary]);
         for _ in 0..1 + rng.below(5) {
-            let step = loop {
-                let step = draw(&mut rng);
-                if self.may(step) {
-                    break step;
-                }
-            };
+            // With both nodes frozen, the wire cut and a disk sick nothing else may be done to them.
+            let mut drawn = (0..DRAWS_MAX).map(|_| draw(&mut rng));
+            let Some(step) = drawn.find(|step| self.may(*step)) else { break };
             println!("  {step:?}");
             self.take(step, &mut rng);
             self.steps += 1;
