@@ -117,3 +117,57 @@ fn one_client_is_served_on_the_standard_streams() {
     assert!(ran.stdout.starts_with(b"NBDMAGICIHAVEOPT"), "{ran:?}");
     lockstep(&["nbd", text(&file), "--stdio", "--unix", "/nonexistent"]).refused(2, &["--stdio", "--unix"]);
 }
+
+/// One client zeroes everything in a single request with extended headers, written by hand; another one goes on
+/// meanwhile, and says how many of its requests were answered before that one.
+const ALL_AT_ONCE: &str = r#"
+import nbd, socket, struct, sys
+path, size = sys.argv[1], int(sys.argv[2])
+s = socket.socket(socket.AF_UNIX)
+s.connect(path)
+def receive(count):
+    data = b""
+    while len(data) < count:
+        part = s.recv(count - len(data))
+        assert part, "closed"
+        data += part
+    return data
+def option(number, data):
+    s.sendall(b"IHAVEOPT" + struct.pack(">II", number, len(data)) + data)
+    kind = 0
+    while kind != 1:
+        _, _, kind, length = struct.unpack(">QIII", receive(20))
+        receive(length)
+        assert kind < 1 << 31, hex(kind)
+receive(18)
+s.sendall(struct.pack(">I", 3))
+option(11, b"")
+option(7, struct.pack(">IH", 0, 0))
+other = nbd.NBD()
+other.connect_unix(path)
+s.sendall(struct.pack(">IHHQQQ", 0x21e41c71, 0, 6, 7, 0, size))
+s.setblocking(False)
+answered = 0
+while True:
+    try:
+        s.recv(1, socket.MSG_PEEK)
+        break
+    except BlockingIOError:
+        other.pwrite(b"x" * 4096, size - 4096)
+        other.pread(4096, 0)
+        answered += 2
+s.setblocking(True)
+magic, flags, kind, cookie, offset, length = struct.unpack(">IHHQQQ", receive(32))
+assert (magic, flags, kind, cookie, length) == (0x6e8a278c, 1, 0, 7, 0)
+print(answered)
+"#;
+
+#[test]
+fn a_request_for_everything_disturbs_nobody() {
+    const LARGE_BYTES: u64 = 64 << 30;
+    let served = Plain::start(LARGE_BYTES, &[]);
+    let size = LARGE_BYTES.to_string();
+    let said = tool("python3").args(["-c", ALL_AT_ONCE]).arg(served.socket()).arg(size).run().ok();
+    let answered: u64 = said.trim().parse().expect("a number");
+    assert!(answered >= 100, "only {answered} requests were answered beside one of {LARGE_BYTES} bytes");
+}
