@@ -5,7 +5,7 @@ use crate::tls::tests::{Authority, Folder, Identity};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream as Socket;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
@@ -152,8 +152,11 @@ fn a_certificate_of_somebody_else_ends_the_connection() {
     let _ = client.write_all(b"x");
     assert_closed(&mut held.end);
     assert!(held.names.try_recv().is_err(), "nobody was let in");
+    // The alert is lost where what the client had sent on top meets a socket that is closed already.
     let refused = client.read(&mut [0]).unwrap_err();
-    assert!(refused.to_string().contains("fatal alert"), "{refused}");
+    let is_told = refused.to_string().contains("fatal alert");
+    let is_closed = matches!(refused.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
+    assert!(is_told || is_closed, "{refused}");
     scene.wait_idle();
 }
 
