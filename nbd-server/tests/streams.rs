@@ -10,6 +10,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+const EXTENDED_HEADERS: u32 = 11;
+/// The maximum block of the export of `common`.
+const BLOCK_BYTES_MAX: u64 = 16 << 10;
+
 fn option(number: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = b"IHAVEOPT".to_vec();
     bytes.extend_from_slice(&number.to_be_bytes());
@@ -32,6 +36,7 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
         Just(option(8, &[])),
         Just(option(6, &go(b"v0"))),
         Just(option(7, &go(b"standby"))),
+        Just(option(EXTENDED_HEADERS, &[])),
         (9_u32..20, vec(any::<u8>(), 0..40)).prop_map(|(number, data)| option(number, &data)),
     ]
 }
@@ -60,8 +65,20 @@ fn any_request() -> impl Strategy<Value = Request> {
     )
 }
 
-fn with_payload(request: &Request) -> Vec<u8> {
+/// The header with the magic and the length of extended headers; a payload has to be announced there.
+fn extended(request: &Request) -> Vec<u8> {
     let mut bytes = request.encode().to_vec();
+    bytes[..4].copy_from_slice(&0x21e4_1c71_u32.to_be_bytes());
+    if request.command == Command::Write {
+        bytes[5] |= 1 << 5;
+    }
+    bytes.truncate(24);
+    bytes.extend_from_slice(&request.length.to_be_bytes());
+    bytes
+}
+
+fn with_payload(header: &[u8], request: &Request) -> Vec<u8> {
+    let mut bytes = header.to_vec();
     bytes.extend((0..request.payload_bytes()).map(|index| (index ^ request.cookie) as u8));
     bytes
 }
@@ -72,7 +89,14 @@ fn any_stream() -> impl Strategy<Value = Vec<u8>> {
         let mut stream = vec![0, 0, 0, 3];
         options.iter().for_each(|bytes| stream.extend_from_slice(bytes));
         stream.extend_from_slice(&option(7, &go(b"v0")));
-        requests.iter().for_each(|request| stream.extend(with_payload(request)));
+        // Every other form of this option is refused, and every other option leaves the headers as they are.
+        let is_extended = options.contains(&option(EXTENDED_HEADERS, &[]));
+        // Who announces payloads knows how long they may be: a longer one ends the connection.
+        let fits = |request: &&Request| !is_extended || request.payload_bytes() <= BLOCK_BYTES_MAX;
+        for request in requests.iter().filter(fits) {
+            let header = if is_extended { extended(request) } else { request.encode().to_vec() };
+            stream.extend(with_payload(&header, request));
+        }
         stream
     })
 }
@@ -161,7 +185,7 @@ proptest! {
         let mut model = vec![0_u8; DISK_BYTES];
         for request in &requests {
             server.output.clear();
-            server.feed(&with_payload(request));
+            server.feed(&with_payload(&request.encode(), request));
             check_answer(request, structured, &mut model, &server.output)?;
         }
         prop_assert_eq!(server.disk(), &model[..]);
@@ -204,7 +228,7 @@ fn expected_error(request: &Request, structured: bool) -> Option<NbdError> {
     let flags_fit = (!request.no_hole || request.command == Command::WriteZeroes)
         && (!request.df || (request.command == Command::Read && structured));
     let end = request.offset.checked_add(request.length);
-    let too_long = request.length > 16 << 10;
+    let too_long = request.length > BLOCK_BYTES_MAX;
     match request.command {
         _ if !flags_fit => Some(NbdError::Invalid),
         Command::Flush => None,
@@ -249,7 +273,7 @@ fn check_answer(
     }
     let range = request.offset as usize..request.offset as usize + request.length as usize;
     match request.command {
-        Command::Write => model[range].copy_from_slice(&with_payload(request)[28..]),
+        Command::Write => model[range].copy_from_slice(&with_payload(&request.encode(), request)[28..]),
         Command::Trim | Command::WriteZeroes => model[range].fill(0),
         Command::Read => prop_assert_eq!(rest, &model[range]),
         _ => {}
