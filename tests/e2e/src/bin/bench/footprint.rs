@@ -1,9 +1,10 @@
 //! What Lockstep takes when it does nothing: processor time of a connected pair, and start-up and memory with
 //! 1 TiB.
 
+use crate::Options;
+use crate::report::{Section, Table};
 use lockstep_e2e::{Cluster, Node, Plan, RESOURCE};
-use serde_json::{Value, json};
-use std::fmt;
+use serde_json::json;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -12,36 +13,23 @@ const LARGE_BYTES: u64 = 1 << 40;
 /// `USER_HZ`, which is 100 on every platform that this runs on.
 const TICKS_PER_S: f64 = 100.0;
 
-/// The figures.
-pub(crate) struct Footprint {
-    idle_cpu_percent: f64,
-    start_ms: f64,
-    rss_bytes: u64,
-}
-
-impl Footprint {
-    pub(crate) fn to_json(&self) -> Value {
-        json!({ "idle_cpu_percent": self.idle_cpu_percent, "start_1tib_ms": self.start_ms,
-                "rss_1tib_bytes": self.rss_bytes })
-    }
-}
-
-impl fmt::Display for Footprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "idle pair: {:.2} % of one processor, both daemons", self.idle_cpu_percent)?;
-        writeln!(f, "1 TiB volume: {:.0} ms until the daemon answers", self.start_ms)?;
-        write!(f, "1 TiB volume: {} MiB resident", self.rss_bytes >> 20)
-    }
-}
-
-pub(crate) fn measure() -> Footprint {
+/// Both.
+pub(crate) fn measure(_: &Options) -> Section {
     let idle_cpu_percent = idle_cpu_percent();
     let mut cluster = Cluster::new(&Plan { size_bytes: LARGE_BYTES, ..Plan::default() });
     cluster.alpha.lockstep(&["create-md", RESOURCE, "--source"]).ok();
     let begin = Instant::now();
     cluster.alpha.start();
     let start_ms = begin.elapsed().as_secs_f64() * 1000.0;
-    Footprint { idle_cpu_percent, start_ms, rss_bytes: cluster.alpha.rss_bytes() }
+    let rss_bytes = cluster.alpha.rss_bytes();
+    let mut table = Table::new("Doing nothing", &["", "figure"]);
+    let mut row = |name: &str, figure: String| table.row([name.to_string(), figure]);
+    row("idle pair, both daemons, of one processor", format!("{idle_cpu_percent:.2} %"));
+    row("1 TiB volume, until the daemon answers", format!("{start_ms:.0} ms"));
+    row("1 TiB volume, resident", format!("{} MiB", rss_bytes >> 20));
+    table.data = json!({ "idle_cpu_percent": idle_cpu_percent, "start_1tib_ms": start_ms,
+                         "rss_1tib_bytes": rss_bytes });
+    Section { tables: vec![table], ..Section::default() }
 }
 
 /// Nothing is awaited here: the passing of time itself is what is measured.

@@ -1,32 +1,30 @@
-//! `bench [--quick] [--json FILE]`: Lockstep beside what people compare it with, in one run, as ratios.
+//! `bench [--quick] [--json FILE] [SECTION...]`: Lockstep beside what people compare it with, in one run, as
+//! ratios.
 //!
-//! The same load of fio goes in turn to Lockstep (two copies), nbdkit (one copy) and QEMU's synchronous
-//! mirror (two copies), all with data in memory and unix sockets, several rounds; a figure is the median of
-//! its rounds. Figures of two machines, or of two runs on a busy one, are not comparable; the ratios within a
-//! run are.
+//! Figures of two machines, or of two runs on a busy one, are not comparable; the ratios within a run are. So
+//! whatever is compared runs in turn, several rounds, and a figure is the median of its rounds. The report goes
+//! to `target/bench` as Markdown, with a table per measurement.
 
 mod contender;
 mod footprint;
+mod load;
+mod report;
 mod resync;
 
-use contender::Contender;
 use lockstep_e2e::{binary, tool};
+use report::Section;
 use serde_json::{Value, json};
+use std::path::Path;
 
-const LOAD_BYTES: u64 = 256 << 20;
+/// Bytes that a load works on.
+pub(crate) const LOAD_BYTES: u64 = 256 << 20;
 
-/// One kind of load.
-struct Load {
-    name: &'static str,
-    block: &'static str,
-    depth: u32,
-}
+/// A section of the report.
+type Measure = fn(&Options) -> Section;
 
-const LOADS: [Load; 3] = [
-    Load { name: "4k random write, depth 1", block: "4k", depth: 1 },
-    Load { name: "4k random write, depth 32", block: "4k", depth: 32 },
-    Load { name: "128k random write, depth 8", block: "128k", depth: 8 },
-];
+/// Every section by its name, in the order of the report.
+const SECTIONS: &[(&str, Measure)] =
+    &[("load", load::measure), ("idle", footprint::measure), ("resync", resync::measure)];
 
 /// What one run of fio measured.
 #[derive(Clone, Copy)]
@@ -36,80 +34,66 @@ struct Sample {
     p99_us: f64,
 }
 
-struct Options {
-    rounds: usize,
-    runtime_s: u32,
+/// How much to measure.
+pub(crate) struct Options {
+    /// Runs of each contender under each load.
+    pub(crate) rounds: usize,
+    /// Of each run.
+    pub(crate) runtime_s: u32,
+    /// A short run, to see that everything works.
+    pub(crate) quick: bool,
     json: Option<String>,
+    /// Empty: all.
+    sections: Vec<String>,
 }
 
 fn main() {
     let options = options();
     println!("binary: {}", binary().display());
-    let contenders = contender::all(LOAD_BYTES);
-    for contender in &contenders {
-        fio(&contender.uri, &["--rw=write", "--bs=1M", "--iodepth=8"], None);
+    let mut markdown = "# Benchmarks\n\n".to_string();
+    let mut sections = serde_json::Map::new();
+    for (name, measure) in SECTIONS {
+        if !options.sections.is_empty() && !options.sections.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let section = measure(&options);
+        for table in &section.tables {
+            println!("{table}");
+            markdown += &format!("{}\n", table.to_markdown());
+        }
+        let tables: Vec<Value> = section.tables.iter().map(report::Table::to_json).collect();
+        sections.insert(name.to_string(), Value::Array(tables));
     }
-    let mut results = Vec::new();
-    for load in &LOADS {
-        results.push(measure(load, &contenders, &options));
-    }
-    drop(contenders);
-    let footprint = footprint::measure();
-    println!("\n{footprint}");
-    let resync = resync::measure(options.runtime_s);
-    println!("\n{resync}");
-    if let Some(file) = options.json {
-        let document = json!({ "schema": 1, "loads": results, "footprint": footprint.to_json(),
-                              "resync": resync.to_json() });
-        std::fs::write(&file, format!("{document:#}\n")).unwrap_or_else(|error| panic!("{file}: {error}"));
-    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench");
+    std::fs::create_dir_all(&folder).expect("the folder of the report");
+    write(&folder.join("report.md"), &markdown);
+    let document = json!({ "schema": 2, "sections": sections });
+    let file = options.json.map_or(folder.join("report.json"), Into::into);
+    write(&file, &format!("{document:#}\n"));
+}
+
+fn write(file: &Path, text: &str) {
+    std::fs::write(file, text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    println!("wrote {}", file.display());
 }
 
 fn options() -> Options {
-    let mut options = Options { rounds: 11, runtime_s: 2, json: None };
+    let mut options = Options { rounds: 11, runtime_s: 2, quick: false, json: None, sections: Vec::new() };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--quick" => (options.rounds, options.runtime_s) = (3, 1),
+            "--quick" => (options.rounds, options.runtime_s, options.quick) = (3, 1, true),
             "--json" => options.json = arguments.next(),
+            name if SECTIONS.iter().any(|(known, _)| *known == name) => options.sections.push(argument),
             _ => {
-                eprintln!("usage: bench [--quick] [--json FILE]");
+                let names: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
+                eprintln!("usage: bench [--quick] [--json FILE] [SECTION...]");
+                eprintln!("sections: {}", names.join(", "));
                 std::process::exit(2);
             }
         }
     }
     options
-}
-
-/// All contenders under one load, in turn, so that what else the machine does hits all of them.
-fn measure(load: &Load, contenders: &[Contender], options: &Options) -> Value {
-    let depth = format!("--iodepth={}", load.depth);
-    let block = format!("--bs={}", load.block);
-    let mut samples = vec![Vec::new(); contenders.len()];
-    for _ in 0..options.rounds {
-        for (contender, samples) in contenders.iter().zip(&mut samples) {
-            samples.push(fio(&contender.uri, &["--rw=randwrite", &block, &depth], Some(options.runtime_s)));
-        }
-    }
-    let medians: Vec<Sample> = samples.iter().map(|samples| median(samples)).collect();
-    println!("\n{} (median of {} x {} s)", load.name, options.rounds, options.runtime_s);
-    println!("  {:24} {:>10} {:>12} {:>20}", "", "per second", "latency us", "lockstep is x times");
-    for (contender, sample) in contenders.iter().zip(&medians) {
-        let ratio = medians[0].iops / sample.iops;
-        println!("  {:24} {:>10.0} {:>12.1} {:>20.2}", contender.name, sample.iops, sample.latency_us, ratio);
-    }
-    let rows = contenders.iter().zip(&medians).map(|(contender, sample)| {
-        json!({ "name": contender.name, "iops": sample.iops, "latency_us": sample.latency_us,
-                "p99_us": sample.p99_us, "lockstep_ratio": medians[0].iops / sample.iops })
-    });
-    json!({ "load": load.name, "rounds": options.rounds, "results": rows.collect::<Vec<_>>() })
-}
-
-/// By the number of requests per second.
-fn median(samples: &[Sample]) -> Sample {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(|a, b| a.iops.total_cmp(&b.iops));
-    sorted[sorted.len() / 2]
 }
 
 fn fio(uri: &str, arguments: &[&str], runtime_s: Option<u32>) -> Sample {

@@ -2,17 +2,17 @@
 //! writes feel of it.
 
 use crate::contender::{self, Contender};
-use crate::{Sample, fio};
+use crate::report::{Section, Table};
+use crate::{Options, Sample, fio};
 use lockstep_e2e::{Cluster, Plan, RESOURCE, Rng, qemu_uri, tool};
-use serde_json::{Value, json};
-use std::fmt;
+use serde_json::json;
 use std::io::Write;
 use std::time::Instant;
 
 const SIZE_BYTES: u64 = 512 << 20;
 
 /// The figures.
-pub(crate) struct Resync {
+struct Resync {
     copy_mib_per_s: f64,
     nbdcopy_mib_per_s: f64,
     compare_mib_per_s: f64,
@@ -23,27 +23,29 @@ pub(crate) struct Resync {
 }
 
 impl Resync {
-    pub(crate) fn to_json(&self) -> Value {
-        json!({ "copy_mib_per_s": self.copy_mib_per_s, "nbdcopy_mib_per_s": self.nbdcopy_mib_per_s,
-                "compare_mib_per_s": self.compare_mib_per_s, "p99_alone_us": self.alone.p99_us,
-                "p99_beside_us": self.beside.p99_us, "beside_until_the_end": self.is_beside })
-    }
-}
-
-impl fmt::Display for Resync {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn to_table(&self) -> Table {
+        let mut table = Table::new("Resync of 512 MiB", &["", "figure"]);
+        let mut row = |name: &str, figure: String| table.row([name.to_string(), figure]);
         let ratio = self.copy_mib_per_s / self.nbdcopy_mib_per_s;
-        writeln!(f, "whole copy: {:.0} MiB/s, {ratio:.2} x nbdcopy", self.copy_mib_per_s)?;
-        writeln!(f, "comparison of equal copies: {:.0} MiB/s", self.compare_mib_per_s)?;
-        let (alone, beside) = (self.alone, self.beside);
-        write!(f, "4k writes, depth 8: {:.0}/s, p99 {:.0} us; ", alone.iops, alone.p99_us)?;
+        row("whole copy", format!("{:.0} MiB/s, {ratio:.2} x nbdcopy", self.copy_mib_per_s));
+        row("comparison of equal copies", format!("{:.0} MiB/s", self.compare_mib_per_s));
+        let load = |load: Sample| format!("{:.0}/s, p99 {:.0} us", load.iops, load.p99_us);
+        row("4k writes, depth 8", load(self.alone));
         let until = if self.is_beside { "all the time" } else { "not to the end" };
-        write!(f, "beside a resync ({until}): {:.0}/s, p99 {:.0} us", beside.iops, beside.p99_us)
+        row(&format!("the same beside a resync ({until})"), load(self.beside));
+        table.data = json!({ "copy_mib_per_s": self.copy_mib_per_s,
+            "nbdcopy_mib_per_s": self.nbdcopy_mib_per_s,
+            "compare_mib_per_s": self.compare_mib_per_s, "p99_alone_us": self.alone.p99_us,
+            "p99_beside_us": self.beside.p99_us, "beside_until_the_end": self.is_beside });
+        table
     }
 }
 
-/// `runtime_s`: of each load.
-pub(crate) fn measure(runtime_s: u32) -> Resync {
+pub(crate) fn measure(options: &Options) -> Section {
+    Section { tables: vec![figures(options.runtime_s).to_table()], ..Section::default() }
+}
+
+fn figures(runtime_s: u32) -> Resync {
     let mut cluster = Cluster::new(&Plan {
         size_bytes: SIZE_BYTES,
         max_hot_bytes: SIZE_BYTES,
