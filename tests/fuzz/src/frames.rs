@@ -52,13 +52,6 @@ fn check_header(head: &[u8; FRAME_BYTES]) {
     }
 }
 
-/// What a node sends is what its peer takes.
-pub(crate) fn check_sent(frame: &Frame, body: &[u8]) {
-    let body_bytes = frame.payload().map_or(body.len() as u32, |(_, len)| len);
-    let head = frame.encode(body_bytes, 7, crc32c);
-    assert_eq!(Frame::decode(&head, crc32c), Ok((*frame, body_bytes, 7)), "with {body_bytes} bytes");
-}
-
 /// Two snapshots, and a log, of any bytes.
 pub(crate) fn snapshots(data: &[u8]) {
     let mut input = Input::new(data);

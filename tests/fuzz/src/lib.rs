@@ -12,7 +12,6 @@ mod metadata;
 mod models;
 pub mod mutate;
 mod nbd;
-pub mod pair;
 mod peer;
 mod written;
 

@@ -1,17 +1,18 @@
 //! A node whose peer sends it anything, at any moment of a link's life.
 //!
 //! Two real nodes work with each other, so that a script reaches every state; on the way their frames are changed,
-//! dropped, doubled, put in another order, and frames that nobody sent are put between them. Beside what `pair` holds
-//! each node to, asserted: whatever was received, when the link is gone and the node was told to leave it comes to
-//! rest, with every request and command answered and no slot, piece or operation left.
+//! dropped, doubled, put in another order, and frames that nobody sent are put between them. Beside what `tests/pair`
+//! holds each node to, asserted: whatever was received, when the link is gone and the node was told to leave it comes
+//! to rest, with every request and command answered and no slot, piece or operation left.
 
 use lockstep_bitmap::{ByteRange, NodeId};
 use lockstep_core::{Command, DiskError, FRAME_BYTES, Frame, RequestKind, SyncOrder};
+use lockstep_pair::{Packet, Pair, Shape, Start};
 
 use crate::frames::sealed;
 use crate::input::Input;
-use crate::pair::{Packet, Pair, SIZE_BYTES, Start};
 
+const SHAPE: Shape = Shape::SMALL;
 /// Steps of one script at most.
 const STEPS_MAX: usize = 300;
 /// Deadlines that may pass until a node which was told to leave has come to rest.
@@ -38,7 +39,7 @@ fn begin(input: &mut Input<'_>) -> Pair {
         [Start::Source, Start::Source],
         [Start::Fresh, Start::Source],
     ]);
-    let mut pair = Pair::new(starts);
+    let mut pair = Pair::new(SHAPE, starts);
     (pair.differing, pair.zero) = (input.u64(), input.u64());
     let prelude = input.below(4);
     if prelude >= 1 {
@@ -159,7 +160,7 @@ fn any_frame(input: &mut Input<'_>) -> Option<Frame> {
     let offset = match input.below(8) {
         0 => input.u64(),
         1 => u64::from(input.u32()),
-        _ => u64::from(input.u16()) * 512 % SIZE_BYTES,
+        _ => u64::from(input.u16()) * 512 % SHAPE.size_bytes,
     };
     let len = match input.below(4) {
         0 => 0,

@@ -2,7 +2,7 @@
 
 use lockstep_bitmap::ByteRange;
 use lockstep_core::{Command, DiskState, Done, ReplicationState, RequestKind};
-use lockstep_fuzz::pair::{Pair, SIZE_BYTES, Start};
+use lockstep_pair::{Pair, Shape, Start};
 
 const WARM_UP: u64 = 4000;
 const COUNTED: u64 = 40_000;
@@ -18,7 +18,8 @@ fn in_lockstep(pair: &Pair) -> bool {
 /// The n-th request: all kinds, aligned and not, several at a time, hot regions come and go.
 fn request(pair: &mut Pair, n: u64) {
     let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-    let (offset, len) = (mixed % (SIZE_BYTES - (1 << 19)), 1 + (mixed >> 24) % (1 << (9 + n % 10)));
+    let (offset, len) =
+        (mixed % (Shape::SMALL.size_bytes - (1 << 19)), 1 + (mixed >> 24) % (1 << (9 + n % 10)));
     let aligned = ByteRange::new(offset / 4096 * 4096, (len / 4096 + 1) * 4096);
     let fua = n.is_multiple_of(7);
     match n % 10 {
@@ -46,7 +47,7 @@ fn serve(pair: &mut Pair, requests: std::ops::Range<u64>) {
 
 #[test]
 fn no_request_takes_memory_in_the_core() {
-    let mut pair = Pair::new([Start::Source, Start::Fresh]);
+    let mut pair = Pair::new(Shape::SMALL, [Start::Source, Start::Fresh]);
     pair.until(10, |_| false);
     let id = pair.command(0, Command::Promote { peer_is_down: false, accept_data_loss: false });
     assert!(pair.until(100, in_lockstep), "no lockstep");
