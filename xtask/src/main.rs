@@ -5,6 +5,7 @@
 
 mod bans;
 mod cited;
+mod count;
 mod e2e;
 mod fuzz;
 mod memory;
@@ -35,6 +36,7 @@ usage: cargo xtask COMMAND
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
                       (--matrix: every way to attach the kernel's client against restart and failover, as a table)
   bench ARGS          the benchmarks
+  count [--update]    instructions of the data path against tests/count/baseline.json (--update: write it)
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, by
 LOCKSTEP_TORTURE_MINUTES and by LOCKSTEP_SIM_SEEDS.";
 
@@ -68,6 +70,8 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["vm", "--matrix"] => vm::vm(vm::KERNELS, vm::Job::Matrix),
         ["vm", kernel] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], TEST),
         ["vm", kernel, "--matrix"] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], vm::Job::Matrix),
+        ["count"] => count::count(false),
+        ["count", "--update"] => count::count(true),
         ["bench", rest @ ..] => suite::bench(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

@@ -31,7 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-system-x86", "the guest's machine"),
     ("qemu-utils", "qemu-io, qemu-img"),
     ("util-linux", "mount, flock, unshare"),
-    ("valgrind", "memory of the pure crates"),
+    ("valgrind", "memory and instructions of the pure crates"),
     ("xfsprogs", "file systems in tests"),
 ];
 

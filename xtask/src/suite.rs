@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::shell::{self, PROFILE, Run, cargo};
-use crate::{bans, e2e, fuzz, memory, setup, tidy, vm};
+use crate::{bans, count, e2e, fuzz, memory, setup, tidy, vm};
 
 /// How much of the suite to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,7 @@ pub(crate) fn run(extent: Extent) -> Result<()> {
     stages.run("bans", bans::bans);
     stages.run("clippy", clippy);
     stages.run("unit", unit);
+    stages.run("count", || count::count(false));
     stages.run("simulator", || sim(&["seeds", &extent.seeds()]));
     stages.run("small scope", || sim(&["small"]));
     stages.run("canaries", || sim(&["canary"]).and_then(|()| sim(&["canary", "--small"])));
