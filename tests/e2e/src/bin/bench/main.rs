@@ -6,10 +6,12 @@
 //! to `target/bench` as Markdown, with a table per measurement.
 
 mod contender;
+mod degraded;
 mod footprint;
 mod load;
 mod report;
 mod resync;
+mod timed;
 
 use lockstep_e2e::{binary, tool};
 use report::Section;
@@ -23,8 +25,12 @@ pub(crate) const LOAD_BYTES: u64 = 256 << 20;
 type Measure = fn(&Options) -> Section;
 
 /// Every section by its name, in the order of the report.
-const SECTIONS: &[(&str, Measure)] =
-    &[("load", load::measure), ("idle", footprint::measure), ("resync", resync::measure)];
+const SECTIONS: &[(&str, Measure)] = &[
+    ("load", load::measure),
+    ("idle", footprint::measure),
+    ("resync", resync::measure),
+    ("degraded", degraded::measure),
+];
 
 /// What one run of fio measured.
 #[derive(Clone, Copy)]
