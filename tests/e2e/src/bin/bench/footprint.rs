@@ -42,7 +42,7 @@ fn idle_cpu_percent() -> f64 {
 }
 
 /// Seconds of processor time of a node's daemon, user and system.
-fn cpu_s(node: &Node) -> f64 {
+pub(crate) fn cpu_s(node: &Node) -> f64 {
     let stat = proc(node, "stat");
     // The name in parentheses may hold blanks; user and system time are the 14th and 15th fields of all.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();

@@ -5,6 +5,7 @@
 //! whatever is compared runs in turn, several rounds, and a figure is the median of its rounds. The report goes
 //! to `target/bench` as Markdown, with a table per measurement.
 
+mod beside;
 mod contender;
 mod degraded;
 mod footprint;
