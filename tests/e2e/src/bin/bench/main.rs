@@ -8,8 +8,10 @@
 mod beside;
 mod contender;
 mod degraded;
+mod distance;
 mod footprint;
 mod load;
+mod network;
 mod report;
 mod resync;
 mod timed;
@@ -31,6 +33,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("idle", footprint::measure),
     ("resync", resync::measure),
     ("degraded", degraded::measure),
+    ("network", network::measure),
 ];
 
 /// What one run of fio measured.
