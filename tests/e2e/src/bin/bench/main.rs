@@ -11,9 +11,12 @@ mod degraded;
 mod distance;
 mod footprint;
 mod load;
+mod many;
 mod network;
 mod report;
 mod resync;
+mod scale;
+mod spread;
 mod timed;
 
 use lockstep_e2e::{binary, tool};
@@ -34,6 +37,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("resync", resync::measure),
     ("degraded", degraded::measure),
     ("network", network::measure),
+    ("scale", scale::measure),
 ];
 
 /// What one run of fio measured.

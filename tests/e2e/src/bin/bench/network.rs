@@ -94,10 +94,10 @@ fn to_table(wires: &[Wire], options: &Options) -> Table {
         measured.join(", ")
     ));
     table.note(
-        "Depths above 128 are several connections of 128: a connection may have as many requests. All of a resource \
-         together may have 4096, and 8192 writes may be not yet durable on both copies: a flush over the wire makes \
-         room. These, and 40 % of what reads leave of `buffer-memory`, are the window (docs/ARCHITECTURE.md, Queues \
-         and their bounds).",
+        "Depths above 128 are several connections: one may have 128 requests under way. What bounds all of a \
+         resource: a slot for each write of up to 128 KiB, 40 % of what reads leave of `buffer-memory`; 4096 requests; \
+         8192 writes that are not durable on both copies, of which a flush over the wire makes room. A region that \
+         finds max-hot reached waits for such a flush, too (docs/ARCHITECTURE.md, Queues and their bounds).",
     );
     table.data = Value::Array(data);
     table
