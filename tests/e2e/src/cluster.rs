@@ -55,6 +55,8 @@ pub struct Plan {
     pub own_metadata: bool,
     /// Each node is in the network namespace of one of these processes, and has an address there.
     pub hosts: Option<[u32; 2]>,
+    /// Alpha serves its clients on this port of loopback too.
+    pub client_port: Option<u16>,
 }
 
 impl Default for Plan {
@@ -75,6 +77,7 @@ impl Default for Plan {
             direct: false,
             own_metadata: false,
             hosts: None,
+            client_port: None,
         }
     }
 }
@@ -239,9 +242,10 @@ fn config(plan: &Plan, dir: &Path, addresses: &[String; 2]) -> String {
     for (which, (name, address)) in NODES.iter().zip(addresses).enumerate() {
         text += &format!("[node.{name}]\naddress = \"{address}\"\n");
         let socket = format!("unix:{dir}/{name}/nbd.sock");
-        text += &match plan.hosts {
-            Some(_) => format!("nbd = [\"{socket}\", \"{}\"]\ntls = \"off\"\n", Wires::NBD[which]),
-            None => format!("nbd = [\"{socket}\"]\n"),
+        text += &match (plan.hosts, plan.client_port) {
+            (Some(_), _) => format!("nbd = [\"{socket}\", \"{}\"]\ntls = \"off\"\n", Wires::NBD[which]),
+            (None, Some(port)) if which == 0 => format!("nbd = [\"{socket}\", \"127.0.0.1:{port}\"]\n"),
+            (None, _) => format!("nbd = [\"{socket}\"]\n"),
         };
     }
     let heartbeat_ms = plan.timeout_ms / 10;
