@@ -25,6 +25,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nbdinfo", "libnbd-bin"),
     ("nbdkit", "nbdkit"),
     ("nft", "nftables"),
+    ("perf", "linux-perf"),
     ("python3", "python3-libnbd"),
     ("qemu-img", "qemu-utils"),
     ("qemu-io", "qemu-utils"),
