@@ -99,7 +99,9 @@ fn heading(medium: Medium) -> &'static str {
 /// All ratios at a glance.
 pub(crate) fn summary(medium: Medium, all: &[Compared], options: &Options) -> Table {
     let names = &all[0].names;
-    let columns: Vec<&str> = ["load"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    // How many copies is said in the other tables; this one is wide.
+    let heads = names.iter().map(|name| name.split(" (").next().unwrap_or(name));
+    let columns: Vec<&str> = ["load"].into_iter().chain(heads).collect();
     let title = format!("{}: requests of Lockstep for one of the other's", heading(medium));
     let mut table = Table::new(&title, &columns);
     for compared in all {
@@ -111,7 +113,8 @@ pub(crate) fn summary(medium: Medium, all: &[Compared], options: &Options) -> Ta
         table.row([compared.load.title()].into_iter().chain((0..names.len()).map(cell)));
     }
     table.note(format!(
-        "Medians of {} rounds of {} ms on {} MiB; each round with new files and new processes.",
+        "Medians of {} rounds of {} ms on {} MiB; each round with new files and new processes. More than 1 is in \
+         favour of Lockstep.",
         options.rounds,
         options.short_runtime.as_millis(),
         options.working_set_bytes >> 20

@@ -147,7 +147,10 @@ fn notes(table: &mut Table, costs: &Costs) {
             table.note(format!("perf does not count {name} on this machine."));
         }
     }
-    table.note("The client is fio, and its events include those of its start.");
+    table.note(format!(
+        "Medians of {} rounds. The client is fio, and its events include those of its start.",
+        costs[0].len()
+    ));
     table.note(
         "Heap allocations of the engine for a request are none, which is not measured here: \
          replicator/engine/tests/allocations.rs asserts it for thousands of requests of all kinds.",

@@ -74,7 +74,7 @@ The report is in target/bench: report.md, report.json and a plot per SVG.";
 
 /// Lockstep beside what people compare it with, as ratios within one run.
 #[derive(Parser)]
-#[command(name = "cargo xtask bench", after_help = EXAMPLES)]
+#[command(bin_name = "cargo xtask bench", after_help = EXAMPLES)]
 struct Arguments {
     /// Short runs, to see that everything works
     #[arg(long)]
