@@ -173,8 +173,10 @@ impl ActivityMap {
         let page = with_marks.or_else(|| self.pages.iter().position(PageState::wants_write))?;
         for word in words_of(page) {
             let removals = self.on_disk[word] & !self.wanted[word];
-            self.durable -= removals.count_ones();
-            self.on_disk[word] &= self.wanted[word];
+            if removals != 0 {
+                self.durable -= removals.count_ones();
+                self.on_disk[word] &= self.wanted[word];
+            }
             self.leaving[word] = removals;
             self.image[word] = self.wanted[word];
         }
@@ -203,11 +205,15 @@ impl ActivityMap {
         assert!(self.pages[page].writing, "activity page {page} is not being written");
         self.pages[page].writing = false;
         for word in words_of(page) {
+            let hot = self.image[word] & !self.on_disk[word];
+            if hot | self.leaving[word] == 0 {
+                // Nearly all words: a write is for a region or two.
+                continue;
+            }
             let removed = (self.leaving[word] & !self.wanted[word]).count_ones();
             self.counted -= removed;
             self.pages[page].counted -= removed;
             self.leaving[word] = 0;
-            let hot = self.image[word] & !self.on_disk[word];
             self.on_disk[word] |= hot;
             self.durable += hot.count_ones();
             for bit in ones(hot) {
