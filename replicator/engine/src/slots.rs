@@ -22,9 +22,11 @@ pub(crate) const LARGE_BYTES: usize = 128 * 1024;
 /// Alignment of every slot.
 pub(crate) const ALIGN_BYTES: u64 = 4096;
 
-/// The arena is registered with the kernel in chunks of this size, the most it takes as one buffer. It is a
-/// multiple of both sizes of slots, so that no slot lies in two.
-pub(crate) const CHUNK_BYTES: usize = 1 << 30;
+/// The arena is registered with the kernel in chunks of at least this size, that of a huge page. It is a multiple of
+/// both sizes of slots, so that no slot lies in two.
+const CHUNK_BYTES_MIN: usize = 2 << 20;
+/// The most fixed buffers a ring has.
+const CHUNKS_MAX: usize = 1 << 14;
 
 /// A run of bytes inside one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,7 @@ struct Pool {
 pub(crate) struct Arena {
     base: NonNull<u8>,
     bytes: usize,
+    chunk_bytes: usize,
     slots: Vec<Slot>,
     pools: Vec<Pool>,
     zeroes: SlotId,
@@ -159,7 +162,8 @@ impl Arena {
         }
         assert_eq!(start, bytes, "the slots do not fill the arena");
         let base = map(bytes)?;
-        Ok(Self { base, bytes, slots, pools, zeroes: SlotId(0), in_use: 0, frees: 0 })
+        let chunk_bytes = CHUNK_BYTES_MIN.max(bytes.div_ceil(CHUNKS_MAX).next_power_of_two());
+        Ok(Self { base, bytes, chunk_bytes, slots, pools, zeroes: SlotId(0), in_use: 0, frees: 0 })
     }
 
     /// Takes a slot that can hold `len` bytes of the volume from `offset` on, with one reference.
@@ -303,24 +307,23 @@ impl Arena {
         *count -= 1;
     }
 
-    /// Address and size of each chunk of the arena, to register them as fixed buffers.
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = (*mut u8, usize)> {
-        let starts = (0..self.bytes).step_by(CHUNK_BYTES);
-        starts.map(|start| {
-            // SAFETY: `start` lies inside the mapping.
-            let address = unsafe { self.base.as_ptr().add(start) };
-            (address, CHUNK_BYTES.min(self.bytes - start))
-        })
+    /// How many chunks there are, to register as fixed buffers.
+    pub(crate) fn chunk_count(&self) -> u32 {
+        self.bytes.div_ceil(self.chunk_bytes) as u32
+    }
+
+    /// Address and size of a chunk.
+    pub(crate) fn chunk(&self, chunk: u16) -> (*mut u8, usize) {
+        let start = usize::from(chunk) * self.chunk_bytes;
+        assert!(start < self.bytes, "there is no chunk {chunk}");
+        // SAFETY: `start` lies inside the mapping.
+        let address = unsafe { self.base.as_ptr().add(start) };
+        (address, self.chunk_bytes.min(self.bytes - start))
     }
 
     /// Number of the chunk that holds a slot.
     pub(crate) fn chunk_of(&self, id: SlotId) -> u16 {
-        (self.slots[id.0 as usize].start / CHUNK_BYTES) as u16
-    }
-
-    /// Bytes in all.
-    pub(crate) fn bytes_in_all(&self) -> usize {
-        self.bytes
+        (self.slots[id.0 as usize].start / self.chunk_bytes) as u16
     }
 
     /// Slots that are not free.
@@ -433,16 +436,24 @@ mod tests {
     fn a_large_arena_is_registered_in_chunks_that_hold_whole_slots() {
         // The memory is reserved, not touched.
         let arena = Arena::new(&[PoolSize { small: 5, large: 3 * 8192 + 7 }]).unwrap();
-        let chunks: Vec<(usize, usize)> =
-            arena.chunks().map(|(address, bytes)| (address as usize, bytes)).collect();
-        assert_eq!(chunks.len(), 4);
-        assert_eq!(chunks.iter().map(|(_, bytes)| bytes).sum::<usize>(), arena.bytes_in_all());
+        assert_eq!(arena.chunk_count() as usize, arena.bytes.div_ceil(2 << 20));
+        let chunks: Vec<(usize, usize)> = (0..arena.chunk_count() as u16)
+            .map(|chunk| arena.chunk(chunk))
+            .map(|(address, bytes)| (address as usize, bytes))
+            .collect();
+        assert_eq!(chunks.iter().map(|(_, bytes)| bytes).sum::<usize>(), arena.bytes);
         for (index, slot) in (0..).zip(&arena.slots) {
             let (address, bytes) = chunks[usize::from(arena.chunk_of(SlotId(index)))];
             let start = arena.base.as_ptr() as usize + slot.start;
             let slot_bytes = arena.slot_bytes(SlotId(index)) as usize;
             assert!(start >= address && start + slot_bytes <= address + bytes, "slot {index}");
         }
+    }
+
+    #[test]
+    fn the_largest_arena_fits_the_table_of_fixed_buffers() {
+        let arena = Arena::new(&[PoolSize { small: 0, large: 300_000 }]).unwrap();
+        assert_eq!((arena.chunk_bytes, arena.chunk_count()), (4 << 20, 9376));
     }
 
     #[test]

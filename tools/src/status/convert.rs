@@ -76,6 +76,7 @@ pub(crate) fn resource_doc(report: &ResourceReport, place: &Place, now_unix_ms: 
         meta_path: report.meta.display().to_string(),
         memory: MemoryDoc {
             reserved_bytes: report.memory.reserved_bytes,
+            bitmaps_bytes: report.memory.bitmaps_bytes,
             slots_in_use: report.memory.slots_in_use,
             slots: report.memory.slots,
         },

@@ -78,7 +78,7 @@ pub(crate) struct ResourceDoc {
     pub(crate) disk_mode: Option<String>,
     /// Metadata file of this node.
     pub(crate) meta_path: String,
-    /// Payload memory.
+    /// What it takes.
     pub(crate) memory: MemoryDoc,
     /// Why the core wakes next, for debugging.
     pub(crate) next_deadline: Option<String>,
@@ -130,11 +130,14 @@ pub(crate) struct ClientDoc {
     pub(crate) since: String,
 }
 
-/// Payload memory of a resource.
+/// Memory of a resource.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct MemoryDoc {
-    /// Reserved at start.
+    /// Of payloads, at most; it is taken as it comes into use.
     pub(crate) reserved_bytes: u64,
+    /// Of bitmaps and the activity map, at most; 0 without a disk.
+    #[serde(default)]
+    pub(crate) bitmaps_bytes: u64,
     /// Buffers in use.
     pub(crate) slots_in_use: u32,
     /// Buffers in all.

@@ -36,6 +36,7 @@ fn render_resource(out: &mut String, resource: &ResourceDoc) {
         render_peer(out, resource, peer, width);
     }
     render_orders(out, resource);
+    render_memory(out, resource);
     for line in advice(resource) {
         let _ = writeln!(out, "      -> {line}");
     }
@@ -54,6 +55,22 @@ fn render_orders(out: &mut String, resource: &ResourceDoc) {
     if let Some(rate) = resource.sync_rate {
         let _ = writeln!(out, "      resync is limited here to {}/s", text::bytes(rate));
     }
+}
+
+/// What the size of the volume and `max-hot` cost.
+fn render_memory(out: &mut String, resource: &ResourceDoc) {
+    let memory = &resource.memory;
+    if memory.bitmaps_bytes == 0 {
+        return;
+    }
+    let hot_bytes = u64::from(resource.hot_regions_max).saturating_mul(resource.region_bytes);
+    let _ = writeln!(
+        out,
+        "      memory: payloads {}, bitmaps {} at most; a crash resync looks at {} at most",
+        text::bytes(memory.reserved_bytes),
+        text::bytes(memory.bitmaps_bytes),
+        text::bytes(hot_bytes.min(resource.size_bytes)),
+    );
 }
 
 fn primary(resource: &ResourceDoc) -> String {

@@ -125,6 +125,17 @@ fn protected() {
 }
 
 #[test]
+fn memory() {
+    let mut report = report(Some(Status { hot_regions_max: 2048, ..status(peer()) }));
+    report.memory =
+        MemoryReport { reserved_bytes: 160 << 20, bitmaps_bytes: 352 << 10, ..Default::default() };
+    let line =
+        "      memory: payloads 160 MiB, bitmaps 352 KiB at most; a crash resync looks at 8 GiB at most\n";
+    let text = text(&report);
+    assert!(text.contains(line), "{text}");
+}
+
+#[test]
 fn resync() {
     let resync = ResyncStatus {
         total_bytes: 11 << 30,

@@ -12,6 +12,7 @@
 //! was said to wait for that.
 #![allow(unsafe_code)]
 
+mod fixed;
 mod message;
 mod op;
 mod socket;
@@ -30,6 +31,7 @@ pub(crate) use socket::SocketAddress;
 use crate::error::StartError;
 use crate::slab::Slab;
 use crate::slots::Arena;
+use fixed::FixedBuffers;
 use spin::Spin;
 
 /// A completed operation.
@@ -57,7 +59,7 @@ pub(crate) struct Ring<T> {
     /// Somebody waits for the end of one of them.
     is_awaited: bool,
     arena: Option<Arena>,
-    registered: bool,
+    fixed: FixedBuffers,
     spin: Spin,
 }
 
@@ -65,7 +67,8 @@ impl<T: Copy> Ring<T> {
     /// Sets the ring up for the calling thread, which must be the only one that ever uses it.
     pub(crate) fn new(arena: Arena, spin_us: u32) -> Result<Self, StartError> {
         let uring = set_up()?;
-        let mut ring = Self {
+        let fixed = FixedBuffers::new(&uring, &arena);
+        Ok(Self {
             uring: Some(uring),
             in_flight: Slab::with_capacity(4096),
             receives: Vec::with_capacity(64),
@@ -73,11 +76,9 @@ impl<T: Copy> Ring<T> {
             small_sends: 0,
             is_awaited: false,
             arena: Some(arena),
-            registered: false,
+            fixed,
             spin: Spin::new(Duration::from_micros(u64::from(spin_us))),
-        };
-        ring.register();
-        Ok(ring)
+        })
     }
 
     /// The slots.
@@ -86,11 +87,6 @@ impl<T: Copy> Ring<T> {
             Some(arena) => arena,
             None => unreachable!("the arena goes in drop only"),
         }
-    }
-
-    /// Whether the arena is registered as a fixed buffer.
-    pub(crate) fn is_registered(&self) -> bool {
-        self.registered
     }
 
     /// Operations not yet reaped.
@@ -118,7 +114,8 @@ impl<T: Copy> Ring<T> {
         let is_lazy = op.is_lazy();
         self.small_sends += u32::from(is_lazy);
         let user_data = u64::from(index) | if is_lazy { LAZY } else { 0 };
-        let entry = op.prepare(arena, self.registered).user_data(user_data).flags(flags);
+        let fixed = op.disk_slot().and_then(|slot| self.fixed.with_slot(uring, arena, slot));
+        let entry = op.prepare(arena, fixed).user_data(user_data).flags(flags);
         match op {
             Op::Receive(_) => self.receives.push(entry),
             _ => enqueue(uring, &entry),
@@ -150,8 +147,8 @@ impl<T: Copy> Ring<T> {
         let Some(uring) = &mut self.uring else { return };
         submit(uring);
         let began = Instant::now();
-        let budget = self.spin.budget().min(timeout.unwrap_or(Duration::MAX));
-        let mut looked_at = 0;
+        let budget = self.spin.budget(began).min(timeout.unwrap_or(Duration::MAX));
+        let (mut looked_at, mut now, mut is_alone) = (0, began, true);
         loop {
             self.completed.extend(uring.completion());
             if self.completed.range(looked_at..).any(|entry| self.is_awaited || !is_small_send(entry)) {
@@ -159,15 +156,19 @@ impl<T: Copy> Ring<T> {
                 return;
             }
             looked_at = self.completed.len();
-            if began.elapsed() >= budget {
+            if now - began >= budget || !is_alone {
                 // Sleeping runs deferred work as well.
                 break;
             }
             if uring.submission().taskrun() {
                 // Runs deferred work, since `io_uring` asks for completions when this flag is set.
                 submit(uring);
+                now = Instant::now();
             } else {
+                let offered = now;
                 rustix::thread::sched_yield();
+                now = Instant::now();
+                is_alone = self.spin.yielded(now - offered, now);
             }
         }
         if !self.completed.is_empty() {
@@ -196,28 +197,6 @@ impl<T: Copy> Ring<T> {
         op.finish(arena, entry.result());
         let result = u32::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
         Some(Completion { token, result, op })
-    }
-
-    fn register(&mut self) {
-        let (Some(uring), Some(arena)) = (&self.uring, &self.arena) else { return };
-        let iovec =
-            |(address, bytes): (*mut u8, usize)| libc::iovec { iov_base: address.cast(), iov_len: bytes };
-        let chunks: Vec<libc::iovec> = arena.chunks().map(iovec).collect();
-        // SAFETY: the ranges lie in the arena's mapping; it is unmapped only after the ring was closed (see
-        // `drop`).
-        match unsafe { uring.submitter().register_buffers(&chunks) } {
-            Ok(()) => self.registered = true,
-            Err(error) => {
-                let advice = match error.raw_os_error() {
-                    Some(libc::ENOMEM | libc::EPERM) => "; raise RLIMIT_MEMLOCK (LimitMEMLOCK=) above that",
-                    _ => "",
-                };
-                tracing::info!(
-                    "{} MiB of buffers are not registered with the kernel ({error}): a little slower{advice}",
-                    arena.bytes_in_all() >> 20
-                );
-            }
-        }
     }
 }
 

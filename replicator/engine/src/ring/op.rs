@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 
 use io_uring::{opcode, squeue, types};
+use lockstep_core::SlotId;
 
 use super::message::{Incoming, Outgoing};
 use super::socket::SocketAddress;
@@ -67,9 +68,17 @@ impl Op {
         matches!(self, Op::Send(outgoing) if outgoing.bytes() <= LAZY_SEND_BYTES_MAX)
     }
 
-    /// Builds the entry. The operation must not move or be dropped before its completion, other than by
+    /// The slot of which a disk is read or written, for which a fixed buffer pays.
+    pub(super) fn disk_slot(&self) -> Option<SlotId> {
+        match self {
+            Op::Read { span, .. } | Op::Write { span, .. } => Some(span.slot),
+            _ => None,
+        }
+    }
+
+    /// Builds the entry; `fixed` is the registered buffer with the slot. The operation must not move or be dropped before its completion, other than by
     /// moving the boxes and counted pointers in it, which leaves what they point to in place.
-    pub(super) fn prepare(&mut self, arena: &mut Arena, registered: bool) -> squeue::Entry {
+    pub(super) fn prepare(&mut self, arena: &mut Arena, fixed: Option<u16>) -> squeue::Entry {
         match self {
             Op::Receive(incoming) => return incoming.prepare(arena),
             Op::Send(outgoing) => return outgoing.prepare(arena),
@@ -79,22 +88,23 @@ impl Op {
             Op::Read { fd, span, offset } => {
                 let address = arena.kernel_begins(*span, true);
                 let fd = raw(fd);
-                if registered {
-                    let chunk = arena.chunk_of(span.slot);
-                    opcode::ReadFixed::new(fd, address, span.len, chunk).offset(*offset).build()
-                } else {
-                    opcode::Read::new(fd, address, span.len).offset(*offset).build()
+                match fixed {
+                    Some(chunk) => {
+                        opcode::ReadFixed::new(fd, address, span.len, chunk).offset(*offset).build()
+                    }
+                    None => opcode::Read::new(fd, address, span.len).offset(*offset).build(),
                 }
             }
             Op::Write { fd, span, offset, dsync } => {
                 let address = arena.kernel_begins(*span, false);
                 let fd = raw(fd);
                 let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
-                if registered {
-                    let write = opcode::WriteFixed::new(fd, address, span.len, arena.chunk_of(span.slot));
-                    write.offset(*offset).rw_flags(flags).build()
-                } else {
-                    opcode::Write::new(fd, address, span.len).offset(*offset).rw_flags(flags).build()
+                match fixed {
+                    Some(chunk) => {
+                        let write = opcode::WriteFixed::new(fd, address, span.len, chunk);
+                        write.offset(*offset).rw_flags(flags).build()
+                    }
+                    None => opcode::Write::new(fd, address, span.len).offset(*offset).rw_flags(flags).build(),
                 }
             }
             Op::WriteBytes { fd, bytes, offset } => {

@@ -125,12 +125,7 @@ impl Shard {
         let sockets = listen::open_all(&config)?;
         let wake = queue.wake().try_clone().map_err(system("duplicating the eventfd"))?;
         let resources = (0..).zip(&config.resources).map(|(index, r)| Resource::new(index, r)).collect();
-        tracing::info!(
-            "{} MiB of buffers for {} resources, {}",
-            bytes >> 20,
-            config.resources.len(),
-            if io.is_registered() { "registered with the kernel" } else { "not registered" }
-        );
+        tracing::info!("{} MiB of buffers for {} resources", bytes >> 20, config.resources.len());
         let mut shard = Self {
             local,
             clock: Clock::new(),
