@@ -4,7 +4,8 @@
 #
 # move.sh: a file system, trim and a planned move. ride.sh: restart and failover under load. Then `power`, which lies
 # there too, cuts the power of another pair, on block devices that log each write, as often as the file `cuts` says.
-# With `matrix` in the file `what`: matrix.sh instead of all that. Any step that fails ends the test and prints both logs.
+# With `matrix` or `bench` in the file `what`: matrix.sh or bench.sh instead of all that. Any step that fails ends the
+# test and prints both logs.
 set -euo pipefail
 
 . ./pair.sh
@@ -13,6 +14,10 @@ set -euo pipefail
 trap report EXIT
 
 step "kernel $(uname -r), $(nbd-client -V 2>&1), $(qemu-nbd --version | head -n 1)"
+if [ "$(cat what)" = bench ]; then
+    . ./bench.sh
+    exit
+fi
 build_network
 write_config
 for name in "${nodes[@]}"; do truncate -s "${disk_mib}M" "/dev/shm/$name.img"; done

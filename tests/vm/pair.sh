@@ -10,6 +10,11 @@ disk_mib=128
 step_seconds=60
 nodes=(alpha beta)
 declare -A address=([alpha]=10.9.0.1 [beta]=10.9.0.2) pid=()
+declare -A disk=([alpha]=/dev/shm/alpha.img [beta]=/dev/shm/beta.img)
+# The address of clients moves between the nodes.
+declare -A listen=([alpha]=0.0.0.0 [beta]=0.0.0.0)
+# What a command begins with to run on a node's host.
+declare -A enter=([alpha]='ip netns exec alpha' [beta]='ip netns exec beta')
 shared_address=10.9.0.100
 port=10809
 
@@ -72,18 +77,18 @@ secret-file = "$work/secret"
 
 [node.alpha]
 address = "${address[alpha]}:7800"
-nbd = ["unix:$work/alpha.nbd", "0.0.0.0:$port"]
+nbd = ["unix:$work/alpha.nbd", "${listen[alpha]}:$port"]
 tls = "off"
 
 [node.beta]
 address = "${address[beta]}:7800"
-nbd = ["unix:$work/beta.nbd", "0.0.0.0:$port"]
+nbd = ["unix:$work/beta.nbd", "${listen[beta]}:$port"]
 tls = "off"
 
 [[resource]]
 name = "r0"
-disk.alpha = "/dev/shm/alpha.img"
-disk.beta = "/dev/shm/beta.img"
+disk.alpha = "${disk[alpha]}"
+disk.beta = "${disk[beta]}"
 TOML
 }
 
@@ -116,7 +121,8 @@ move_address() {
 start_daemon() {
     options_of "$1"
     # Not through a function: $! must be the daemon, not a shell around it. `ip netns exec` becomes what it starts.
-    ip netns exec "$1" "$lockstep" "${options[@]}" daemon >>"$work/$1.log" 2>&1 &
+    # shellcheck disable=SC2086
+    ${enter[$1]-} "$lockstep" "${options[@]}" daemon >>"$work/$1.log" 2>&1 &
     pid[$1]=$!
     eventually ctl "$1" status
 }

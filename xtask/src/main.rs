@@ -14,6 +14,7 @@ mod shell;
 mod suite;
 mod tidy;
 mod vm;
+mod vm_bench;
 
 use std::process::ExitCode;
 
@@ -35,7 +36,7 @@ usage: cargo xtask COMMAND
   memory              end-to-end tests under the address sanitizer, the pure crates' tests under valgrind
   vm [6.1|6.12]       the test inside a real kernel; both when none is named
                       (--matrix: every way to attach the kernel's client against restart and failover, as a table)
-  bench ARGS          the benchmarks
+  bench ARGS          the benchmarks; `bench vm [--quick]`: beside the kernel's DRBD, in a real kernel
   count [--update]    instructions of the data path against tests/count/baseline.json (--update: write it)
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, by
 LOCKSTEP_TORTURE_MINUTES and by LOCKSTEP_SIM_SEEDS.";
@@ -72,6 +73,8 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["vm", kernel, "--matrix"] if vm::KERNELS.contains(kernel) => vm::vm(&[kernel], vm::Job::Matrix),
         ["count"] => count::count(false),
         ["count", "--update"] => count::count(true),
+        ["bench", "vm"] => vm_bench::bench(false),
+        ["bench", "vm", "--quick"] => vm_bench::bench(true),
         ["bench", rest @ ..] => suite::bench(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

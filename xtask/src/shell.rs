@@ -3,6 +3,7 @@
 //! Every command runs in the workspace's root. A command that fails is an error that shows the command line.
 
 use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -60,6 +61,24 @@ impl Run {
         let status = self.command.status().with_context(|| format!("start `{}`", self.shown))?;
         ensure!(status.success(), "`{}`: {status}", self.shown);
         Ok(())
+    }
+
+    /// Runs it with its output shown, and returns what it printed; an error unless it ends with success.
+    pub(crate) fn shown(mut self) -> Result<String> {
+        println!("+ {}", self.shown);
+        let failed = || format!("`{}`", self.shown);
+        let mut child = self.command.stdout(Stdio::piped()).spawn().with_context(failed)?;
+        let mut printed = Vec::new();
+        let mut lines = BufReader::new(child.stdout.take().expect("it is piped"));
+        // What a machine says while it boots need not be text.
+        let mut start = 0;
+        while lines.read_until(b'\n', &mut printed).with_context(failed)? > 0 {
+            print!("{}", String::from_utf8_lossy(&printed[start..]));
+            start = printed.len();
+        }
+        let status = child.wait().with_context(failed)?;
+        ensure!(status.success(), "`{}`: {status}", self.shown);
+        Ok(String::from_utf8_lossy(&printed).into_owned())
     }
 
     /// Runs it and returns what it printed; an error unless it ends with success.

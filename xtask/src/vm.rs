@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::shell::{self, PROFILE, Run, cargo};
+use crate::vm_bench;
 
 /// The kernels that `tests/vm/run` knows.
 pub(crate) const KERNELS: &[&str] = &["6.1", "6.12"];
@@ -17,10 +18,11 @@ pub(crate) const KERNELS: &[&str] = &["6.1", "6.12"];
 const GUEST_SECONDS_MAX: u32 = 480;
 const CUT_SECONDS_MAX: u32 = 40;
 const MATRIX_SECONDS_MAX: u32 = 3600;
+const BENCH_SECONDS_MAX: u32 = 1200;
 
 /// guest.sh becomes run.sh.
 const SCRIPTS: &[&str] =
-    &["guest.sh", "pair.sh", "client.sh", "events.sh", "move.sh", "ride.sh", "matrix.sh"];
+    &["guest.sh", "pair.sh", "client.sh", "events.sh", "move.sh", "ride.sh", "matrix.sh", "bench.sh"];
 
 /// What the guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub(crate) enum Job {
     Test { cuts: u32 },
     /// Every way to attach the kernel's client against every event, as a table.
     Matrix,
+    /// Beside the kernel's DRBD; `vm_bench` reads what the guest measured.
+    Bench { quick: bool },
 }
 
 impl Job {
@@ -36,40 +40,66 @@ impl Job {
         match self {
             Job::Test { cuts } => GUEST_SECONDS_MAX + cuts * CUT_SECONDS_MAX,
             Job::Matrix => MATRIX_SECONDS_MAX,
+            Job::Bench { .. } => BENCH_SECONDS_MAX,
+        }
+    }
+
+    fn profile(self) -> &'static str {
+        match self {
+            Job::Bench { .. } => "release",
+            _ => PROFILE,
         }
     }
 }
 
 /// Does it on each kernel.
 pub(crate) fn vm(kernels: &[&str], job: Job) -> Result<()> {
-    let binary = shell::build_lockstep(PROFILE)?;
+    let folder = lay_out(job)?;
+    kernels.iter().try_for_each(|kernel| boot(kernel, &folder, job).map(drop))
+}
+
+/// Does it on one kernel, and returns what the guest's console showed.
+pub(crate) fn console(kernel: &str, job: Job) -> Result<String> {
+    boot(kernel, &lay_out(job)?, job)
+}
+
+/// What the guest finds in its folder.
+fn lay_out(job: Job) -> Result<Folder> {
+    let profile = job.profile();
+    let mut programs = vec![("lockstep", shell::build_lockstep(profile)?)];
+    if matches!(job, Job::Test { .. }) {
+        let guest = ["build", "--profile", profile, "--package", "lockstep-e2e", "--bin", "guest"];
+        cargo().args(guest).status()?;
+        programs.push(("power", shell::target_dir().join(profile).join("guest")));
+    }
     let folder = Folder::new()?;
-    cargo().args(["build", "--profile", PROFILE, "--package", "lockstep-e2e", "--bin", "guest"]).status()?;
-    let programs = [("lockstep", binary), ("power", shell::target_dir().join(PROFILE).join("guest"))];
     for (name, program) in programs {
         // Without its debug information: all of it would travel through the emulated machine's memory.
         Run::new("strip").args(["--strip-debug", "-o"]).args([folder.0.join(name), program]).status()?;
     }
-    let scripts = shell::root().join("tests/vm");
     for script in SCRIPTS {
-        copy(&scripts.join(script), &folder.0.join(script))?;
+        copy(&scripts().join(script), &folder.0.join(script))?;
     }
     fs::rename(folder.0.join("guest.sh"), folder.0.join("run.sh")).context("name the guest's script")?;
-    let (what, cuts) = match job {
-        Job::Test { cuts } => ("test", cuts),
-        Job::Matrix => ("matrix", 0),
+    let (what, parameter) = match job {
+        Job::Test { cuts } => ("test", ("cuts", cuts.to_string())),
+        Job::Matrix => ("matrix", ("cuts", "0".to_string())),
+        Job::Bench { quick } => ("bench", ("bench", vm_bench::plan(quick))),
     };
-    fs::write(folder.0.join("what"), what).context("write what the guest is to do")?;
-    fs::write(folder.0.join("cuts"), cuts.to_string()).context("write the number of cuts")?;
-    for kernel in kernels {
-        Run::new(scripts.join("run"))
-            .args([*kernel])
-            .args([&folder.0])
-            .args([job.seconds_max().to_string()])
-            .status()
-            .with_context(|| format!("guest test on kernel {kernel}"))?;
+    for (name, text) in [("what", what.to_string()), parameter] {
+        fs::write(folder.0.join(name), text).with_context(|| format!("write the guest's file {name}"))?;
     }
-    Ok(())
+    Ok(folder)
+}
+
+fn boot(kernel: &str, folder: &Folder, job: Job) -> Result<String> {
+    let run = Run::new(scripts().join("run")).args([kernel]).args([&folder.0]);
+    let failed = || format!("the guest on kernel {kernel}");
+    run.args([job.seconds_max().to_string()]).shown().with_context(failed)
+}
+
+fn scripts() -> PathBuf {
+    shell::root().join("tests/vm")
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
