@@ -16,7 +16,7 @@ contenders=(drbd lockstep)
 references=(drbd-crc32c qemu-nbd)
 declare -A device=([drbd]=/dev/drbd0 [lockstep]=/dev/nbd0 [drbd-crc32c]=/dev/drbd2 [qemu-nbd]=/dev/nbd1)
 # Emulated machines are slow to fill and to compare them.
-disk_mib=64
+disk_mib=32
 tracing=/sys/kernel/tracing
 calls=$tracing/events/raw_syscalls/sys_enter
 
