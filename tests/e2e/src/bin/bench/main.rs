@@ -9,6 +9,7 @@ mod beside;
 mod compare;
 mod contender;
 mod cost;
+mod crowd;
 mod degraded;
 mod distance;
 mod durable;

@@ -1,14 +1,13 @@
-//! Many volumes in one daemon beside one, and many connections beside one.
+//! Many volumes in one daemon beside one; `crowd.rs` has many connections to that one.
 
 use crate::report::Table;
-use crate::{Options, Sample, fio};
+use crate::{Options, Sample, crowd, fio};
 use lockstep_e2e::{Cluster, Plan, RESOURCE, qemu_uri};
 use serde_json::{Value, json};
 
 /// As many as a configuration may have.
 const VOLUMES: usize = 64;
-const CONNECTIONS: usize = 256;
-/// Of volumes and of connections, a quick run has one in so many.
+/// A quick run has one in so many.
 const QUICK_PART: usize = 8;
 /// Of all volumes together; of the one.
 const TOTAL_BYTES: u64 = 1 << 30;
@@ -61,13 +60,12 @@ impl Load<'_> {
     }
 }
 
-pub(crate) fn measure(options: &Options) -> Table {
-    let part = if options.quick { QUICK_PART } else { 1 };
-    let (volumes, connections) = (VOLUMES / part, CONNECTIONS / part);
+pub(crate) fn measure(options: &Options) -> [Table; 2] {
+    let volumes = if options.quick { VOLUMES / QUICK_PART } else { VOLUMES };
     let one = Cluster::primary(&Plan {
         size_bytes: TOTAL_BYTES,
         max_hot_bytes: TOTAL_BYTES,
-        max_clients: 2 * CONNECTIONS,
+        max_clients: crowd::CLIENTS_MAX,
         timeout_ms: 6000,
         direct: true,
         ..Plan::default()
@@ -89,8 +87,7 @@ pub(crate) fn measure(options: &Options) -> Table {
     };
     of_one(1, 8).fill();
     of_many.fill();
-    // A connection may have 128 requests under way, whatever the many have.
-    let loads = [of_one(1, volumes), of_one(volumes, 1), of_many, of_one(1, 128), of_one(connections, 1)];
+    let loads = [of_one(1, volumes), of_one(volumes, 1), of_many];
     let rounds = options.rounds.div_ceil(3);
     let mut samples = loads.each_ref().map(|_| Vec::new());
     for _ in 0..rounds {
@@ -100,11 +97,12 @@ pub(crate) fn measure(options: &Options) -> Table {
         samples.sort_by(|a, b| a.iops.total_cmp(&b.iops));
     }
     let medians: Vec<Sample> = samples.iter().map(|samples| samples[rounds / 2]).collect();
-    to_table(&loads, &medians, options, many.alpha.rss_bytes())
+    let table = to_table(&loads, &medians, options, many.alpha.rss_bytes());
+    [table, crowd::measure(&one, TOTAL_BYTES, options)]
 }
 
 fn to_table(loads: &[Load], medians: &[Sample], options: &Options, rss_bytes: u64) -> Table {
-    let title = format!("Many volumes, many connections (4k random writes, {} s each)", options.runtime_s);
+    let title = format!("Many volumes in one daemon (4k random writes, {} s each)", options.runtime_s);
     let mut table =
         Table::new(&title, &["", "requests", "per second", "mean us", "p99 us", "beside the first"]);
     let mut data = Vec::new();

@@ -21,7 +21,8 @@ const STEP_MAX_MS: f64 = 1000.0;
 
 pub(crate) fn measure(options: &Options) -> Section {
     let (spread, plot) = spread::measure(options);
-    Section { tables: vec![large(), spread, many::measure(options)], plots: vec![plot] }
+    let tables = [large(), spread].into_iter().chain(many::measure(options)).collect();
+    Section { tables, plots: vec![plot] }
 }
 
 /// What an operator waits for, and what it takes.

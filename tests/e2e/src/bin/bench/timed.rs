@@ -5,7 +5,7 @@ use lockstep_nbd::Command;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -63,9 +63,14 @@ impl Client {
         Client { stop, thread: std::thread::spawn(move || body(&told)) }
     }
 
+    /// Tells it to end, without waiting.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
     /// Ends it; gives what it did, in the order of the answers.
     pub(crate) fn end(self) -> Vec<Timed> {
-        self.stop.store(true, Relaxed);
+        self.stop();
         self.thread.join().expect("a client that no request failed")
     }
 }
@@ -75,7 +80,10 @@ fn open(socket: &Path) -> Connection {
 }
 
 fn write(connection: &mut Connection, span_bytes: u64, depth: usize, stop: &AtomicBool) -> Vec<Timed> {
-    let (mut rng, payload) = (Rng::new(5), [0x5a; BLOCK_BYTES]);
+    // No two clients write the same places one after the other: their requests would wait for each other.
+    static CLIENTS: AtomicU64 = AtomicU64::new(0);
+    let seed = CLIENTS.fetch_add(1, Relaxed);
+    let (mut rng, payload) = (Rng::new(seed), [0x5a; BLOCK_BYTES]);
     let (mut done, mut underway) = (Vec::new(), HashMap::new());
     loop {
         while underway.len() < depth && !stop.load(Relaxed) {
