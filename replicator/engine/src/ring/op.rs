@@ -76,8 +76,9 @@ impl Op {
         }
     }
 
-    /// Builds the entry; `fixed` is the registered buffer with the slot. The operation must not move or be dropped before its completion, other than by
-    /// moving the boxes and counted pointers in it, which leaves what they point to in place.
+    /// Builds the entry; `fixed` is the registered buffer with the slot of a disk's operation. The operation must not
+    /// move or be dropped before its completion, other than by moving the boxes and counted pointers in it, which
+    /// leaves what they point to in place.
     pub(super) fn prepare(&mut self, arena: &mut Arena, fixed: Option<u16>) -> squeue::Entry {
         match self {
             Op::Receive(incoming) => return incoming.prepare(arena),
