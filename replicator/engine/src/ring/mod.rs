@@ -148,7 +148,7 @@ impl<T: Copy> Ring<T> {
         submit(uring);
         let began = Instant::now();
         let budget = self.spin.budget(began).min(timeout.unwrap_or(Duration::MAX));
-        let (mut looked_at, mut now, mut is_alone) = (0, began, true);
+        let (mut looked_at, mut now) = (0, began);
         loop {
             self.completed.extend(uring.completion());
             if self.completed.range(looked_at..).any(|entry| self.is_awaited || !is_small_send(entry)) {
@@ -156,7 +156,7 @@ impl<T: Copy> Ring<T> {
                 return;
             }
             looked_at = self.completed.len();
-            if now - began >= budget || !is_alone {
+            if now - began >= budget {
                 // Sleeping runs deferred work as well.
                 break;
             }
@@ -168,7 +168,7 @@ impl<T: Copy> Ring<T> {
                 let offered = now;
                 rustix::thread::sched_yield();
                 now = Instant::now();
-                is_alone = self.spin.yielded(now - offered, now);
+                self.spin.yielded(now - offered, now);
             }
         }
         if !self.completed.is_empty() {

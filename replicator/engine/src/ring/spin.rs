@@ -4,8 +4,9 @@
 //! budget next time; a long one shows that nothing is going on, so spin less, down to not at all.
 //!
 //! A spinning thread offers its processor to others each time round. One that computes keeps it for its whole
-//! time slice, a hundred times longer than a wake-up would have taken, so while there is such a one nothing is
-//! looked for: whoever sleeps is woken at once and goes first.
+//! time slice, a hundred times longer than a wake-up would have taken, so while such a one takes most of the time
+//! nothing is looked for: whoever sleeps is woken at once and goes first. Single long absences say nothing, as a
+//! virtual machine has them, too.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct Spin {
     max: Duration,
     now: Duration,
+    /// Since when it is counted how long others kept the processor, and that.
+    began: Option<Instant>,
+    lost: Duration,
     /// Until then somebody else needs the processor.
     crowded_until: Option<Instant>,
 }
@@ -22,15 +26,16 @@ pub(crate) struct Spin {
 /// one.
 const SHORT_BUDGETS: u32 = 4;
 const BUDGET_MIN: Duration = Duration::from_micros(5);
-/// Who only serves a request seldom keeps a processor for so long, and if it serves many at a time, spinning gains
-/// nothing either.
+/// Who only serves a request seldom keeps a processor for so long.
 const SLICE_MIN: Duration = Duration::from_micros(100);
-/// Between two looks whether the processor is still wanted: a slice of some milliseconds is lost with each.
-const CROWDED: Duration = Duration::from_millis(100);
+/// Over this time it is counted who has the processor.
+const WINDOW: Duration = Duration::from_millis(10);
+/// Between two looks whether the processor is still wanted, which cost a window of slow answers each.
+const CROWDED: Duration = Duration::from_millis(200);
 
 impl Spin {
     pub(crate) fn new(max: Duration) -> Self {
-        Self { max, now: max, crowded_until: None }
+        Self { max, now: max, began: None, lost: Duration::ZERO, crowded_until: None }
     }
 
     /// For a wait that begins now.
@@ -39,13 +44,16 @@ impl Spin {
         if self.crowded_until.is_some() { Duration::ZERO } else { self.now }
     }
 
-    /// The processor was offered, and came back after so long. Returns whether to go on.
-    pub(crate) fn yielded(&mut self, took: Duration, now: Instant) -> bool {
-        if took < SLICE_MIN {
-            return true;
+    /// The processor was offered, and came back after so long.
+    pub(crate) fn yielded(&mut self, took: Duration, now: Instant) {
+        if took >= SLICE_MIN {
+            self.lost += took;
         }
-        self.crowded_until = Some(now + CROWDED);
-        false
+        let began = *self.began.get_or_insert(now);
+        if now - began >= WINDOW {
+            self.crowded_until = (self.lost * 2 > now - began).then_some(now + CROWDED);
+            (self.began, self.lost) = (None, Duration::ZERO);
+        }
     }
 
     /// Something completed while spinning.
@@ -96,15 +104,25 @@ mod tests {
 
     #[test]
     fn who_computes_beside_it_ends_the_spinning_for_a_while() {
-        let (max, begin) = (Duration::from_micros(50), Instant::now());
+        let (max, us) = (Duration::from_micros(50), Duration::from_micros);
         let mut spin = Spin::new(max);
-        assert!(spin.yielded(Duration::from_micros(40), begin), "a client that wrote its next request");
-        assert_eq!(spin.budget(begin), max);
-        assert!(!spin.yielded(Duration::from_millis(3), begin));
-        assert_eq!(spin.budget(begin), Duration::ZERO);
+        let mut now = Instant::now();
+        let mut offers = |spin: &mut Spin, took: &[Duration]| {
+            for took in took.iter().cycle().take(200) {
+                now += *took;
+                spin.yielded(*took, now);
+            }
+            now
+        };
+        let at = offers(&mut spin, &[us(40)]);
+        assert_eq!(spin.budget(at), max, "a client that writes its next request");
+        let at = offers(&mut spin, &[&[us(3000)][..], &[us(50); 99]].concat());
+        assert_eq!(spin.budget(at), max, "the host took the processor now and then");
+        let at = offers(&mut spin, &[us(3000), us(40)]);
+        assert_eq!(spin.budget(at), Duration::ZERO);
         spin.found();
-        spin.slept(Duration::from_micros(80));
-        assert_eq!(spin.budget(begin + CROWDED / 2), Duration::ZERO, "work alone does not bring it back");
-        assert_eq!(spin.budget(begin + CROWDED), max);
+        spin.slept(us(80));
+        assert_eq!(spin.budget(at + CROWDED / 2), Duration::ZERO, "work alone does not bring it back");
+        assert_eq!(spin.budget(at + CROWDED), max);
     }
 }
