@@ -31,6 +31,7 @@ impl Shard {
 
     /// Executes what the core asks for.
     pub(super) fn run_actions(&mut self, resource: usize) {
+        self.resources[resource].deadline = None;
         while let Some(action) = self.resources[resource].node.as_mut().and_then(|node| node.poll_action()) {
             self.execute(resource, action);
         }

@@ -311,7 +311,7 @@ impl Shard {
     /// The core goes; what it had not answered is answered with an error, what it held is free again.
     fn drop_node(&mut self, resource: usize) {
         let entry = &mut self.resources[resource];
-        entry.node = None;
+        (entry.node, entry.deadline) = (None, None);
         entry.events.clear();
         let commands = std::mem::take(&mut entry.commands);
         let open: Vec<u32> = entry.requests.iter().map(|(id, _)| id).collect();

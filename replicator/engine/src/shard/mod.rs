@@ -300,8 +300,7 @@ impl Shard {
     fn keep_time(&mut self) {
         let now = self.clock.now();
         for index in 0..self.resources.len() {
-            let deadline = self.resources[index].node.as_ref().and_then(|node| node.next_deadline());
-            if deadline.is_some_and(|deadline| deadline.at <= now) {
+            if self.resources[index].deadline().is_some_and(|at| at <= now) {
                 self.feed(index, Event::Tick { unix_ms: system::unix_ms() });
             }
         }
@@ -321,9 +320,8 @@ impl Shard {
         }
     }
 
-    fn timeout(&self) -> Option<Duration> {
-        let deadlines =
-            self.resources.iter().filter_map(|resource| Some(resource.node.as_ref()?.next_deadline()?.at));
+    fn timeout(&mut self) -> Option<Duration> {
+        let deadlines = self.resources.iter_mut().filter_map(Resource::deadline);
         let next = deadlines.chain(self.sweep_at).min()?;
         Some(next.since(self.clock.now()))
     }

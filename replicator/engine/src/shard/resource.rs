@@ -100,6 +100,8 @@ pub(crate) struct Resource {
     pub(crate) spare_lists: Vec<Vec<SlotId>>,
     /// Events made while the core's actions were executed.
     pub(crate) events: VecDeque<Event<'static>>,
+    /// When the core wants a tick; `None`: it has changed since this was asked.
+    pub(crate) deadline: Option<Option<Instant>>,
     /// Its connection to the peer, if one is up.
     pub(crate) link: Option<u32>,
     /// Key of the digests that are compared over that connection.
@@ -122,6 +124,14 @@ pub(crate) struct Resource {
 }
 
 impl Resource {
+    /// When the core wants a tick. Every turn of the shard asks this of every resource, most of which have done nothing
+    /// since the last one.
+    pub(crate) fn deadline(&mut self) -> Option<Instant> {
+        let node = &self.node;
+        let ask = || node.as_ref().and_then(|node| node.next_deadline()).map(|deadline| deadline.at);
+        *self.deadline.get_or_insert_with(ask)
+    }
+
     /// A resource that is down.
     pub(crate) fn new(index: u16, config: &ResourceConfig) -> Self {
         let pools = Pools::of(index);
@@ -129,6 +139,7 @@ impl Resource {
         Self {
             name: config.name.clone(),
             node: None,
+            deadline: None,
             stage: Stage::Down,
             leaving: None,
             down_replies: Vec::new(),
