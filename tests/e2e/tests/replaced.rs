@@ -88,14 +88,17 @@ fn a_frozen_primary_that_was_replaced_gives_way_with_all_it_was_sent() {
     assert_nothing_late(&cluster);
 }
 
+/// So small that many whole ones wait in the socket, behind those that the server has taken.
+const FLOOD_BYTES: u64 = 4096;
+
 /// Sends until the server takes no more for good; then takes the answers that are left. Gives the offsets of the writes
 /// that were sent, and of those that were answered.
 fn flood(mut client: Connection) -> [HashSet<u64>; 2] {
-    let payload = [LATE; WRITE_BYTES as usize];
+    let payload = [LATE; FLOOD_BYTES as usize];
     let mut sent = HashMap::new();
     for nth in 0.. {
-        let offset = nth % (SIZE_BYTES / WRITE_BYTES) * WRITE_BYTES;
-        match client.send(Command::Write, false, offset, WRITE_BYTES as u32, &payload) {
+        let offset = nth % (SIZE_BYTES / FLOOD_BYTES) * FLOOD_BYTES;
+        match client.send(Command::Write, false, offset, FLOOD_BYTES as u32, &payload) {
             Ok(cookie) => sent.insert(cookie, offset),
             Err(_) => break,
         };
@@ -131,7 +134,7 @@ fn what_a_forced_demotion_leaves_unanswered_takes_no_effect_later() {
         assert!(at_once == successor.read(0, 32 << 20).expect("a read"), "something changed afterwards");
         for offset in answered.iter().filter(|offset| **offset < 32 << 20) {
             let start = *offset as usize;
-            let whole = at_once[start..start + WRITE_BYTES as usize].iter().all(|byte| *byte == LATE);
+            let whole = at_once[start..start + FLOOD_BYTES as usize].iter().all(|byte| *byte == LATE);
             assert!(whole, "the answered write at {offset} is missing");
         }
     });
