@@ -34,6 +34,9 @@ impl Shard {
             return;
         }
         watch_over(&fd, self.config.limits.progress_timeout);
+        if ip.is_none() {
+            widen(&fd);
+        }
         let deadline = self.clock.now() + self.config.limits.handshake_timeout;
         let negotiation = Negotiation::new(Limits::default()).with_tls(tls);
         let mut client = Client::new(fd, (address, ip), negotiation, deadline, &self.stock);
@@ -448,4 +451,14 @@ fn watch_over(fd: &Fd, silence_max: Duration) {
         .and_then(|()| sockopt::set_tcp_keepintvl(&**fd, pause))
         .and_then(|()| sockopt::set_tcp_keepcnt(&**fd, PROBES))
         .and_then(|()| sockopt::set_tcp_user_timeout(&**fd, millis));
+}
+
+/// A unix socket takes some 200 KiB at a time, unlike TCP, which adapts: each part of a long answer would wait until the
+/// client has read the one before.
+fn widen(fd: &Fd) {
+    use rustix::net::sockopt;
+    const SEND_BYTES: usize = 1 << 20;
+    // Without the privilege, as much as the system allows.
+    let _ = sockopt::set_socket_send_buffer_size_force(&**fd, SEND_BYTES)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(&**fd, SEND_BYTES));
 }
