@@ -453,8 +453,8 @@ fn watch_over(fd: &Fd, silence_max: Duration) {
         .and_then(|()| sockopt::set_tcp_user_timeout(&**fd, millis));
 }
 
-/// A unix socket takes some 200 KiB at a time, unlike TCP, which adapts: each part of a long answer would wait until the
-/// client has read the one before.
+/// A unix socket takes some 200 KiB at a time, unlike TCP, which adapts: each part of a long answer would wait until
+/// the client has read the one before.
 fn widen(fd: &Fd) {
     use rustix::net::sockopt;
     const SEND_BYTES: usize = 1 << 20;
