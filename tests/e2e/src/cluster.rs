@@ -174,6 +174,13 @@ impl Cluster {
         [&mut self.alpha, &mut self.beta]
     }
 
+    /// Both nodes lose power at the same moment: neither may notice that the other one is gone, and record that.
+    pub fn lose_power(&mut self) {
+        self.alpha.pause();
+        self.beta.pause();
+        self.nodes().into_iter().for_each(Node::lose_power);
+    }
+
     /// The replication port of beta itself, behind the proxy.
     pub fn beta_port(&self) -> u16 {
         self.beta_port

@@ -37,18 +37,14 @@ const PROCEDURES: &[(&str, Procedure)] = &[
         assert_eq!(scene.cluster.beta.status()["role"], "Primary");
     }),
     ("Both lost power, both are back", |scene| {
-        for node in scene.cluster.nodes() {
-            node.lose_power();
-        }
+        scene.cluster.lose_power();
         for node in scene.cluster.nodes() {
             node.start();
         }
         scene.follow();
     }),
     ("Both lost power, one is back", |scene| {
-        for node in scene.cluster.nodes() {
-            node.lose_power();
-        }
+        scene.cluster.lose_power();
         scene.cluster.beta.start();
         scene.follow();
         scene.cluster.alpha.start();

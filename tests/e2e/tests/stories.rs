@@ -285,18 +285,12 @@ fn the_primary_dies_and_the_survivor_is_promoted_by_hand() {
     assert_eq!(cluster.alpha.status()["role"], "Secondary");
 }
 
-fn lose_power(cluster: &mut Cluster) {
-    for node in cluster.nodes() {
-        node.lose_power();
-    }
-}
-
 #[test]
 fn both_lose_power_and_both_return() {
     let mut cluster = Cluster::primary(&plan());
     let load = ledger("both return from power loss").start(cluster.alpha.nbd(), 8);
     load.wait_acked(2000);
-    lose_power(&mut cluster);
+    cluster.lose_power();
     cluster.beta.start();
     cluster.alpha.start();
     cluster.wait_synced();
@@ -313,7 +307,7 @@ fn both_lose_power_and_one_returns() {
     let mut cluster = Cluster::primary(&plan());
     let load = ledger("one returns from power loss").start(cluster.alpha.nbd(), 8);
     load.wait_acked(2000);
-    lose_power(&mut cluster);
+    cluster.lose_power();
     cluster.beta.start();
     cluster.beta.promote().refused(17, &["uncleanly", "lockstep promote r0 --accept-data-loss"]);
     cluster.beta.lockstep(&flagged("--peer-is-down")).refused(17, &["--accept-data-loss"]);

@@ -133,9 +133,7 @@ pub(crate) const STATES: &[(&str, Make)] = &[
     ("Secondary that stopped uncleanly, peer away", || {
         let mut cluster = primary();
         write(&cluster.alpha, MIB);
-        for node in cluster.nodes() {
-            node.lose_power();
-        }
+        cluster.lose_power();
         cluster.beta.start();
         cluster.beta.wait_status("unclean", |status| status["unclean"] == true);
         at(cluster, 1)
