@@ -5,11 +5,15 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Client, Pair, promote, report, status, wait_for, wait_protected};
 use lockstep_nbd::{Command as Nbd, Request};
+
+/// Clients that connect at the same moment.
+const CROWD: usize = 64;
 
 fn raw_request(command: Nbd, offset: u64, length: u32) -> [u8; 28] {
     Request::new(command, 7, offset, length.into()).encode()
@@ -93,6 +97,25 @@ fn unfinished_handshakes_are_bounded_and_do_not_keep_others_out() {
     // The oldest ones had to go.
     idle[0].set_read_timeout(Some(common::LIMIT)).unwrap();
     assert!(idle[0].read_to_end(&mut Vec::new()).is_ok());
+}
+
+#[test]
+fn clients_that_come_at_once_are_served_one_after_the_other() {
+    let pair = Pair::new("/dev/shm");
+    let mut config = pair.config(0);
+    config.limits.handshakes_max = 4;
+    let alpha = lockstep_engine::Engine::start(config).unwrap();
+    promote(&alpha);
+    let socket = pair.socket(0);
+    let all_here = Barrier::new(CROWD);
+    std::thread::scope(|scope| {
+        for _ in 0..CROWD {
+            scope.spawn(|| {
+                all_here.wait();
+                Client::connect(&socket, "r0", false).unwrap();
+            });
+        }
+    });
 }
 
 #[test]

@@ -21,6 +21,10 @@ use crate::token::Token;
 /// How long a client that goes may take to read its answers.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// A handshake has at least so long, even if others wait for its place. Many clients that come at once are done sooner
+/// and follow each other; strangers that say nothing keep nobody out for longer.
+const HANDSHAKE_MIN: Duration = Duration::from_millis(100);
+
 impl Shard {
     /// A connection came in on an NBD listener.
     pub(super) fn client_accepted(&mut self, fd: Fd, address: String, ip: Option<IpAddr>, tls: TlsPolicy) {
@@ -49,15 +53,33 @@ impl Shard {
         self.want_sweep();
     }
 
-    /// Who connects and says nothing must not keep others out: the oldest goes.
-    fn make_room_for_handshake(&mut self) {
+    /// Whether one more may begin, if need be in place of the oldest.
+    pub(super) fn has_room_for_handshake(&mut self) -> bool {
+        let now = self.clock.now();
+        let has_room = self.oldest_if_full().is_none_or(|(_, deadline)| {
+            deadline + HANDSHAKE_MIN <= now + self.config.limits.handshake_timeout
+        });
+        if !has_room {
+            self.want_sweep();
+        }
+        has_room
+    }
+
+    /// The oldest handshake and its time limit, if there are as many as may be.
+    fn oldest_if_full(&self) -> Option<(u32, Instant)> {
         let is_open = |client: &Client| matches!(client.phase, Phase::Handshake(_)) && !client.is_ending;
         let open = || self.clients.iter().filter(|(_, client)| is_open(client));
         if open().count() < self.config.limits.handshakes_max {
-            return;
+            return None;
         }
-        let oldest = open().min_by_key(|(_, client)| client.deadline).map(|(index, _)| index);
-        if let Some(index) = oldest {
+        open()
+            .filter_map(|(index, client)| Some((index, client.deadline?)))
+            .min_by_key(|(_, deadline)| *deadline)
+    }
+
+    /// Who connects and says nothing must not keep others out: the oldest goes.
+    fn make_room_for_handshake(&mut self) {
+        if let Some((index, _)) = self.oldest_if_full() {
             tracing::debug!("too many unfinished NBD handshakes; closing the oldest");
             self.hang_up(index);
         }

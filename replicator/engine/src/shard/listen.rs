@@ -31,6 +31,8 @@ pub(super) struct Socket {
     is_inherited: bool,
     /// Accepting failed; tried again at the next sweep.
     is_paused: bool,
+    /// Who comes stays in the backlog until there is room for a handshake.
+    is_full: bool,
     /// That was said.
     is_reported: bool,
 }
@@ -38,7 +40,15 @@ pub(super) struct Socket {
 impl Socket {
     fn new(fd: OwnedFd, nbd: Option<TlsPolicy>) -> Self {
         let fd = Rc::new(fd);
-        Self { fd, nbd, path: None, is_inherited: false, is_paused: false, is_reported: false }
+        Self {
+            fd,
+            nbd,
+            path: None,
+            is_inherited: false,
+            is_paused: false,
+            is_full: false,
+            is_reported: false,
+        }
     }
 }
 
@@ -187,9 +197,8 @@ impl Shard {
         self.sockets[socket].is_reported = false;
         let Op::Accept { accepted: Some(fd), .. } = completion.op else { return };
         let fd = Rc::new(fd);
-        self.accept_on(socket);
         if self.stopping.is_some() {
-            return;
+            return self.accept_on(socket);
         }
         let address = rustix::net::getpeername(&*fd).ok().flatten();
         let address = address.and_then(|address| SocketAddr::try_from(address).ok());
@@ -202,6 +211,19 @@ impl Shard {
                 let pid = rustix::net::sockopt::socket_peercred(&*fd).map(|cred| cred.pid.as_raw_nonzero());
                 let address = pid.map_or("unix".into(), |pid| format!("unix, process {pid}"));
                 self.client_accepted(fd, address, None, tls);
+            }
+        }
+        self.sockets[socket].is_full = true;
+        self.accept_where_room();
+    }
+
+    /// Goes on accepting where that had to wait until fewer handshakes are under way.
+    pub(super) fn accept_where_room(&mut self) {
+        for index in 0..self.sockets.len() {
+            let socket = &self.sockets[index];
+            if socket.is_full && (socket.nbd.is_none() || self.has_room_for_handshake()) {
+                self.sockets[index].is_full = false;
+                self.accept_on(index);
             }
         }
     }

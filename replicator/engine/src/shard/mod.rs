@@ -298,6 +298,7 @@ impl Shard {
     }
 
     fn keep_time(&mut self) {
+        self.accept_where_room();
         let now = self.clock.now();
         for index in 0..self.resources.len() {
             if self.resources[index].deadline().is_some_and(|at| at <= now) {

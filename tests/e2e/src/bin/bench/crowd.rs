@@ -1,7 +1,6 @@
 //! Many connections to one volume beside one.
 //!
-//! Clients of our own, which are let in one after the other: a daemon has so many in the handshake at a time and closes
-//! the oldest of more, and fio's jobs all come at once.
+//! Clients of our own, a thread each: what is asked before all of them are there, or after, does not count.
 
 use crate::Options;
 use crate::report::Table;
