@@ -358,6 +358,13 @@ impl Store {
         self.page_sequence = self.page_sequence.max(sequence);
     }
 
+    /// Marks for a checkpoint, by its position, what differs from the peer. Without copies: a map may have half a GiB.
+    pub fn add_difference(&mut self, position: u8) {
+        if let Some(peer) = self.slots.first() {
+            self.checkpoints[usize::from(position)].bits.or(&peer.bits);
+        }
+    }
+
     /// One of `slot_numbers`, to be changed. Panics if there is none.
     pub fn slot_mut(&mut self, slot: u8) -> &mut Slot {
         match position_of(slot) {

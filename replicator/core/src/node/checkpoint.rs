@@ -337,14 +337,7 @@ impl Node {
         let incomplete = |held: &Checkpoint| matches!(held.state, CheckpointState::Incomplete(_));
         let found = store.checkpoints().filter(|(_, held)| incomplete(held));
         let positions: Vec<u8> = found.map(|(position, _)| position).collect();
-        let Some(difference) =
-            store.slots.first().map(|slot| slot.bits.clone()).filter(|_| !positions.is_empty())
-        else {
-            return;
-        };
-        for position in positions {
-            store.slot_mut(checkpoint_slot(position)).bits.or(&difference);
-        }
+        positions.into_iter().for_each(|position| store.add_difference(position));
     }
 
     pub(super) fn render_checkpoint(&self, id: CheckpointId, out: &mut Vec<u8>) {
