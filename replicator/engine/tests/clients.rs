@@ -170,6 +170,18 @@ fn unread_answers_leave_buffers_to_others() {
 }
 
 #[test]
+fn most_of_a_long_answer_leaves_before_its_client_reads() {
+    const LENGTH: u32 = 1 << 20;
+    let pair = Pair::new("/dev/shm");
+    let alpha = pair.start(0);
+    promote(&alpha);
+    let mut client = pair.connect(0);
+    client.begin(Nbd::Read, false, 0, LENGTH, &[]);
+    wait_for("half of it", || client.unread_bytes() >= u64::from(LENGTH) / 2);
+    assert_eq!(client.take_data(LENGTH).len(), LENGTH as usize);
+}
+
+#[test]
 fn clients_that_take_no_answers_do_not_delay_large_reads_of_others() {
     let pair = Pair::new("/dev/shm");
     let alpha = pair.start(0);

@@ -369,6 +369,11 @@ impl Client {
         matches!(self.stream.write(bytes), Ok(sent) if sent == bytes.len())
     }
 
+    /// Bytes that have arrived and were not read.
+    pub(crate) fn unread_bytes(&self) -> u64 {
+        rustix::io::ioctl_fionread(&self.stream).unwrap()
+    }
+
     /// Whether the server has closed the connection.
     pub(crate) fn is_closed(&mut self) -> bool {
         read_more(&mut self.stream, &mut self.received).is_err()
