@@ -54,15 +54,11 @@ impl Shard {
     }
 
     /// Whether one more may begin, if need be in place of the oldest.
-    pub(super) fn has_room_for_handshake(&mut self) -> bool {
+    pub(super) fn has_room_for_handshake(&self) -> bool {
         let now = self.clock.now();
-        let has_room = self.oldest_if_full().is_none_or(|(_, deadline)| {
+        self.oldest_if_full().is_none_or(|(_, deadline)| {
             deadline + HANDSHAKE_MIN <= now + self.config.limits.handshake_timeout
-        });
-        if !has_room {
-            self.want_sweep();
-        }
-        has_room
+        })
     }
 
     /// The oldest handshake and its time limit, if there are as many as may be.

@@ -183,7 +183,7 @@ impl Shard {
 
     pub(super) fn accepted(&mut self, index: u16, completion: Completion<Token>) {
         let socket = usize::from(index);
-        if self.sockets[socket].is_inherited && self.stopping.is_some() {
+        if self.is_left(&self.sockets[socket]) {
             return;
         }
         if let Err(error) = &completion.result {
@@ -221,17 +221,22 @@ impl Shard {
     pub(super) fn accept_where_room(&mut self) {
         for index in 0..self.sockets.len() {
             let socket = &self.sockets[index];
-            if socket.is_full && (socket.nbd.is_none() || self.has_room_for_handshake()) {
+            let has_room = || socket.nbd.is_none() || self.has_room_for_handshake();
+            if socket.is_full && !self.is_left(socket) && has_room() {
                 self.sockets[index].is_full = false;
                 self.accept_on(index);
             }
         }
     }
 
+    /// Who comes there is the next daemon's.
+    fn is_left(&self, socket: &Socket) -> bool {
+        socket.is_inherited && self.stopping.is_some()
+    }
+
     pub(super) fn sweep_listeners(&mut self) {
         for index in 0..self.sockets.len() {
-            let is_left = self.sockets[index].is_inherited && self.stopping.is_some();
-            if self.sockets[index].is_paused && !is_left {
+            if self.sockets[index].is_paused && !self.is_left(&self.sockets[index]) {
                 self.accept_on(index);
             }
         }
