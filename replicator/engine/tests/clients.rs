@@ -163,7 +163,8 @@ fn unread_answers_leave_buffers_to_others() {
     modest.write(0, &vec![4; 8 << 20]);
     let mut greedy = pair.connect(0);
     assert_eq!(flood(&mut greedy, &raw_request(Nbd::Read, 0, 4 << 20), 9), 9);
-    wait_for("the greedy one waits", || report(&alpha).memory.slots_in_use >= 32);
+    // Two MiB are in the socket; what is held behind them depends on when the requests came.
+    wait_for("the greedy one waits", || report(&alpha).memory.slots_in_use >= 16);
     for len in [512, 65_536, 8 << 20] {
         assert_eq!(modest.read(0, len), vec![4; len as usize]);
     }
