@@ -36,6 +36,7 @@ mod rng;
 mod slab;
 mod snapshot;
 mod status;
+mod tail;
 mod undurable;
 mod verdict;
 

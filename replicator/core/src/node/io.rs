@@ -305,7 +305,10 @@ impl Node {
     }
 
     fn start_read(&mut self, id: u32, req: ReqId) {
-        let Some(task) = self.tasks.get(id).copied() else { return };
+        let now = self.now;
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        task.began = now;
+        let task = *task;
         if task.repair {
             return self.read_for_repair(id);
         }

@@ -28,7 +28,10 @@ impl Node {
             // What a copy returns that has failed meanwhile counts no more: from the other copy, if there is one.
             return self.regate(id);
         }
-        let Err(error) = result else { return self.finish_client_task(id, None) };
+        let Err(error) = result else {
+            self.pace.feedback.observe_read(self.now.0.saturating_sub(task.began.0));
+            return self.finish_client_task(id, None);
+        };
         self.note_failed(Failed::Read, task.range.start, error);
         if self.peer_has(task.range).is_none() {
             return self.finish_client_task(id, Some(error.into()));

@@ -342,8 +342,8 @@ impl Node {
             return;
         }
         let Some(task) = self.tasks.get(id) else { return };
-        let (pos, failed, took) = (task.pos, task.failed, self.now.since(task.began));
-        self.pace.feedback.observe(took);
+        let (pos, failed) = (task.pos, task.failed);
+        self.pace.feedback.observe_write(self.now.0.saturating_sub(task.began.0));
         self.stream.replied = self.stream.replied.max(pos.unwrap_or_default());
         self.finish_client_task(id, failed);
     }

@@ -67,7 +67,7 @@ pub(super) struct Task {
     /// The link that it came from or was sent on.
     pub(super) link: Option<LinkId>,
     pub(super) failed: Option<IoError>,
-    /// When a client's write was submitted.
+    /// When a client's request was submitted.
     pub(super) began: Instant,
     /// A read that failed here: the peer's bytes are put back, under an exclusive lock.
     pub(super) repair: bool,
