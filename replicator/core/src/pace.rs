@@ -27,7 +27,7 @@ const START_BYTES_PER_S: u64 = 16 << 20;
 /// It rises by an eighth, or by this.
 const RISE_BYTES_PER_S: u64 = 1 << 20;
 /// After so long without a request nobody is at work.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_millis(200);
 /// After so many intervals in which a resync moved nothing what it had under way is over, also at the target.
 const STILL_MIN: u32 = 2;
 /// While it is held to look at clients alone.
@@ -172,7 +172,7 @@ impl Feedback {
             }
             (Some(_), limit) => limit.map(|limit| limit.saturating_add((limit / 8).max(RISE_BYTES_PER_S))),
             (None, limit) if !self.is_quiet(now) => limit,
-            (None, limit) => limit.map(|limit| limit.saturating_mul(2)),
+            (None, limit) => limit.map(|limit| limit.saturating_mul(8)),
         }
         // A limit far above what the disks and the wire do is none.
         .filter(|limit| *limit / 4 <= self.peak.max(START_BYTES_PER_S));
@@ -196,7 +196,8 @@ impl Feedback {
     /// A request that came later than that would have ended the interval itself.
     fn note_asked(&mut self, now: Instant) {
         if self.requests() > 0 {
-            self.asked = Some(now.min(self.began + INTERVAL_MAX));
+            let longest = if self.requests() < REQUESTS_MIN { INTERVAL_MAX } else { INTERVAL };
+            self.asked = Some(now.min(self.began + longest));
         }
     }
 
@@ -360,7 +361,7 @@ mod tests {
         // Not in the probes: they would show that it is not the resync.
         volume.pass(300, 100_000, |rate| if rate == 0 { 300_000 } else { 50 * MS });
         assert_eq!(volume.feedback.limit, Some(CAPACITY / FLOOR_PART));
-        assert!(CAPACITY / FLOOR_PART > FLOOR_BYTES_PER_S);
+        const { assert!(CAPACITY / FLOOR_PART > FLOOR_BYTES_PER_S) };
         assert!(volume.held * 5 < 300, "{}", volume.held);
     }
 

@@ -63,7 +63,7 @@ impl Tail {
         self.count
     }
 
-    /// Ends an interval: what all but one in a hundred did not exceed, and but one more, since a single one says little.
+    /// Ends an interval: what all but one in a hundred, and one more, did not exceed: a single one says little.
     pub(crate) fn take(&mut self) -> Option<u64> {
         let total = core::mem::take(&mut self.count);
         if total == 0 {
