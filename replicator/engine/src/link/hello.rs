@@ -105,6 +105,17 @@ pub enum Step {
     },
 }
 
+/// What an acceptor is asked for, as it can be told before it takes anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Not yet known.
+    NeedMore,
+    /// This resource, by the word of a stranger.
+    Resource(String),
+    /// It is too late to ask, or there was no such message: the exchange says what is next.
+    Settled,
+}
+
 /// One exchange.
 pub struct Hello {
     side: Side,
@@ -151,6 +162,27 @@ impl Hello {
         let (mine, theirs, pending) = (Vec::new(), Vec::new(), Vec::new());
         let (expected, peer, failed) = (None, None, None);
         Self { side, key, local, expected, nonce, mine, theirs, peer, pending, failed }
+    }
+
+    /// Looks at bytes and takes none: which resource the other side begins with.
+    pub fn wanted(&self, input: &[u8]) -> Wanted {
+        let has_begun = self.peer.is_some() || !self.pending.is_empty() || self.failed.is_some();
+        if self.side == Side::Dialler || has_begun {
+            return Wanted::Settled;
+        }
+        let Some(([kind, length @ ..], rest)) = input.split_first_chunk::<HEAD_BYTES>() else {
+            return Wanted::NeedMore;
+        };
+        let length = usize::from(u16::from_le_bytes(*length));
+        if *kind != HELLO || length > BODY_BYTES_MAX {
+            return Wanted::Settled;
+        }
+        match rest.get(..length) {
+            None => Wanted::NeedMore,
+            Some(body) => {
+                Offer::decode(body).map_or(Wanted::Settled, |offer| Wanted::Resource(offer.resource))
+            }
+        }
     }
 
     /// Takes bytes; returns how many, and what is next. `find` names the resource's peer, or says why not. On

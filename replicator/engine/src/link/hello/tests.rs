@@ -186,3 +186,31 @@ fn truncation_waits_and_garbage_ends_without_a_panic() {
     let early_proof = [PROOF, 32, 0].into_iter().chain([0; 32]).collect::<Vec<u8>>();
     assert_eq!(accept.receive(&early_proof, &find_r0, &mut Vec::new()).1, Err(HelloError::Malformed));
 }
+
+#[test]
+fn an_acceptor_sees_what_is_wanted_once_all_of_the_first_message_is_there() {
+    let mut wire = Vec::new();
+    let mut dial = Hello::dial(local(0, "alpha"), expected(1, "beta"), [1; 32], &mut wire);
+    let mut accept = Hello::accept(local(1, "beta"), [2; 32]);
+    for end in 0..wire.len() {
+        assert_eq!(accept.wanted(&wire[..end]), Wanted::NeedMore, "{end} bytes");
+    }
+    assert_eq!(accept.wanted(&wire), Wanted::Resource("r0".into()));
+    assert_eq!(accept.wanted(&[&wire[..], b"more"].concat()), Wanted::Resource("r0".into()));
+    let mut answer = Vec::new();
+    accept.receive(&wire, &find_r0, &mut answer).1.unwrap();
+    assert_eq!(accept.wanted(&wire), Wanted::Settled, "only the first message is asked");
+    assert_eq!(dial.wanted(&answer), Wanted::Settled, "a dialler knows");
+    dial.receive(&answer, &nobody, &mut Vec::new()).1.unwrap();
+}
+
+#[test]
+fn what_is_no_first_message_is_left_to_the_exchange() {
+    let accept = Hello::accept(local(1, "beta"), [2; 32]);
+    let mut proof = Vec::new();
+    put(&mut proof, PROOF, &[0; 32]);
+    let too_long = [HELLO, 1, 4];
+    for bytes in [&b"GET / HTTP/1.1"[..], &proof, &too_long, &[HELLO, 0, 0], &[HELLO, 1, 0, 7]] {
+        assert_eq!(accept.wanted(bytes), Wanted::Settled, "{bytes:?}");
+    }
+}
