@@ -122,11 +122,13 @@ pub struct PeerAddress {
 pub struct Limits {
     /// NBD clients in the transmission phase.
     pub clients_max: usize,
-    /// NBD clients in the handshake.
+    /// Threads that resources are dealt out to; more than there are resources are as many as there are.
+    pub shards: usize,
+    /// NBD clients in the handshake, on each shard: one that named an export of another shard is there.
     pub handshakes_max: usize,
     /// NBD clients that wait until there is a Primary.
     pub held_max: usize,
-    /// Peers in the hello exchange.
+    /// Peers in the hello exchange, on each shard.
     pub hellos_max: usize,
     /// Requests of all clients of one resource in flight.
     pub requests_max: usize,
@@ -156,7 +158,7 @@ impl Limits {
     /// Connections of NBD clients in whatever state. What a client that is gone had asked for stays until it is
     /// done, and counts.
     pub fn connections_max(&self) -> usize {
-        2 * self.clients_max + self.handshakes_max + self.held_max
+        2 * self.clients_max + self.shards * self.handshakes_max + self.held_max
     }
 }
 
@@ -164,6 +166,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             clients_max: Self::CLIENTS_MAX,
+            shards: 1,
             handshakes_max: 64,
             held_max: 128,
             hellos_max: 32,

@@ -1,11 +1,12 @@
 //! Starting and steering an engine from other threads.
 //!
-//! Calls never block on the shard: they put a message into its queue and return. Answers come through
-//! callbacks, which run on the shard's thread and must only hand the answer on.
+//! Calls never block on a shard: they put a message into the queue of the one that has the resource, and return.
+//! Answers come through callbacks, which run on the shard's thread and must only hand the answer on. Shards talk to
+//! each other through the same queues.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use lockstep_core::{Command, Done, Refusal};
@@ -14,8 +15,9 @@ use rustix::event::EventfdFlags;
 use crate::attach::{self, Attached};
 use crate::config::EngineConfig;
 use crate::error::{AttachError, StartError};
+use crate::fleet::{Fleet, Home, ShardId};
 use crate::report::ResourceReport;
-use crate::shard;
+use crate::shard::{self, MovedClient, MovedPeer};
 use crate::system;
 
 /// Answer to a command.
@@ -33,7 +35,7 @@ type NeedsReply = Box<dyn FnOnce(Result<bool, String>) + Send>;
 #[error("no resource {0} in the configuration")]
 pub struct UnknownResource(pub String);
 
-/// What the control plane asks of a shard.
+/// What the control plane and other shards ask of a shard. Numbers of resources are those on that shard.
 pub(crate) enum Message {
     /// A command for the core.
     Command(usize, Command, CommandReply),
@@ -56,6 +58,10 @@ pub(crate) enum Message {
         /// In its certificate.
         names: Vec<String>,
     },
+    /// A client named an export of this shard, and is its client from now on.
+    Client(Box<MovedClient>),
+    /// A peer named a resource of this shard, and its hello goes on here.
+    Peer(Box<MovedPeer>),
     /// Everything down, then end the thread.
     Stop,
 }
@@ -64,10 +70,12 @@ pub(crate) enum Message {
 pub struct Engine;
 
 impl Engine {
-    /// Opens listeners and disks, and starts the shard. A resource whose disk cannot be attached runs
+    /// Opens listeners and disks, and starts the shards. A resource whose disk cannot be attached runs
     /// Diskless and says why in its report.
-    pub fn start(config: EngineConfig) -> Result<EngineHandle, StartError> {
-        let (wanted, config) = (open_files_max(&config), Arc::new(config));
+    pub fn start(mut config: EngineConfig) -> Result<EngineHandle, StartError> {
+        // One without resources would have nothing to do.
+        config.limits.shards = config.limits.shards.clamp(1, config.resources.len().max(1));
+        let wanted = open_files_max(&config);
         let may = system::raise_open_files(wanted);
         if may < wanted {
             tracing::warn!(
@@ -75,14 +83,30 @@ impl Engine {
                  limit (LimitNOFILE=, ulimit -Hn), or lower max-clients"
             );
         }
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let wake = rustix::event::eventfd(0, flags)
-            .map_err(|error| StartError::System { what: "eventfd", error: error.into() })?;
-        let wake = Arc::new(wake);
-        let (sender, receiver) = channel();
-        let queue = Queue { sender, wake };
-        let thread = spawn(Arc::clone(&config), receiver, queue.clone())?;
-        Ok(EngineHandle { config, queue, thread: Some(thread) })
+        let mut queues = Vec::new();
+        let mut inboxes = Vec::new();
+        for _ in 0..config.limits.shards {
+            let (queue, inbox) = Queue::new()?;
+            queues.push(queue);
+            inboxes.push(inbox);
+        }
+        let fleet = Arc::new(Fleet::new(config, queues)?);
+        // If one cannot start, those before it are stopped when this is dropped.
+        let mut handle = EngineHandle { fleet: Arc::clone(&fleet), threads: Vec::new() };
+        // Nobody is served before there is somebody for each resource: all begin when this is let go.
+        let gate = Arc::new(Mutex::new(()));
+        let closed = gate.lock();
+        for (shard, inbox) in fleet.shards().zip(inboxes) {
+            match spawn(Arc::clone(&fleet), shard, inbox, Arc::clone(&gate)) {
+                Ok(thread) => handle.threads.push(thread),
+                Err(error) => {
+                    fleet.shards().skip(handle.threads.len()).for_each(|_| fleet.has_stopped());
+                    return Err(error);
+                }
+            }
+        }
+        drop(closed);
+        Ok(handle)
     }
 }
 
@@ -91,21 +115,30 @@ fn open_files_max(config: &EngineConfig) -> u64 {
     const PROGRAM: usize = 64;
     /// Disk, metadata, links.
     const RESOURCE: usize = 8;
-    let connections = config.limits.connections_max() + config.limits.hellos_max;
-    (connections + RESOURCE * config.resources.len() + config.nbd_listeners.len() + PROGRAM) as u64
+    /// Ring and queue of one more.
+    const SHARD: usize = 4;
+    let shards = config.limits.shards;
+    // As many peers again may be on their way to their shard.
+    let hellos = if shards > 1 { shards + 1 } else { shards } * config.limits.hellos_max;
+    let connections = config.limits.connections_max() + hellos;
+    let listeners = config.nbd_listeners.len();
+    (connections + RESOURCE * config.resources.len() + listeners + SHARD * (shards - 1) + PROGRAM) as u64
 }
 
-/// The shard builds its ring on its own thread (a ring belongs to one); this waits for its word.
+/// The shard builds its ring on its own thread (a ring belongs to one); this waits for its word. It runs when the gate
+/// is open.
 fn spawn(
-    config: Arc<EngineConfig>,
-    receiver: Receiver<Message>,
-    queue: Queue,
+    fleet: Arc<Fleet>,
+    id: ShardId,
+    inbox: Receiver<Message>,
+    gate: Arc<Mutex<()>>,
 ) -> Result<JoinHandle<()>, StartError> {
     let (ready, is_ready) = channel();
-    let run = move || match shard::Shard::new(config, receiver, queue) {
+    let run = move || match shard::Shard::new(fleet, id, inbox) {
         Ok(mut shard) => {
             let _ = ready.send(Ok(()));
             drop(ready);
+            drop(gate.lock());
             let _bomb = AbortOnPanic;
             shard.run();
         }
@@ -141,12 +174,11 @@ impl Drop for AbortOnPanic {
 
 /// A running engine. Dropping it stops the engine as [`EngineHandle::stop`] does.
 pub struct EngineHandle {
-    config: Arc<EngineConfig>,
-    queue: Queue,
-    thread: Option<JoinHandle<()>>,
+    fleet: Arc<Fleet>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-/// The way to the shard.
+/// The way to a shard.
 #[derive(Clone)]
 pub(crate) struct Queue {
     sender: Sender<Message>,
@@ -154,6 +186,15 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
+    /// An empty one, and the end that is the shard's.
+    fn new() -> Result<(Self, Receiver<Message>), StartError> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = rustix::event::eventfd(0, flags)
+            .map_err(|error| StartError::System { what: "eventfd", error: error.into() })?;
+        let (sender, inbox) = channel();
+        Ok((Self { sender, wake: Arc::new(wake) }, inbox))
+    }
+
     /// The descriptor that says that something was put in.
     pub(crate) fn wake(&self) -> &OwnedFd {
         &self.wake
@@ -162,6 +203,11 @@ impl Queue {
     /// A shard that is gone drops the message and with it the callback, which the caller sees.
     pub(crate) fn send(&self, message: Message) {
         let _ = self.sender.send(message);
+        self.wake_up();
+    }
+
+    /// Lets the shard look around, whether there is a message or not.
+    pub(crate) fn wake_up(&self) {
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 }
@@ -169,12 +215,12 @@ impl Queue {
 impl EngineHandle {
     /// The configuration it runs with.
     pub fn config(&self) -> &EngineConfig {
-        &self.config
+        &self.fleet.config
     }
 
     /// Names of the resources, in the order of the configuration.
     pub fn resources(&self) -> impl Iterator<Item = &str> {
-        self.config.resources.iter().map(|resource| resource.name.as_str())
+        self.fleet.config.resources.iter().map(|resource| resource.name.as_str())
     }
 
     /// Gives a command to a resource. One that is down answers [`Refusal::Leaving`].
@@ -184,15 +230,15 @@ impl EngineHandle {
         command: Command,
         reply: CommandReply,
     ) -> Result<(), UnknownResource> {
-        let index = self.index(resource)?;
-        self.queue.send(Message::Command(index, command, reply));
+        let home = self.home(resource)?;
+        self.fleet.send(home.shard, Message::Command(home.index, command, reply));
         Ok(())
     }
 
     /// Asks for a report.
     pub fn status(&self, resource: &str, reply: StatusReply) -> Result<(), UnknownResource> {
-        let index = self.index(resource)?;
-        self.queue.send(Message::Status(index, reply));
+        let home = self.home(resource)?;
+        self.fleet.send(home.shard, Message::Status(home.index, reply));
         Ok(())
     }
 
@@ -215,20 +261,20 @@ impl EngineHandle {
         moved: bool,
         reply: UpReply,
     ) -> Result<(), UnknownResource> {
-        let index = self.index(resource)?;
-        let (config, queue) = (Arc::clone(&self.config), self.queue.clone());
+        let home = self.home(resource)?;
+        let fleet = Arc::clone(&self.fleet);
         let attach = move || {
             let (answer, needs_disk) = channel();
             let question = move |needs_disk| {
                 let _ = answer.send(needs_disk);
             };
-            queue.send(ask(index, Box::new(question)));
+            fleet.send(home.shard, ask(home.index, Box::new(question)));
             match needs_disk.recv() {
                 Ok(Err(why)) => reply(Err(why)),
                 Ok(Ok(false)) => reply(Ok(Done::Already)),
                 Ok(Ok(true)) => {
-                    let attached = attach::attach(&config, index, moved);
-                    queue.send(Message::Up(index, Box::new(attached), reply));
+                    let attached = attach::attach(&fleet.config, fleet.number(home), moved);
+                    fleet.send(home.shard, Message::Up(home.index, Box::new(attached), reply));
                 }
                 Err(_) => reply(Err("the daemon is stopping".into())),
             }
@@ -242,33 +288,31 @@ impl EngineHandle {
     /// Leaves the resource cleanly and closes its disks. Clients are closed only by `force`; without it they are a
     /// refusal.
     pub fn down(&self, resource: &str, force: bool, reply: CommandReply) -> Result<(), UnknownResource> {
-        let index = self.index(resource)?;
-        self.queue.send(Message::Down(index, force, reply));
+        let home = self.home(resource)?;
+        self.fleet.send(home.shard, Message::Down(home.index, force, reply));
         Ok(())
     }
 
     /// Leaves every resource cleanly, within `stop_wait`, and ends the engine.
-    pub fn stop(mut self) {
-        self.shut_down();
+    pub fn stop(self) {
+        drop(self);
     }
 
+    /// Every shard is told before one is waited for.
     fn shut_down(&mut self) {
-        self.queue.send(Message::Stop);
-        if let Some(thread) = self.thread.take() {
+        self.fleet.shards().for_each(|shard| self.fleet.send(shard, Message::Stop));
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 
-    fn index(&self, resource: &str) -> Result<usize, UnknownResource> {
-        let found = self.config.resources.iter().position(|r| r.name == resource);
-        found.ok_or_else(|| UnknownResource(resource.into()))
+    fn home(&self, resource: &str) -> Result<Home, UnknownResource> {
+        self.fleet.home(resource).ok_or_else(|| UnknownResource(resource.into()))
     }
 }
 
 impl Drop for EngineHandle {
     fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.shut_down();
-        }
+        self.shut_down();
     }
 }

@@ -1,7 +1,7 @@
 //! The shell around the core: the only code of Lockstep that talks to the kernel.
 //!
-//! One thread owns one ring and every resource on it; no lock is taken on the data path. The thread turns
-//! completions into events, feeds them to the cores, and executes the actions that come back. Invariants:
+//! A shard is a thread with a ring and with resources that are on no other one; no lock is taken on the data path. The
+//! thread turns completions into events, feeds them to the cores, and executes the actions that come back. Invariants:
 //! every operation submitted completes exactly once; a buffer is kept until the kernel is done with it; every
 //! table has a bound, and whoever fills it waits while everyone else goes on. No decision about replication
 //! is made here.
@@ -14,11 +14,13 @@ mod attach;
 mod config;
 mod disk;
 mod error;
+mod fleet;
 mod handle;
 mod link;
 mod memory;
 mod meta;
 mod nbd;
+mod places;
 mod report;
 mod ring;
 mod shard;

@@ -20,6 +20,10 @@ use crate::stock::MESSAGES_KEPT;
 
 /// Code, stacks, the control plane, and what the allocator keeps for itself.
 const PROGRAM_BYTES: u64 = 32 << 20;
+/// What each shard but the first has beside its share of the rest: a stack, tables of operations, lists.
+const SHARD_BYTES: usize = 4 << 20;
+/// A connection in a shard's table.
+const ENTRY_BYTES: usize = 1024;
 /// Messages of one connection that carry no more slots than are counted elsewhere: the one that is being filled, the
 /// one in flight.
 const MESSAGES_EACH: usize = 2;
@@ -49,11 +53,14 @@ impl MemoryBudget {
     /// Of resources with so much memory for payloads each, without their bitmaps.
     pub fn new(limits: &Limits, buffer_bytes: impl IntoIterator<Item = u64>) -> Self {
         let stock = MESSAGES_KEPT * MESSAGE_MEMORY_BYTES;
-        let hellos = limits.hellos_max * (link::HELLO_BUFFER_BYTES + EARLY_BYTES);
+        let hellos = limits.shards * limits.hellos_max * (link::HELLO_BUFFER_BYTES + EARLY_BYTES);
+        // The others may each have had all connections in their tables.
+        let others =
+            limits.shards.saturating_sub(1) * (SHARD_BYTES + stock + limits.connections_max() * ENTRY_BYTES);
         let mut budget = Self {
             clients_bytes: clients_bytes(limits),
             links_bytes: hellos as u64,
-            program_bytes: PROGRAM_BYTES + stock as u64,
+            program_bytes: PROGRAM_BYTES + (stock + others) as u64,
             ..Self::default()
         };
         for buffer_bytes in buffer_bytes {
@@ -112,12 +119,12 @@ pub(crate) fn bitmaps_bytes(geometry: &Geometry, max_hot_regions: u32, checkpoin
 
 /// One connection without its receive buffer.
 fn connection_bytes() -> usize {
-    const ENTRY_BYTES: usize = 1024;
     MESSAGES_EACH * MESSAGE_MEMORY_BYTES + ENTRY_BYTES
 }
 
 fn clients_bytes(limits: &Limits) -> u64 {
-    let early = (limits.handshakes_max + limits.held_max) * (nbd::HANDSHAKE_BUFFER_BYTES + EARLY_BYTES);
+    let early = (limits.shards * limits.handshakes_max + limits.held_max)
+        * (nbd::HANDSHAKE_BUFFER_BYTES + EARLY_BYTES);
     let served = limits.clients_max * (nbd::BUFFER_BYTES + STATUS_MEMORY_BYTES + connection_bytes());
     let tls = limits.connections_max() as u64 * limits.tls_connection_bytes;
     // As many again may be ending: they have no receive buffer any more.

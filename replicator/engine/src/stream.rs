@@ -25,6 +25,13 @@ impl Inbox {
         Self { incoming: Some(Box::new(Incoming::new(fd, buffer_bytes))), start: 0, end: 0 }
     }
 
+    /// A buffer of this size that begins with what was received elsewhere, which fits.
+    pub(crate) fn with(fd: Fd, buffer_bytes: usize, received: &[u8]) -> Self {
+        let mut incoming = Box::new(Incoming::new(fd, buffer_bytes));
+        incoming.buffer[..received.len()].copy_from_slice(received);
+        Self { incoming: Some(incoming), start: 0, end: received.len() }
+    }
+
     /// Room for more, once it is known that the other end is worth it. Not while a receive is in flight.
     pub(crate) fn grow(&mut self, buffer_bytes: usize) {
         let Some(incoming) = &mut self.incoming else { unreachable!("growing under the kernel") };

@@ -16,6 +16,7 @@ use lockstep_engine::{
 
 const STARTTLS: u32 = 5;
 const ACK: u32 = 1;
+const ERR_POLICY: u32 = 0x8000_0002;
 const ERR_UNKNOWN: u32 = 0x8000_0006;
 const ERR_TLS_REQD: u32 = 0x8000_0005;
 
@@ -78,7 +79,12 @@ impl Raw {
 
     /// INFO about "r0": its last reply.
     fn info(&mut self) -> u32 {
-        let mut reply = self.ask(6, b"\0\0\0\x02r0\0\0", &[]);
+        self.info_about(b"r0")
+    }
+
+    /// The same about another export with a name of two letters.
+    fn info_about(&mut self, name: &[u8; 2]) -> u32 {
+        let mut reply = self.ask(6, &[b"\0\0\0\x02", &name[..], b"\0\0"].concat(), &[]);
         // INFO replies come before the end.
         while reply == 3 {
             reply = self.answer();
@@ -177,6 +183,29 @@ fn names_decide_who_may_open() {
         let listed = inside.ask(3, &[], &[]);
         assert_eq!(listed, if answer == ACK { 2 } else { ACK }, "{names:?}");
     }
+}
+
+#[test]
+fn a_client_inside_of_tls_takes_it_along_to_another_shard() {
+    let pair = Pair::with("/dev/shm", &["r0", "r1"]);
+    let (_alpha, taken) = start(&pair, |config| {
+        config.hold_greeting = Duration::ZERO;
+        config.limits.shards = 2;
+        let names = vec![NamePattern::parse("vm1").unwrap()];
+        config.resources[1].access = Access { names, ..Access::default() };
+    });
+    // It may have been there before, without.
+    let mut plain = Raw::connect(&pair);
+    assert_eq!(plain.info_about(b"r1"), ERR_TLS_REQD);
+    let (_outside, connection, released) = begin(&pair, &taken, &[]);
+    let mut inside = establish(connection, &["vm1"]);
+    for name in [b"r1", b"r0", b"r1"] {
+        // The second one is not promoted: it says so, to a client that it knows.
+        assert_eq!(inside.info_about(name), if name == b"r0" { ACK } else { ERR_POLICY });
+    }
+    assert_eq!(released.try_recv(), Err(TryRecvError::Empty));
+    drop(inside);
+    assert_released(&released);
 }
 
 #[test]

@@ -8,7 +8,7 @@ pub mod hello;
 
 use lockstep_core::{FRAME_BYTES, Frame, Instant, LinkId, SlotId};
 
-pub(crate) use hello::{Expected, Hello, Local, Step};
+pub(crate) use hello::{Expected, Hello, Local, Step, Wanted};
 
 use crate::ring::Fd;
 use crate::slots::{Arena, PoolId, Span};

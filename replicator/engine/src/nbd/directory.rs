@@ -1,15 +1,21 @@
 //! The exports of this node, as they are at the moment a client asks, and as far as it may know of them.
+//!
+//! Which exports there are, and who may open them, every shard knows; the rest only the shard of an export. A client
+//! that names one of another shard is told to wait, and whoever holds the client takes it there.
 
 use lockstep_core::{ExportState, Role};
 use lockstep_nbd::{BlockSizes, ExportDirectory, ExportInfo, Lookup};
 
 use super::REQUEST_BYTES_MAX;
 use crate::access::Admission;
+use crate::fleet::ShardId;
 
 /// One resource as clients may see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Export {
     pub(crate) name: String,
+    /// Who can answer for it, if that is another shard: all of this but name and admission is unknown then.
+    pub(crate) other_shard: Option<ShardId>,
     /// `None`: the resource is down.
     pub(crate) state: Option<(ExportState, Role)>,
     /// The peer is Primary, or its promotion is what comes next: whoever comes here is at the wrong address.
@@ -65,6 +71,9 @@ impl ExportDirectory for Directory {
                 return Lookup::Unknown;
             }
         }
+        if export.other_shard.is_some() {
+            return Lookup::NotReady;
+        }
         match export.state {
             Some((ExportState::Open, _)) if export.size_bytes > 0 => Lookup::Found(self.info(export)),
             Some((state, _)) if self.may_hold && export.is_about_to_open(state) => Lookup::NotReady,
@@ -74,6 +83,24 @@ impl ExportDirectory for Directory {
 }
 
 impl Export {
+    /// One that another shard knows.
+    pub(crate) fn of_shard(shard: ShardId, name: String, admission: Admission) -> Self {
+        Self {
+            name,
+            other_shard: Some(shard),
+            state: None,
+            is_elsewhere: false,
+            size_bytes: 0,
+            read_only: false,
+            admission,
+            peer: None,
+            fast_zero: false,
+            is_rotational: false,
+            condition: String::new(),
+            contexts: Vec::new(),
+        }
+    }
+
     /// A promotion is under way, or nobody is known to be Primary: the gap of every take-over, after the restart of a
     /// Primary's daemon or the death of the other node. A client that came back too early waits it out here; refused,
     /// it would back off for longer than the gap, or give up.
@@ -87,6 +114,11 @@ impl Export {
 }
 
 impl Directory {
+    /// The other shard that answers for the export that a client named.
+    pub(crate) fn other_shard(&self, name: &str) -> Option<ShardId> {
+        self.export(name)?.other_shard
+    }
+
     /// The empty name means the only export of which this client may know.
     fn export(&self, name: &str) -> Option<&Export> {
         let mut candidates = self.exports.iter().filter(|export| match name {
@@ -133,6 +165,7 @@ mod tests {
     fn directory(states: &[Option<(ExportState, Role)>]) -> Directory {
         let export = |(index, state): (usize, &Option<_>)| Export {
             name: format!("r{index}"),
+            other_shard: None,
             state: *state,
             is_elsewhere: true,
             size_bytes: 1 << 20,
@@ -188,6 +221,27 @@ mod tests {
         assert_eq!(reason, "r0 is Secondary on alpha; promote it: lockstep promote r0, or connect to beta");
         let Lookup::Refused { reason } = directory(&[None]).find("r0") else { panic!() };
         assert!(reason.contains("lockstep up r0"), "{reason}");
+    }
+
+    #[test]
+    fn what_another_shard_serves_is_asked_there() {
+        let mut directory = directory(&[OPEN]);
+        let other = |name: &str, admission| Export::of_shard(ShardId(1), name.into(), admission);
+        directory.exports.push(other("r1", Admission::Granted));
+        directory.exports.push(other("r2", Admission::NeedsTls));
+        directory.exports.push(other("r3", Admission::Denied("it may not".into())));
+        directory.may_hold = false;
+        assert_eq!(directory.list(), ["r0", "r1"]);
+        assert_eq!((directory.find("r1"), directory.other_shard("r1")), (Lookup::NotReady, Some(ShardId(1))));
+        assert!(matches!(directory.find("r0"), Lookup::Found(_)));
+        assert_eq!(directory.other_shard("r0"), None);
+        // What a client may not open it need not move for.
+        assert_eq!(directory.find("r2"), Lookup::TlsRequired);
+        assert_eq!(directory.find("r3"), Lookup::Unknown);
+        assert_eq!(directory.find(""), Lookup::Unknown, "there are several of which it may know");
+        directory.exports.remove(0);
+        directory.exports.remove(1);
+        assert_eq!((directory.find(""), directory.other_shard("")), (Lookup::NotReady, Some(ShardId(1))));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub(crate) use contexts::{Context, NotComplete, names as context_names};
 pub(crate) use directory::{Directory, Export};
 
 use crate::access::Guest;
+use crate::fleet::ShardId;
+use crate::places::Place;
 use crate::ring::Fd;
 use crate::slots::{ALIGN_BYTES, Arena, LARGE_BYTES, PoolId, SMALL_BYTES, Span, fits_small};
 use crate::stock::Stock;
@@ -35,7 +37,9 @@ pub(crate) enum Phase {
     /// Options are negotiated.
     Handshake(Box<Negotiation>),
     /// A role change is under way: the export's answer waits since then.
-    Held(Box<Negotiation>),
+    Held(Box<Negotiation>, Place),
+    /// It named an export of this other shard, and goes there when all that it was told is sent.
+    Moving(Box<Negotiation>, ShardId),
     /// Requests are served.
     Serving(Box<Serving>),
     /// Nothing is read any more; what is under way is answered.
@@ -60,6 +64,8 @@ pub(crate) enum Security {
 /// A client in the transmission phase.
 pub(crate) struct Serving {
     pub(crate) resource: u16,
+    /// Among the clients that are served.
+    pub(crate) _place: Place,
     pub(crate) parser: RequestParser,
     pub(crate) framing: Framing,
     /// What its questions for block status are about, in the order that was agreed; `None`: it is gone.
@@ -218,6 +224,8 @@ pub(crate) fn piece_bytes(offset: u64, left: u64) -> u32 {
 /// One connection.
 pub(crate) struct Client {
     pub(crate) fd: Fd,
+    /// Among all connections.
+    pub(crate) place: Place,
     pub(crate) address: String,
     /// `None`: it came by a unix socket.
     pub(crate) ip: Option<IpAddr>,
@@ -258,16 +266,18 @@ impl Client {
     /// A connection that has received nothing.
     pub(crate) fn new(
         fd: Fd,
+        place: Place,
         (address, ip): (String, Option<IpAddr>),
-        negotiation: Negotiation,
+        negotiation: Box<Negotiation>,
         deadline: Instant,
         stock: &Stock,
     ) -> Self {
         Self {
+            place,
             address,
             ip,
             since: SystemTime::now(),
-            phase: Phase::Handshake(Box::new(negotiation)),
+            phase: Phase::Handshake(negotiation),
             security: Security::Plain,
             tls_session: None,
             deadline: Some(deadline),

@@ -14,7 +14,9 @@ use rustix::io::Errno;
 use super::Shard;
 use super::resource::Resource;
 use super::turns::Turns;
-use crate::nbd::{Client, Context, Directory, Phase, Security, Serving};
+use crate::config::ResourceConfig;
+use crate::fleet::Home;
+use crate::nbd::{Client, Context, Directory, Export, Phase, Security, Serving};
 use crate::ring::{Completion, Fd, Op};
 use crate::token::Token;
 
@@ -29,21 +31,20 @@ impl Shard {
     /// A connection came in on an NBD listener.
     pub(super) fn client_accepted(&mut self, fd: Fd, address: String, ip: Option<IpAddr>, tls: TlsPolicy) {
         self.make_room_for_handshake();
-        if self.clients.len() >= self.config.limits.connections_max() {
+        let Some(place) = self.fleet.connections.take() else {
             // Most of them are gone and wait for what they asked for, which nobody can do now.
-            tracing::warn!(
-                "{} connections of NBD clients are open or ending; refusing {address}",
-                self.clients.len()
+            let open = self.fleet.connections.taken();
+            return tracing::warn!(
+                "{open} connections of NBD clients are open or ending; refusing {address}"
             );
-            return;
-        }
+        };
         watch_over(&fd, self.config.limits.progress_timeout);
         if ip.is_none() {
             widen(&fd);
         }
         let deadline = self.clock.now() + self.config.limits.handshake_timeout;
-        let negotiation = Negotiation::new(Limits::default()).with_tls(tls);
-        let mut client = Client::new(fd, (address, ip), negotiation, deadline, &self.stock);
+        let negotiation = Box::new(Negotiation::new(Limits::default()).with_tls(tls));
+        let mut client = Client::new(fd, place, (address, ip), negotiation, deadline, &self.stock);
         if let Some(message) = client.outbox.message(false) {
             message.push_head(&Negotiation::greeting());
         }
@@ -63,7 +64,9 @@ impl Shard {
 
     /// The oldest handshake and its time limit, if there are as many as may be.
     fn oldest_if_full(&self) -> Option<(u32, Instant)> {
-        let is_open = |client: &Client| matches!(client.phase, Phase::Handshake(_)) && !client.is_ending;
+        let is_open = |client: &Client| {
+            matches!(client.phase, Phase::Handshake(_) | Phase::Moving(..)) && !client.is_ending
+        };
         let open = || self.clients.iter().filter(|(_, client)| is_open(client));
         if open().count() < self.config.limits.handshakes_max {
             return None;
@@ -74,7 +77,7 @@ impl Shard {
     }
 
     /// Who connects and says nothing must not keep others out: the oldest goes.
-    fn make_room_for_handshake(&mut self) {
+    pub(super) fn make_room_for_handshake(&mut self) {
         if let Some((index, _)) = self.oldest_if_full() {
             tracing::debug!("too many unfinished NBD handshakes; closing the oldest");
             self.hang_up(index);
@@ -111,14 +114,17 @@ impl Shard {
         match client.phase {
             Phase::Handshake(_) if client.is_asked() => self.negotiate(index),
             Phase::Serving(_) => self.serve(index),
-            Phase::Handshake(_) | Phase::Held(_) | Phase::Draining | Phase::Dead => {}
+            Phase::Handshake(_) | Phase::Held(..) | Phase::Moving(..) | Phase::Draining | Phase::Dead => {}
         }
     }
 
     fn directory(&self, client: &Client, may_hold: bool) -> Directory {
         let guest = client.guest();
-        let resources = self.resources.iter().zip(&self.config.resources);
-        let exports = resources.map(|(resource, config)| resource.export(config, guest)).collect();
+        let export = |(number, config): (usize, &ResourceConfig)| match self.fleet.home_of(number) {
+            Home { shard, index } if shard == self.id => self.resources[index].export(config, guest),
+            Home { shard, .. } => Export::of_shard(shard, config.name.clone(), config.access.admit(guest)),
+        };
+        let exports = self.fleet.config.resources.iter().enumerate().map(export).collect();
         let (node_name, client) = (self.config.node_name.clone(), client.address.clone());
         Directory { exports, node_name, client, may_hold, is_stopping: self.stopping.is_some() }
     }
@@ -126,17 +132,17 @@ impl Shard {
     /// Goes on with a handshake.
     pub(super) fn negotiate(&mut self, index: u32) {
         let Some(client) = self.clients.get_mut(index) else { return };
-        let was_held = matches!(client.phase, Phase::Held(_));
-        let (Phase::Handshake(mut negotiation) | Phase::Held(mut negotiation)) =
-            std::mem::replace(&mut client.phase, Phase::Draining)
-        else {
-            return;
+        let (mut negotiation, held) = match std::mem::replace(&mut client.phase, Phase::Draining) {
+            Phase::Handshake(negotiation) => (negotiation, None),
+            Phase::Held(negotiation, place) => (negotiation, Some(place)),
+            other => return client.phase = other,
         };
+        let was_held = held.is_some();
         let now = self.clock.now();
         let in_time = client.hold_until.is_none_or(|hold_until| now < hold_until);
-        let held = self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Held(_))).count();
+        let place = if in_time { held.or_else(|| self.fleet.held.take()) } else { None };
         let Some(client) = self.clients.get(index) else { return };
-        let directory = self.directory(client, in_time && held < self.config.limits.held_max);
+        let directory = self.directory(client, place.is_some());
         let Some(client) = self.clients.get_mut(index) else { return };
         let mut answer = Vec::new();
         let step = match negotiation.receive(client.inbox.data()) {
@@ -165,13 +171,17 @@ impl Shard {
                     self.receive_from(index);
                 }
             }
-            Step::Hold { .. } => {
-                // Once for each connection: who asks again and again is not held for ever.
-                let hold_until = *client.hold_until.get_or_insert(now + self.config.hold_greeting);
-                client.deadline = Some(hold_until);
-                client.phase = Phase::Held(negotiation);
-                self.want_sweep();
-            }
+            Step::Hold { name } => match (directory.other_shard(&name), place) {
+                (Some(shard), _) => client.phase = Phase::Moving(negotiation, shard),
+                (None, Some(place)) => {
+                    // Once for each connection: who asks again and again is not held for ever.
+                    let hold_until = *client.hold_until.get_or_insert(now + self.config.hold_greeting);
+                    client.deadline = Some(hold_until);
+                    client.phase = Phase::Held(negotiation, place);
+                    self.want_sweep();
+                }
+                (None, None) => unreachable!("nobody is held without a place"),
+            },
             Step::Transmission(agreed) => self.begin_transmission(index, agreed),
             Step::StartTls => {
                 client.phase = Phase::Handshake(negotiation);
@@ -183,18 +193,13 @@ impl Shard {
     }
 
     fn begin_transmission(&mut self, index: u32, agreed: Transmission) {
-        let serving =
-            self.clients.iter().filter(|(_, client)| matches!(client.phase, Phase::Serving(_))).count();
         let resource = self.resources.iter().position(|resource| resource.name == agreed.export.name);
         let (Some(resource), Some(client)) = (resource, self.clients.get_mut(index)) else { return };
-        if serving >= self.config.limits.clients_max {
-            tracing::warn!(
-                "{} clients are connected, no more are served; closing {}",
-                serving,
-                client.address
-            );
+        let Some(place) = self.fleet.served.take() else {
+            let served = self.fleet.served.taken();
+            tracing::warn!("{served} clients are connected, no more are served; closing {}", client.address);
             return self.drain(index);
-        }
+        };
         client.inbox.grow(crate::nbd::BUFFER_BYTES);
         let parser = RequestParser::new(&agreed);
         let resource = resource as u16;
@@ -204,6 +209,7 @@ impl Shard {
         let contexts = agreed.contexts.iter().map(|name| Context::named(name, node)).collect();
         client.phase = Phase::Serving(Box::new(Serving {
             resource,
+            _place: place,
             parser,
             framing,
             contexts,
@@ -237,7 +243,7 @@ impl Shard {
     /// Looks again at clients that wait for an export.
     pub(super) fn retry_held(&mut self) {
         for index in 0..self.clients.bound() {
-            if self.clients.get(index).is_some_and(|client| matches!(client.phase, Phase::Held(_))) {
+            if self.clients.get(index).is_some_and(|client| matches!(client.phase, Phase::Held(..))) {
                 self.negotiate(index);
             }
         }
@@ -326,12 +332,13 @@ impl Shard {
         self.check_ending(index);
     }
 
-    /// Closes a drained client, forgets one that is gone.
+    /// Closes a drained client, forgets one that is gone, lets go of one that moves.
     pub(super) fn check_ending(&mut self, index: u32) {
         let Some(client) = self.clients.get(index) else { return };
         let is_idle = client.requests == 0 && client.outbox.is_empty();
         match client.phase {
             Phase::Draining if is_idle && client.is_ending => self.hang_up(index),
+            Phase::Moving(..) if is_idle && client.ops == 0 && !client.is_ending => self.move_client(index),
             Phase::Dead if client.requests == 0 && client.ops == 0 => {
                 self.clients.remove(index);
             }
@@ -433,9 +440,9 @@ impl Shard {
                 }
                 (_, None) => {}
                 // Nothing is received while it waits: its place must not stay taken if it has left.
-                (Phase::Held(_), Some(_)) if has_left(&client.fd) => self.hang_up(index),
+                (Phase::Held(..), Some(_)) if has_left(&client.fd) => self.hang_up(index),
                 // Looks again too: the reason for waiting may be gone.
-                (Phase::Held(_), Some(_)) => {
+                (Phase::Held(..), Some(_)) => {
                     self.negotiate(index);
                     self.want_sweep();
                 }

@@ -10,7 +10,7 @@ use super::{Shard, listen};
 use crate::attach::Attached;
 use crate::error::AttachError;
 use crate::handle::{CommandReply, Message, UpReply};
-use crate::memory::{MemoryBudget, bitmaps_bytes};
+use crate::memory::bitmaps_bytes;
 use crate::report::{ClientInfo, MemoryReport, ResourceReport};
 use crate::system;
 
@@ -36,6 +36,8 @@ impl Shard {
             Message::Up(resource, attached, reply) => self.up(resource, attached, reply),
             Message::Down(resource, force, reply) => self.down(resource, force, Some(reply)),
             Message::TlsEstablished { client, serial, names } => self.tls_established(client, serial, names),
+            Message::Client(client) => self.client_moved(client),
+            Message::Peer(peer) => self.peer_moved(*peer),
             Message::Stop => {
                 self.stopping = Some(self.clock.now());
                 self.leave_inherited_sockets();
@@ -80,15 +82,15 @@ impl Shard {
         let seed = system::random::<32>().unwrap_or_else(|error| {
             // The boot id and the run id still make it unique.
             tracing::error!("reading /dev/urandom: {error}");
-            *blake3::hash(&self.local.run_id.to_le_bytes()).as_bytes()
+            *blake3::hash(&self.fleet.local.run_id.to_le_bytes()).as_bytes()
         });
         let word = |nth: usize| seed[nth * 8..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let node = Node::new(
             NodeConfig {
                 node: self.config.node,
                 peer: config.peer.as_ref().map(|peer| PeerConfig { node: peer.node }),
-                run_id: self.local.run_id,
-                boot_id: self.local.boot_id,
+                run_id: self.fleet.local.run_id,
+                boot_id: self.fleet.local.boot_id,
                 seed: [word(0), word(1), word(2), word(3)],
                 granule_bytes: disk.map_or(512, |disk| disk.granule_bytes),
                 survives_process_death: disk.is_some_and(|disk| disk.survives_process_death()),
@@ -111,17 +113,22 @@ impl Shard {
 
     /// Refuses a volume whose bitmaps do not fit beside everything else.
     fn admit_bitmaps(&mut self, resource: usize, attached: Attached) -> Result<Attached, AttachError> {
-        self.resources[resource].bitmaps_bytes = 0;
+        self.give_back_bitmaps(resource);
         let max_hot_regions = self.config.resources[resource].max_hot_regions;
         let (geometry, layout) = (attached.store.geometry(), attached.store.layout());
         let bytes = bitmaps_bytes(geometry, max_hot_regions, layout.checkpoints());
-        let others: u64 = self.resources.iter().map(|resource| resource.bitmaps_bytes).sum();
-        let budget = MemoryBudget { bitmaps_bytes: others + bytes, ..self.memory };
-        if let Some(excess) = budget.excess(self.config.memory_max_bytes) {
-            return Err(AttachError::Memory { bitmaps_bytes: bytes, excess });
+        match self.fleet.memory.take(bytes) {
+            Ok(()) => {
+                self.resources[resource].bitmaps_bytes = bytes;
+                Ok(attached)
+            }
+            Err(excess) => Err(AttachError::Memory { bitmaps_bytes: bytes, excess }),
         }
-        self.resources[resource].bitmaps_bytes = bytes;
-        Ok(attached)
+    }
+
+    fn give_back_bitmaps(&mut self, resource: usize) {
+        let bytes = std::mem::take(&mut self.resources[resource].bitmaps_bytes);
+        self.fleet.memory.give_back(bytes);
     }
 
     /// Whether an attach is worth trying; an error in words while it is not.
@@ -280,10 +287,10 @@ impl Shard {
         if is_busy {
             return self.give_up_waiting(resource);
         }
+        self.give_back_bitmaps(resource);
         let entry = &mut self.resources[resource];
         entry.storage.disk = None;
         entry.storage.meta = None;
-        entry.bitmaps_bytes = 0;
         let Stage::Closing { result, .. } = std::mem::replace(&mut entry.stage, Stage::Down) else { return };
         tracing::info!("{}: down", entry.name);
         for reply in std::mem::take(&mut entry.down_replies) {
@@ -323,12 +330,15 @@ impl Shard {
         commands.into_iter().for_each(|(_, reply)| reply(Err(Refusal::Leaving)));
     }
 
-    /// Everything is down, or the time for that is over.
-    pub(super) fn has_stopped(&self) -> bool {
+    /// Everything is down on all shards, or the time for that is over.
+    pub(super) fn has_stopped(&mut self) -> bool {
         let Some(since) = self.stopping else { return false };
         let all_down = self.resources.iter().all(|resource| matches!(resource.stage, Stage::Down));
+        if all_down && !std::mem::replace(&mut self.is_down, true) {
+            self.fleet.has_stopped();
+        }
         let grace = self.config.stop_wait + CLOSE_WAIT;
-        all_down || self.clock.now().since(since) >= grace
+        self.fleet.have_all_stopped() || self.clock.now().since(since) >= grace
     }
 
     fn report(&mut self, resource: usize) -> ResourceReport {

@@ -13,6 +13,7 @@ impl Resource {
         let status = node.map(|node| (node.export(), node.status()));
         Export {
             name: self.name.clone(),
+            other_shard: None,
             is_elsewhere: status.as_ref().is_some_and(|(_, status)| self.is_elsewhere(status)),
             state: status.map(|(export, status)| (export, status.role)),
             size_bytes: node.and_then(|node| node.geometry()).map_or(0, |geometry| geometry.size_bytes()),

@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::Shard;
 use super::resource::Stage;
-use crate::link::{Expected, Hello, Link, Parsed, Phase, Step};
+use crate::link::{Expected, Hello, Link, Parsed, Phase, Step, Wanted};
 use crate::ring::{Completion, Fd, Op, SocketAddress};
 use crate::system;
 use crate::token::Token;
@@ -59,18 +59,23 @@ impl Shard {
             return self.fail_link(index, LinkLoss::Unreachable, "no peer or no randomness");
         };
         self.scratch.clear();
-        let hello = Hello::dial(self.local.clone(), expected, nonce, &mut self.scratch);
+        let hello = Hello::dial(self.fleet.local.clone(), expected, nonce, &mut self.scratch);
         self.begin_hello(index, hello);
     }
 
     /// A connection came in on the replication port.
     pub(super) fn peer_accepted(&mut self, fd: Fd, address: String) {
+        let deadline = self.clock.now() + self.config.limits.hello_timeout;
+        self.welcome_peer(Link::new(fd, Phase::Connecting, address, deadline, &self.stock));
+    }
+
+    /// A connection of a stranger, who may have said something already.
+    pub(super) fn welcome_peer(&mut self, link: Link) {
         let Ok(nonce) = system::random() else { return };
         self.make_room_for_hello();
-        let deadline = self.clock.now() + self.config.limits.hello_timeout;
-        let index = self.links.insert(Link::new(fd, Phase::Connecting, address, deadline, &self.stock));
+        let index = self.links.insert(link);
         self.scratch.clear();
-        let hello = Hello::accept(self.local.clone(), nonce);
+        let hello = Hello::accept(self.fleet.local.clone(), nonce);
         self.begin_hello(index, hello);
     }
 
@@ -91,7 +96,7 @@ impl Shard {
     }
 
     fn begin_hello(&mut self, index: u32, hello: Hello) {
-        let Self { io: Some(io), links, scratch, .. } = self else { return };
+        let Self { links, scratch, .. } = self;
         let Some(link) = links.get_mut(index) else { return };
         // Small frames must not wait for each other; a socket that does not know the option works without.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&*link.fd, true);
@@ -101,8 +106,17 @@ impl Shard {
         {
             message.push_head(scratch);
         }
-        link.receive(io, Token::LinkReceived(index));
         self.want_sweep();
+        // A peer that another shard sent here has spoken already.
+        match self.links.get(index).is_some_and(|link| link.inbox.data().is_empty()) {
+            true => self.receive_hello(index),
+            false => self.go_on_with_hello(index),
+        }
+    }
+
+    fn receive_hello(&mut self, index: u32) {
+        let Self { io: Some(io), links, .. } = self else { return };
+        links.get_mut(index).into_iter().for_each(|link| link.receive(io, Token::LinkReceived(index)));
     }
 
     /// The peer that a resource expects.
@@ -144,11 +158,23 @@ impl Shard {
     fn go_on_with_hello(&mut self, index: u32) {
         let Some(link) = self.links.get_mut(index) else { return };
         let Phase::Hello(mut hello) = std::mem::replace(&mut link.phase, Phase::Connecting) else { return };
+        match hello.wanted(link.inbox.data()) {
+            Wanted::NeedMore => {
+                link.phase = Phase::Hello(hello);
+                return self.receive_hello(index);
+            }
+            Wanted::Resource(name) => {
+                let home = self.fleet.home(&name);
+                if let Some(home) = home.filter(|home| home.shard != self.id) {
+                    return self.move_peer(index, home.shard);
+                }
+            }
+            Wanted::Settled => {}
+        }
         let mut answer = Vec::new();
         let Some(link) = self.links.get(index) else { return };
         let (taken, outcome) = hello.receive(link.inbox.data(), &|name| self.find(name), &mut answer);
-        let Self { io: Some(io), links, .. } = self else { return };
-        let Some(link) = links.get_mut(index) else { return };
+        let Some(link) = self.links.get_mut(index) else { return };
         link.inbox.consume(taken);
         link.phase = Phase::Hello(hello);
         if !answer.is_empty()
@@ -157,7 +183,7 @@ impl Shard {
             message.push_head(&answer);
         }
         match outcome {
-            Ok(Step::NeedMore) => link.receive(io, Token::LinkReceived(index)),
+            Ok(Step::NeedMore) => self.receive_hello(index),
             Ok(Step::Done { resource, peer, digest_key }) => self.link_up(index, &resource, peer, digest_key),
             Err(error) => {
                 let (dialled, address) = (link.resource, link.address.clone());

@@ -1,4 +1,5 @@
-//! The loop of a shard: one thread, one ring, all resources.
+//! The loop of a shard: one thread, one ring, and the resources that are dealt to it; the first shard has the listeners
+//! too, and hands each connection to the shard of the resource that it turns out to be for.
 //!
 //! A turn: completions become events for the cores; their actions are executed as they come; what goes to
 //! peers is submitted before anything is written in this thread; then local writes, then answers to clients;
@@ -12,12 +13,14 @@ mod describe;
 mod export;
 mod links;
 mod listen;
+mod moves;
 mod reads;
 mod requests;
 mod resource;
 mod tls;
 mod turns;
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -29,9 +32,9 @@ use crate::attach;
 use crate::config::EngineConfig;
 use crate::disk::inspect::{self, Inspected};
 use crate::error::StartError;
-use crate::handle::{Message, Queue};
-use crate::link::{Link, Local};
-use crate::memory::MemoryBudget;
+use crate::fleet::{Fleet, Home, ShardId};
+use crate::handle::Message;
+use crate::link::Link;
 use crate::nbd::Client;
 use crate::ring::{Completion, Fd, Op, Ring};
 use crate::slab::Slab;
@@ -44,6 +47,7 @@ use resource::Resource;
 
 pub(crate) use control::{RESYNC_WINDOW, UNDURABLE_MAX, WRITES_MAX};
 pub(crate) use describe::STATUS_MEMORY_BYTES;
+pub(crate) use moves::{MovedClient, MovedPeer};
 pub(crate) use resource::Pools;
 
 /// How often connections with a time limit are looked at.
@@ -55,8 +59,10 @@ const TURN_MAX: Duration = Duration::from_millis(5);
 
 /// All that a shard's thread owns.
 pub(crate) struct Shard {
-    config: Arc<EngineConfig>,
-    local: Local,
+    id: ShardId,
+    fleet: Arc<Fleet>,
+    /// With the resources of this shard only.
+    config: EngineConfig,
     clock: Clock,
     /// `None` only when the thread ends.
     io: Option<Io>,
@@ -65,6 +71,8 @@ pub(crate) struct Shard {
     links: Slab<Link>,
     next_link: u32,
     clients: Slab<Client>,
+    /// Clients from other shards that have not begun here; each has a place among all connections.
+    arrivals: VecDeque<Box<MovedClient>>,
     /// Clients with something to send.
     talking: Vec<u32>,
     /// Clients whose read goes on with its next part.
@@ -76,14 +84,12 @@ pub(crate) struct Shard {
     /// `Arena::frees` when starved connections were last looked at.
     frees_seen: u64,
     inbox: Receiver<Message>,
-    /// The way into `inbox`, for others.
-    queue: Queue,
     wake: Fd,
     /// Connections handed to the terminator so far.
     tls_connections: u64,
     stopping: Option<Instant>,
-    /// What all of this takes at most, without bitmaps.
-    memory: MemoryBudget,
+    /// Nothing is up since then; the others were told.
+    is_down: bool,
     /// Messages for all connections.
     stock: Stock,
     /// For frames' bodies and handshakes.
@@ -94,65 +100,50 @@ pub(crate) struct Shard {
 
 impl Shard {
     /// Opens listeners and disks on the thread that will run it.
-    pub(crate) fn new(
-        config: Arc<EngineConfig>,
-        inbox: Receiver<Message>,
-        queue: Queue,
-    ) -> Result<Self, StartError> {
-        let system = |what| move |error| StartError::System { what, error };
-        let run_id = u128::from_le_bytes(system::random().map_err(system("reading /dev/urandom"))?);
-        let boot_id = system::boot_id().map_err(system("reading the boot id"))?;
+    pub(crate) fn new(fleet: Arc<Fleet>, id: ShardId, inbox: Receiver<Message>) -> Result<Self, StartError> {
+        let config = fleet.config_of(id);
         if u16::try_from(config.resources.len() * usize::from(Pools::COUNT)).is_err() {
             return Err(StartError::Config("too many resources".into()));
-        }
-        let local = Local {
-            cluster: config.cluster.clone(),
-            secret: config.secret,
-            node: config.node,
-            node_name: config.node_name.clone(),
-            run_id,
-            boot_id,
-        };
-        let memory = MemoryBudget::new(&config.limits, config.resources.iter().map(|r| r.buffer_bytes));
-        if let Some(excess) = memory.excess(config.memory_max_bytes) {
-            return Err(StartError::Config(excess));
         }
         let sizes: Vec<PoolSize> =
             config.resources.iter().flat_map(|r| Pools::sizes(r.buffer_bytes)).collect();
         let bytes: u64 = sizes.iter().map(|size| size.bytes() as u64).sum();
         let arena = Arena::new(&sizes).map_err(|error| StartError::Memory { bytes, error })?;
         let io = Ring::new(arena, config.spin_us)?;
-        let sockets = listen::open_all(&config)?;
-        let wake = queue.wake().try_clone().map_err(system("duplicating the eventfd"))?;
+        let sockets = if id == ShardId::FIRST { listen::open_all(&fleet.config)? } else { Vec::new() };
+        let wake = fleet.queue(id).wake().try_clone();
+        let wake = wake.map_err(|error| StartError::System { what: "duplicating the eventfd", error })?;
         let resources = (0..).zip(&config.resources).map(|(index, r)| Resource::new(index, r)).collect();
         tracing::info!("{} MiB of buffers for {} resources", bytes >> 20, config.resources.len());
         let mut shard = Self {
-            local,
-            clock: Clock::new(),
+            id,
+            clock: fleet.clock,
             io: Some(io),
             resources,
             sockets,
             links: Slab::with_capacity(64),
             next_link: 1,
             clients: Slab::with_capacity(config.limits.clients_max),
+            arrivals: VecDeque::new(),
             talking: Vec::with_capacity(config.limits.clients_max),
             reading_on: Vec::new(),
             sweep_at: None,
             exports_changed: false,
             frees_seen: 0,
             inbox,
-            queue,
             wake: Rc::new(wake),
             tls_connections: 0,
             stopping: None,
-            memory,
+            is_down: false,
             stock: Stock::new(),
             scratch: Vec::new(),
             digests: Vec::new(),
             config,
+            fleet,
         };
         for index in 0..shard.resources.len() {
-            let attached = attach::attach(&shard.config, index, false);
+            let number = shard.fleet.number(Home { shard: id, index });
+            let attached = attach::attach(&shard.fleet.config, number, false);
             shard.bring_up(index, attached);
         }
         shard.listen();
@@ -298,6 +289,7 @@ impl Shard {
     }
 
     fn keep_time(&mut self) {
+        self.admit_arrivals();
         self.accept_where_room();
         let now = self.clock.now();
         for index in 0..self.resources.len() {

@@ -39,7 +39,7 @@ impl Shard {
         client.inbox = Inbox::new(Rc::clone(&client.fd), HANDSHAKE_BUFFER_BYTES);
         client.outbox = Outbox::new(Rc::clone(&client.fd), &self.stock);
         self.tls_connections += 1;
-        let (serial, queue) = (self.tls_connections, self.queue.clone());
+        let (serial, queue) = (self.tls_connections, self.fleet.queue(self.id).clone());
         let established = move |names| queue.send(Message::TlsEstablished { client: index, serial, names });
         client.security = Security::Handshake(serial);
         client.tls_session = Some(terminator.take_over(TlsConnection {

@@ -31,6 +31,7 @@ const NAMES: [&str; 2] = ["alpha", "beta"];
 pub(crate) struct Pair {
     _folder: tempfile::TempDir,
     pub(crate) root: PathBuf,
+    resources: Vec<&'static str>,
     ports: [SocketAddr; 2],
     _reserved: [OwnedFd; 2],
     pub(crate) secrets: [[u8; 32]; 2],
@@ -39,25 +40,42 @@ pub(crate) struct Pair {
 impl Pair {
     /// Below `base`, with disks full of zeroes; alpha's copy is the source.
     pub(crate) fn new(base: &str) -> Self {
+        Self::with(base, &["r0"])
+    }
+
+    /// The same with these resources.
+    pub(crate) fn with(base: &str, resources: &[&'static str]) -> Self {
         let folder = tempfile::tempdir_in(base).unwrap();
         let root = folder.path().to_owned();
         let [(alpha, alpha_port), (beta, beta_port)] = [reserve_port(), reserve_port()];
         let (ports, _reserved) = ([alpha_port, beta_port], [alpha, beta]);
-        let pair = Self { _folder: folder, root, ports, _reserved, secrets: [[7; 32]; 2] };
+        let resources = resources.to_vec();
+        let pair = Self { _folder: folder, root, resources, ports, _reserved, secrets: [[7; 32]; 2] };
         for (node, name) in NAMES.iter().enumerate() {
             std::fs::create_dir(pair.root.join(name)).unwrap();
-            std::fs::File::create(pair.disk(node)).unwrap().set_len(SIZE_BYTES).unwrap();
-            create_metadata(&pair.meta(node), pair.params(node, node == 0), false).unwrap();
+            for resource in &pair.resources {
+                std::fs::File::create(pair.disk_of(node, resource)).unwrap().set_len(SIZE_BYTES).unwrap();
+                let params = pair.params_of(node, resource, node == 0);
+                create_metadata(&pair.meta_of(node, resource), params, false).unwrap();
+            }
         }
         pair
     }
 
     pub(crate) fn disk(&self, node: usize) -> PathBuf {
-        self.root.join(NAMES[node]).join("disk")
+        self.disk_of(node, "r0")
+    }
+
+    pub(crate) fn disk_of(&self, node: usize, resource: &str) -> PathBuf {
+        self.root.join(NAMES[node]).join(format!("{resource}.disk"))
     }
 
     pub(crate) fn meta(&self, node: usize) -> PathBuf {
-        self.root.join(NAMES[node]).join("meta")
+        self.meta_of(node, "r0")
+    }
+
+    fn meta_of(&self, node: usize, resource: &str) -> PathBuf {
+        self.root.join(NAMES[node]).join(format!("{resource}.meta"))
     }
 
     pub(crate) fn socket(&self, node: usize) -> PathBuf {
@@ -65,6 +83,10 @@ impl Pair {
     }
 
     pub(crate) fn params(&self, node: usize, is_source: bool) -> CreateParams {
+        self.params_of(node, "r0", is_source)
+    }
+
+    fn params_of(&self, node: usize, resource: &str, is_source: bool) -> CreateParams {
         let geometry = Geometry::new(SIZE_BYTES, 12, DEFAULT_REGION_SHIFT).unwrap();
         let created = Generation {
             id: GenerationId(42),
@@ -88,11 +110,11 @@ impl Pair {
         CreateParams {
             file_id: 1 + node as u64,
             identity: Identity {
-                resource: "r0".into(),
+                resource: resource.into(),
                 volume: 0,
                 node: NodeId(node as u8),
                 node_name: NAMES[node].into(),
-                device: device_facts(&self.disk(node)).unwrap().identity,
+                device: device_facts(&self.disk_of(node, resource)).unwrap().identity,
             },
             geometry,
             log: GenerationLog::from_entries(log).unwrap(),
@@ -101,8 +123,27 @@ impl Pair {
         }
     }
 
-    pub(crate) fn config(&self, node: usize) -> EngineConfig {
+    fn resource(&self, node: usize, name: &str) -> ResourceConfig {
         let peer = 1 - node;
+        ResourceConfig {
+            name: name.into(),
+            disk: self.disk_of(node, name),
+            meta: self.meta_of(node, name),
+            failed_record: self.root.join(NAMES[node]).join(format!("{name}.failed")),
+            read_only: false,
+            access: Access::default(),
+            peer: Some(PeerAddress {
+                node: NodeId(peer as u8),
+                name: NAMES[peer].into(),
+                address: self.ports[peer],
+            }),
+            max_hot_regions: 64,
+            buffer_bytes: Limits::BUFFER_BYTES_MIN,
+            timing: Default::default(),
+        }
+    }
+
+    pub(crate) fn config(&self, node: usize) -> EngineConfig {
         EngineConfig {
             cluster: "c1".into(),
             secret: self.secrets[node],
@@ -114,22 +155,7 @@ impl Pair {
                 tls: TlsPolicy::Off,
             }],
             terminator: None,
-            resources: vec![ResourceConfig {
-                name: "r0".into(),
-                disk: self.disk(node),
-                meta: self.meta(node),
-                failed_record: self.root.join(NAMES[node]).join("r0.failed"),
-                read_only: false,
-                access: Access::default(),
-                peer: Some(PeerAddress {
-                    node: NodeId(peer as u8),
-                    name: NAMES[peer].into(),
-                    address: self.ports[peer],
-                }),
-                max_hot_regions: 64,
-                buffer_bytes: Limits::BUFFER_BYTES_MIN,
-                timing: Default::default(),
-            }],
+            resources: self.resources.iter().map(|resource| self.resource(node, resource)).collect(),
             limits: Limits::default(),
             memory_max_bytes: 1 << 30,
             spin_us: 50,
@@ -164,8 +190,12 @@ fn reserve_port() -> (OwnedFd, SocketAddr) {
 }
 
 pub(crate) fn report(engine: &EngineHandle) -> ResourceReport {
+    report_of(engine, "r0")
+}
+
+pub(crate) fn report_of(engine: &EngineHandle, resource: &str) -> ResourceReport {
     let (sender, receiver) = channel();
-    engine.status("r0", Box::new(move |report| sender.send(report).unwrap())).unwrap();
+    engine.status(resource, Box::new(move |report| sender.send(report).unwrap())).unwrap();
     receiver.recv_timeout(LIMIT).unwrap()
 }
 
@@ -174,14 +204,22 @@ pub(crate) fn status(engine: &EngineHandle) -> Status {
 }
 
 pub(crate) fn command(engine: &EngineHandle, command: Command) -> Result<Done, Refusal> {
+    command_to(engine, "r0", command)
+}
+
+pub(crate) fn command_to(engine: &EngineHandle, resource: &str, command: Command) -> Result<Done, Refusal> {
     let (sender, receiver) = channel();
-    engine.command("r0", command, Box::new(move |result| sender.send(result).unwrap())).unwrap();
+    engine.command(resource, command, Box::new(move |result| sender.send(result).unwrap())).unwrap();
     receiver.recv_timeout(LIMIT).unwrap()
 }
 
 pub(crate) fn promote(engine: &EngineHandle) {
+    promote_one(engine, "r0");
+}
+
+pub(crate) fn promote_one(engine: &EngineHandle, resource: &str) {
     let plain = Command::Promote { peer_is_down: false, accept_data_loss: false };
-    assert_eq!(command(engine, plain), Ok(Done::Changed));
+    assert_eq!(command_to(engine, resource, plain), Ok(Done::Changed));
 }
 
 pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -194,8 +232,12 @@ pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 
 /// Both copies are UpToDate and mirrored.
 pub(crate) fn wait_protected(engine: &EngineHandle) {
+    wait_protected_one(engine, "r0");
+}
+
+pub(crate) fn wait_protected_one(engine: &EngineHandle, resource: &str) {
     wait_for("protected", || {
-        let status = status(engine);
+        let status = report_of(engine, resource).status.unwrap();
         let peer = &status.peers[0];
         status.disk == DiskState::UpToDate
             && peer.disk == Some(DiskState::UpToDate)
