@@ -40,8 +40,17 @@ pub(crate) const DEFAULT_NBD_SOCKET: &str = "/run/lockstep/nbd.sock";
 pub(crate) const REGION_BYTES: u64 = 4 << 20;
 
 /// Every key that the file may have, by where it belongs.
-const TOP_KEYS: &[&str] =
-    &["cluster", "secret-file", "hold-greeting", "max-clients", "memory-max", "tls", "node", "resource"];
+const TOP_KEYS: &[&str] = &[
+    "cluster",
+    "secret-file",
+    "hold-greeting",
+    "max-clients",
+    "memory-max",
+    "shards",
+    "tls",
+    "node",
+    "resource",
+];
 const NODE_KEYS: &[&str] = &["address", "nbd", "nbd-mode", "nbd-group", "tls"];
 const RESOURCE_KEYS: &[&str] = &[
     "name",
@@ -70,6 +79,8 @@ const NAME_BYTES_MAX: usize = 64;
 const RESOURCES_MAX: usize = 64;
 const MAX_HOT_DEFAULT_REGIONS: u32 = 2048;
 pub(crate) const CLIENTS_MAX: usize = 4096;
+const SHARDS_DEFAULT: usize = 1;
+const SHARDS_MAX: usize = RESOURCES_MAX;
 
 /// A configuration error: where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,6 +172,8 @@ pub(crate) struct Config {
     pub(crate) clients_max: usize,
     /// Memory of the daemon at most, in bytes; `None`: half of what the machine has.
     pub(crate) memory_max_bytes: Option<u64>,
+    /// Threads that the resources are dealt out to.
+    pub(crate) shards: usize,
 }
 
 impl Config {
@@ -190,7 +203,8 @@ impl Config {
         let secret_file = absolute(&document, "secret-file", secret_file, span)?;
         let hold_greeting =
             top.duration("hold-greeting", Duration::from_secs(10), Duration::ZERO, Duration::from_secs(300))?;
-        let clients_max = read_max_clients(&document, &mut top)?;
+        let clients_max = read_count(&document, &mut top, "max-clients", "clients", CLIENTS_MAX)?;
+        let shards = read_count(&document, &mut top, "shards", "threads", SHARDS_MAX)?;
         let range = SizeRange { min_bytes: 64 << 20, max_bytes: 1 << 44, multiple_bytes: 1 << 20 };
         let memory_max_bytes = top.size("memory-max", &range)?;
         let tls = nbd::read_tls(&document, &mut top)?;
@@ -207,8 +221,9 @@ impl Config {
             nodes,
             resources,
             hold_greeting,
-            clients_max,
+            clients_max: clients_max.unwrap_or(Limits::CLIENTS_MAX),
             memory_max_bytes,
+            shards: shards.unwrap_or(SHARDS_DEFAULT),
         })
     }
 
@@ -364,13 +379,20 @@ fn per_node(
     Ok(Some(list))
 }
 
-fn read_max_clients(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<usize, ConfigError> {
-    let Some((text, span)) = table.quantity("max-clients")? else { return Ok(Limits::CLIENTS_MAX) };
+/// A number from 1 to `max` of what the message calls `things`.
+fn read_count(
+    document: &Document<'_>,
+    table: &mut Table<'_, '_>,
+    key: &'static str,
+    things: &str,
+    max: usize,
+) -> Result<Option<usize>, ConfigError> {
+    let Some((text, span)) = table.quantity(key)? else { return Ok(None) };
     match text.parse::<usize>() {
-        Ok(clients) if (1..=CLIENTS_MAX).contains(&clients) => Ok(clients),
+        Ok(count) if (1..=max).contains(&count) => Ok(Some(count)),
         _ => {
-            let message = format!("\"{text}\" is out of range; allowed: 1 to {CLIENTS_MAX} clients");
-            Err(document.value_error("max-clients", &message, span))
+            let message = format!("\"{text}\" is out of range; allowed: 1 to {max} {things}");
+            Err(document.value_error(key, &message, span))
         }
     }
 }

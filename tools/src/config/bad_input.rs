@@ -12,6 +12,7 @@ const FULL: &str = r#"cluster = "c1"
 secret-file = "/etc/lockstep/secret"
 hold-greeting = "10s"
 max-clients = 64
+shards = 2
 memory-max = "512MiB"
 [tls]
 cert-file = "/t/cert.pem"
@@ -276,6 +277,13 @@ const KEYS: &[Key] = &[
         types: &["string", "integer"],
         wrong: &[("\"\"", "1 to 4096"), ("0", "1 to 4096"), ("-1", "1 to 4096"), ("\"many\"", "1 to 4096")],
     },
+    Key {
+        place: TOP,
+        key: "shards",
+        required: false,
+        types: &["string", "integer"],
+        wrong: &[("\"\"", "1 to 64"), ("0", "1 to 64"), ("-1", "1 to 64"), ("\"all\"", "1 to 64")],
+    },
     Key { place: TOP, key: "memory-max", required: false, types: &["string", "integer"], wrong: NO_SIZES },
     Key { place: RESOURCE, key: "size", required: false, types: &["string", "integer"], wrong: NO_SIZES },
     Key { place: RESOURCE, key: "max-hot", required: false, types: &["string", "integer"], wrong: NO_SIZES },
@@ -403,6 +411,7 @@ fn ranges_end_where_they_say() {
     for (key, low, least, most, high) in [
         ("hold-greeting", None, "0s", "300s", Some("300001ms")),
         ("max-clients", Some("0"), "1", "4096", Some("4097")),
+        ("shards", Some("0"), "1", "64", Some("65")),
         ("memory-max", Some("63MiB"), "64MiB", "16TiB", Some("17TiB")),
         ("size", Some("1044480"), "1MiB", "65536TiB", Some("65537TiB")),
         ("max-hot", Some("12MiB"), "16MiB", "4TiB", Some("4398050705408")),
@@ -430,27 +439,27 @@ fn ranges_end_where_they_say() {
 fn tables_that_are_no_tables() {
     let nodes = "[node.alpha]\naddress = \"10.0.0.1:7800\"\n";
     for (from, to, line, words) in [
-        ("[node.alpha]", "[nodes.alpha]", 11, &["nodes", "did you mean \"node\""][..]),
-        ("[node.alpha]", "[node.\"\"]", 11, &["name of a node"]),
-        ("[node.alpha]", "[node.\"a b\"]", 11, &["name of a node"]),
-        ("[node.alpha]", "[[node.alpha]]", 11, &["node", "[node.NAME]"]),
-        ("[node.alpha]", "[node.beta]", 17, &["duplicate key", "beta"]),
+        ("[node.alpha]", "[nodes.alpha]", 12, &["nodes", "did you mean \"node\""][..]),
+        ("[node.alpha]", "[node.\"\"]", 12, &["name of a node"]),
+        ("[node.alpha]", "[node.\"a b\"]", 12, &["name of a node"]),
+        ("[node.alpha]", "[[node.alpha]]", 12, &["node", "[node.NAME]"]),
+        ("[node.alpha]", "[node.beta]", 18, &["duplicate key", "beta"]),
         (
             "[node.alpha]",
             "[node.gamma]\naddress = \"10.0.0.3:7800\"\n[node.alpha]",
-            11,
+            12,
             &["exactly two nodes"],
         ),
-        ("[[resource]]", "[resource]", 19, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resources]]", 19, &["did you mean \"resource\""]),
-        ("[[resource]]", "[resource.r0]", 19, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resource]]\n[[resource]]", 19, &["needs the key \"name\""]),
-        ("[tls]", "[[tls]]", 6, &["tls", "a table [tls]"]),
-        ("[tls]", "[tsl]", 6, &["did you mean \"tls\""]),
-        ("[tls]", "[tls]\n[tls.x]", 7, &["tls"]),
-        ("cluster", "node = 7\ncluster", 12, &["node"]),
-        ("cluster", "resource = []\ncluster", 20, &["resource"]),
-        ("cluster", "tls = \"off\"\ncluster", 7, &["tls"]),
+        ("[[resource]]", "[resource]", 20, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resources]]", 20, &["did you mean \"resource\""]),
+        ("[[resource]]", "[resource.r0]", 20, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resource]]\n[[resource]]", 20, &["needs the key \"name\""]),
+        ("[tls]", "[[tls]]", 7, &["tls", "a table [tls]"]),
+        ("[tls]", "[tsl]", 7, &["did you mean \"tls\""]),
+        ("[tls]", "[tls]\n[tls.x]", 8, &["tls"]),
+        ("cluster", "node = 7\ncluster", 13, &["node"]),
+        ("cluster", "resource = []\ncluster", 21, &["resource"]),
+        ("cluster", "tls = \"off\"\ncluster", 8, &["tls"]),
     ] {
         refused(&FULL.replacen(from, to, 1), line, words);
     }
@@ -462,7 +471,7 @@ fn tables_that_are_no_tables() {
     let start = FULL.find("[node.alpha]").unwrap();
     refused(&format!("{}{}", &FULL[..start], &FULL[end..]), 1, &["needs the key \"node\"", "[node.NAME]"]);
     let only = format!("{}{nodes}{}", &FULL[..start], &FULL[end..]);
-    refused(&only, 11, &["exactly two nodes"]);
+    refused(&only, 12, &["exactly two nodes"]);
 }
 
 #[test]
@@ -472,12 +481,12 @@ fn keys_that_contradict_each_other() {
     let second = "epoch = \"1s\"\n[[resource]]\nname = \"r1\"\ndisk = \"/dev/vdb\"";
     let certified = "client-ca-file = \"/t/clients.pem\"\nclient-certificates = \"required\"\n";
     for (from, to, line, words) in [
-        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 22, &["disk", "one key per node"][..]),
-        (meta, "meta = \"/dev/vdb\"", 20, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
-        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 27, &["heartbeat", "at most half of timeout"]),
-        ("timeout = \"6s\"", "timeout = \"1s\"", 27, &["heartbeat", "at most half of timeout"]),
-        ("epoch = \"1s\"", second, 32, &["disk of \"r0\"", "disk of \"r1\""]),
-        (certified, "", 30, &["allow-names", "client-ca-file"]),
+        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 23, &["disk", "one key per node"][..]),
+        (meta, "meta = \"/dev/vdb\"", 21, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
+        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 28, &["heartbeat", "at most half of timeout"]),
+        ("timeout = \"6s\"", "timeout = \"1s\"", 28, &["heartbeat", "at most half of timeout"]),
+        ("epoch = \"1s\"", second, 33, &["disk of \"r0\"", "disk of \"r1\""]),
+        (certified, "", 31, &["allow-names", "client-ca-file"]),
     ] {
         assert!(FULL.contains(from), "{from}");
         refused(&FULL.replacen(from, to, 1), line, words);
@@ -490,18 +499,18 @@ fn tls_without_a_certificate() {
     let start = FULL.find("[tls]").unwrap();
     let end = FULL.find("[node.alpha]").unwrap();
     let without = format!("{}{}", &FULL[..start], &FULL[end..]);
-    refused(&without, 27, &["allow-names", "[tls]", "client-ca-file"]);
+    refused(&without, 28, &["allow-names", "[tls]", "client-ca-file"]);
     let without = without.replacen("allow-names = [\"vm1.example\"]\n", "", 1);
     parse(&without).unwrap();
     let socket = "nbd = [\"unix:/run/lockstep/nbd.sock\"]";
     for address in ["10.0.0.1:10809", "[::]:10809", "vm.example:10809"] {
         let listener = format!("nbd = [\"{address}\"]");
         let unsaid = without.replacen(socket, &listener, 1).replacen("tls = \"off\"\n", "", 1);
-        refused(&unsaid, 8, &["nbd", "[tls] with cert-file and key-file", "tls = \"off\" into [node.alpha]"]);
+        refused(&unsaid, 9, &["nbd", "[tls] with cert-file and key-file", "tls = \"off\" into [node.alpha]"]);
     }
     for policy in ["optional", "required"] {
         let text = without.replacen("tls = \"off\"", &format!("tls = \"{policy}\""), 1);
-        refused(&text, 11, &["tls", policy, "[tls] with cert-file and key-file"]);
+        refused(&text, 12, &["tls", policy, "[tls] with cert-file and key-file"]);
     }
 }
 

@@ -112,7 +112,9 @@ pub(crate) fn this_node(global: &Global, config: &Config) -> Result<u8, Failure>
 /// Bounds of the engine's tables.
 pub(crate) fn limits(config: &Config) -> Limits {
     let tls_connection_bytes = if config.tls.is_some() { tls::CONNECTION_BYTES } else { 0 };
-    Limits { clients_max: config.clients_max, tls_connection_bytes, ..Limits::default() }
+    // More would have nothing to do.
+    let shards = config.shards.min(config.resources.len());
+    Limits { clients_max: config.clients_max, shards, tls_connection_bytes, ..Limits::default() }
 }
 
 /// `memory-max`, or half of what the machine has.
