@@ -18,6 +18,8 @@ use tempfile::TempDir;
 pub const RESOURCE: &str = "r0";
 /// Name of the other one, where a plan wants two.
 pub const SECOND: &str = "r1";
+/// Names of all that a plan may want, with the names of their data files.
+const RESOURCES: [(&str, &str); 3] = [(RESOURCE, "disk"), (SECOND, "disk2"), ("r2", "disk3")];
 /// Names of the nodes, by node id.
 pub const NODES: [&str; 2] = ["alpha", "beta"];
 
@@ -43,8 +45,10 @@ pub struct Plan {
     pub secret: &'static str,
     /// Beta's replication port, if another cluster's beta is to be dialled.
     pub beta_port: Option<u16>,
-    /// There is a second resource like the first.
-    pub second: bool,
+    /// So many resources like the first, up to three.
+    pub resources: usize,
+    /// Threads that they are dealt out to; without it as many as a daemon has by default.
+    pub shards: Option<usize>,
     /// Memory for payloads of each resource, in MiB.
     pub buffer_mib: u64,
     /// Clients that a node serves at the same time.
@@ -71,7 +75,8 @@ impl Default for Plan {
             cluster: "e2e",
             secret: "a secret of the end-to-end tests",
             beta_port: None,
-            second: false,
+            resources: 1,
+            shards: None,
             buffer_mib: 160,
             max_clients: 128,
             direct: false,
@@ -79,6 +84,13 @@ impl Default for Plan {
             hosts: None,
             client_port: None,
         }
+    }
+}
+
+impl Plan {
+    /// Names of the resources.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        RESOURCES.into_iter().map(|(name, _)| name).take(self.resources)
     }
 }
 
@@ -134,15 +146,14 @@ impl Cluster {
     pub fn connected(plan: &Plan) -> Cluster {
         let mut cluster = Cluster::new(plan);
         for node in cluster.nodes_in_order_of_start() {
-            node.lockstep(&["create-md", RESOURCE, "--clean"]).ok();
-            if plan.second {
-                node.lockstep(&["create-md", SECOND, "--clean"]).ok();
+            for name in plan.names() {
+                node.lockstep(&["create-md", name, "--clean"]).ok();
             }
             node.start();
         }
         cluster.wait_synced();
-        if plan.second {
-            cluster.alpha.lockstep(&["wait", SECOND, "--for", "synced"]).ok();
+        for name in plan.names().skip(1) {
+            cluster.alpha.lockstep(&["wait", name, "--for", "synced"]).ok();
         }
         cluster
     }
@@ -246,6 +257,9 @@ fn config(plan: &Plan, dir: &Path, addresses: &[String; 2]) -> String {
     let dir = dir.display();
     let mut text = format!("cluster = \"{}\"\nsecret-file = \"{dir}/secret\"\n", plan.cluster);
     text += &format!("max-clients = {}\n", plan.max_clients);
+    if let Some(shards) = plan.shards {
+        text += &format!("shards = {shards}\n");
+    }
     for (which, (name, address)) in NODES.iter().zip(addresses).enumerate() {
         text += &format!("[node.{name}]\naddress = \"{address}\"\n");
         let socket = format!("unix:{dir}/{name}/nbd.sock");
@@ -256,8 +270,7 @@ fn config(plan: &Plan, dir: &Path, addresses: &[String; 2]) -> String {
         };
     }
     let heartbeat_ms = plan.timeout_ms / 10;
-    let resources: &[(&str, &str)] = &[(RESOURCE, "disk"), (SECOND, "disk2")];
-    for (name, disk) in resources.iter().take(1 + usize::from(plan.second)) {
+    for (name, disk) in RESOURCES.into_iter().take(plan.resources) {
         text += &format!(
             "[[resource]]\nname = \"{name}\"\ndisk.alpha = \"{dir}/alpha/{disk}\"\n\
              disk.beta = \"{dir}/beta/{disk}\"\n\

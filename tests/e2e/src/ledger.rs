@@ -91,6 +91,14 @@ impl Ledger {
         self
     }
 
+    /// Of another export than the first one.
+    pub fn of(mut self, export: &'static str) -> Ledger {
+        for writer in &mut self.writers {
+            writer.export = export;
+        }
+        self
+    }
+
     /// Sets the writers to work on the export at `target`, each with so many requests in flight.
     pub fn start(self, target: impl Into<Target>, depth: usize) -> Load {
         let shared = Arc::new(Shared {

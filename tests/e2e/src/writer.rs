@@ -52,6 +52,8 @@ pub(crate) struct Writer {
     pub(crate) diary: Option<Vec<Note>>,
     /// Some writes are sent with FUA.
     pub(crate) uses_fua: bool,
+    /// What it opens.
+    pub(crate) export: &'static str,
     /// Where several values of a block are possible, each of its sectors may have another of them.
     pub(crate) may_be_torn: bool,
 }
@@ -80,6 +82,7 @@ impl Writer {
             promises: HashMap::new(),
             diary: None,
             uses_fua: true,
+            export: crate::cluster::RESOURCE,
             may_be_torn: false,
         }
     }
@@ -88,7 +91,7 @@ impl Writer {
     pub(crate) fn work(mut self, shared: &Shared) -> Writer {
         while !shared.stop.load(SeqCst) {
             let target = shared.target.lock().expect("lock of the target").clone();
-            let ended = match Connection::open(target, crate::cluster::RESOURCE) {
+            let ended = match Connection::open(target, self.export) {
                 Ok(connection) => self.session(connection, shared),
                 Err(error) => Err(error),
             };

@@ -81,7 +81,7 @@ fn lost_links(node: &Node) -> usize {
 
 #[test]
 fn a_slow_peer_slows_its_writers_and_nobody_else() {
-    let plan = Plan { second: true, timeout_ms: 6000, ..Plan::default() };
+    let plan = Plan { resources: 2, timeout_ms: 6000, ..Plan::default() };
     let cluster = Cluster::primary(&plan);
     // The other resource has no peer then: the wire is slow for every link.
     cluster.alpha.lockstep(&["promote", SECOND]).ok();
@@ -157,7 +157,7 @@ fn a_slow_disk_slows_its_writers_and_drops_no_link() {
     let dir = lockstep_e2e::temp_dir(true);
     // One write takes longer than the silence after which a peer is dropped.
     let disk = SlowDisk::mount(&dir.path().join("slow"), "wdelay=1500ms");
-    let plan = Plan { second: true, timeout_ms: 1000, io_timeout_s: 60, ..Plan::default() };
+    let plan = Plan { resources: 2, timeout_ms: 1000, io_timeout_s: 60, ..Plan::default() };
     let mut cluster = Cluster::new(&plan);
     let text = std::fs::read_to_string(cluster.beta.config()).expect("a configuration");
     let own = cluster.beta.disk().display().to_string();

@@ -246,7 +246,7 @@ struct Daemon {
 impl Daemon {
     /// `node` goes into alpha's table, `lists` into the resources': the first one's, the second one's.
     fn start(tls: &str, node: &str, lists: [&str; 2]) -> Daemon {
-        let plan = Plan { second: true, size_bytes: 16 * MIB, buffer_mib: 64, ..Plan::default() };
+        let plan = Plan { resources: 2, size_bytes: 16 * MIB, buffer_mib: 64, ..Plan::default() };
         let (mut cluster, authority, port) = (Cluster::new(&plan), Authority::new("a test"), Port::reserve());
         authority.write_server(cluster.dir());
         let ca = authority.write(&cluster.dir().join("clients.pem"));

@@ -328,7 +328,7 @@ fn the_block_sizes_are_in_bounds_and_those_of_who_asks_for_none() {
 
 #[test]
 fn an_export_that_is_not_served_here_is_refused_in_words_and_kept_from_who_cannot_hear_them() {
-    let cluster = Cluster::primary(&Plan { size_bytes: SIZE_BYTES, second: true, ..Plan::default() });
+    let cluster = Cluster::primary(&Plan { size_bytes: SIZE_BYTES, resources: 2, ..Plan::default() });
     let [name, second] = [RESOURCE, SECOND].map(str::as_bytes);
     let mut raw = Raw::haggle(cluster.beta.nbd());
     for option in [opt::INFO, opt::GO] {
