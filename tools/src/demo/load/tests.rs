@@ -154,11 +154,12 @@ fn every_write_is_found_and_a_forgotten_one_is_missed() {
 
 #[test]
 fn a_server_that_dies_leaves_only_what_was_in_flight_open() {
-    let server = Server::start(150);
+    // Less than one writer wants, so that none of them is through when it dies.
+    let server = Server::start(90);
     let mut ledger = Ledger::new(BLOCKS);
     let tally = server.load(&mut ledger, 3);
     assert_eq!(tally.broken.len(), 4, "{:?}", tally.broken);
-    assert!(tally.writes <= 150 && tally.in_flight > 0, "{tally:?}");
+    assert!(tally.writes <= 90 && tally.in_flight > 0, "{tally:?}");
     let check = server.check(&mut ledger);
     assert!(check.passed(), "{check:?}");
     assert!(check.in_flight >= 4 && check.in_flight_found <= check.in_flight, "{check:?}");

@@ -1,4 +1,4 @@
-//! Many volumes in one daemon beside one; `crowd.rs` has many connections to that one.
+//! Many volumes in one daemon, on one shard and on two, beside one; `crowd.rs` has many connections to that one.
 
 use crate::report::Table;
 use crate::{Options, Sample, crowd, fio};
@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 /// As many as a configuration may have.
 const VOLUMES: usize = 64;
+/// Shards of the daemons with many volumes.
+const SHARDS: [usize; 2] = [1, 2];
 /// A quick run has one in so many.
 const QUICK_PART: usize = 8;
 /// Of all volumes together; of the one.
@@ -71,23 +73,24 @@ pub(crate) fn measure(options: &Options) -> [Table; 2] {
         ..Plan::default()
     });
     let one_uri = [qemu_uri(one.alpha.nbd(), RESOURCE)];
-    let many = pair_of(volumes);
-    let many_uris: Vec<String> = names(volumes).iter().map(|name| qemu_uri(many.alpha.nbd(), name)).collect();
+    let many = SHARDS.map(|shards| pair_of(volumes, shards));
+    let many_uris = many.each_ref().map(|pair| {
+        names(volumes).iter().map(|name| qemu_uri(pair.alpha.nbd(), name)).collect::<Vec<String>>()
+    });
     let of_one = |connections_each: usize, depth: usize| Load {
         name: format!("1 volume, {connections_each} connections, depth {depth}"),
         uris: &one_uri,
         connections_each,
         depth,
     };
-    let of_many = Load {
-        name: format!("{volumes} volumes, 1 connection each, depth 1"),
-        uris: &many_uris,
+    let of_many = |nth: usize| Load {
+        name: format!("{volumes} volumes, 1 connection each, depth 1, shards = {}", SHARDS[nth]),
+        uris: &many_uris[nth],
         connections_each: 1,
         depth: 1,
     };
-    of_one(1, 8).fill();
-    of_many.fill();
-    let loads = [of_one(1, volumes), of_one(volumes, 1), of_many];
+    let loads = [of_one(1, volumes), of_one(volumes, 1), of_many(0), of_many(1)];
+    [&of_one(1, 8), &loads[2], &loads[3]].into_iter().for_each(Load::fill);
     let rounds = options.rounds.div_ceil(3);
     let mut samples = loads.each_ref().map(|_| Vec::new());
     for _ in 0..rounds {
@@ -97,7 +100,7 @@ pub(crate) fn measure(options: &Options) -> [Table; 2] {
         samples.sort_by(|a, b| a.iops.total_cmp(&b.iops));
     }
     let medians: Vec<Sample> = samples.iter().map(|samples| samples[rounds / 2]).collect();
-    let table = to_table(&loads, &medians, options, many.alpha.rss_bytes());
+    let table = to_table(&loads, &medians, options, many[0].alpha.rss_bytes());
     [table, crowd::measure(&one, TOTAL_BYTES, options)]
 }
 
@@ -134,7 +137,7 @@ fn names(count: usize) -> Vec<String> {
 }
 
 /// The first volume is that of every cluster; the others are added to both configurations.
-fn pair_of(volumes: usize) -> Cluster {
+fn pair_of(volumes: usize, shards: usize) -> Cluster {
     let volume_bytes = TOTAL_BYTES / volumes as u64;
     let mut cluster = Cluster::new(&Plan {
         size_bytes: volume_bytes,
@@ -142,6 +145,7 @@ fn pair_of(volumes: usize) -> Cluster {
         buffer_mib: BUFFER_MIB,
         timeout_ms: 6000,
         direct: true,
+        shards: Some(shards),
         ..Plan::default()
     });
     let (names, dir) = (names(volumes), cluster.dir().display().to_string());
