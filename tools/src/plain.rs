@@ -34,7 +34,7 @@ const NODE: NodeId = NodeId(0);
 const NODE_OF_NOBODY: NodeId = NodeId(1);
 const NODE_NAME: &str = "plain";
 const SOCKET_MODE: u32 = 0o600;
-const SPIN_US: u32 = 50;
+const SPIN_US: u32 = 100;
 /// Memory for payloads: enough for a few busy clients.
 const BUFFER_BYTES: u64 = 96 << 20;
 /// No resync will ever be the longer for it.
