@@ -5,7 +5,7 @@
 //! is on stable media; nothing else is promised.
 
 use crate::cli::Nbd;
-use crate::daemon::{memory_budget, memory_max_bytes, start_failure, start_log, wait_for_signal};
+use crate::daemon::{SPIN_US, memory_budget, memory_max_bytes, start_failure, start_log, wait_for_signal};
 use crate::failure::Failure;
 use crate::inherited::{self, Place};
 use crate::secret::random;
@@ -34,7 +34,6 @@ const NODE: NodeId = NodeId(0);
 const NODE_OF_NOBODY: NodeId = NodeId(1);
 const NODE_NAME: &str = "plain";
 const SOCKET_MODE: u32 = 0o600;
-const SPIN_US: u32 = 100;
 /// Memory for payloads: enough for a few busy clients.
 const BUFFER_BYTES: u64 = 96 << 20;
 /// No resync will ever be the longer for it.

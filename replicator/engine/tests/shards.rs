@@ -4,13 +4,13 @@
 mod common;
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::sync::Barrier;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use common::raw::Raw;
 use common::{
     Client, LIMIT, Pair, SIZE_BYTES, assert_equal, promote_one, report_of, wait_for, wait_protected_one,
 };
@@ -78,43 +78,6 @@ fn a_peer_that_comes_back_finds_its_resources_again() {
     }
 }
 
-/// An NBD handshake by hand.
-struct Raw(UnixStream);
-
-impl Raw {
-    fn connect(pair: &Pair) -> Self {
-        let mut stream = UnixStream::connect(pair.socket(0)).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        stream.read_exact(&mut [0; 18]).unwrap();
-        stream.write_all(&3_u32.to_be_bytes()).unwrap();
-        Self(stream)
-    }
-
-    /// INFO about an export, as it is sent.
-    fn info(name: &str) -> Vec<u8> {
-        let mut bytes = b"IHAVEOPT".to_vec();
-        bytes.extend(6_u32.to_be_bytes());
-        bytes.extend((name.len() as u32 + 6).to_be_bytes());
-        bytes.extend((name.len() as u32).to_be_bytes());
-        bytes.extend(name.as_bytes());
-        bytes.extend(0_u16.to_be_bytes());
-        bytes
-    }
-
-    /// Type of the last reply to an option.
-    fn last_reply(&mut self) -> u32 {
-        loop {
-            let mut header = [0; 20];
-            self.0.read_exact(&mut header).unwrap();
-            let field = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
-            self.0.read_exact(&mut vec![0; field(16) as usize]).unwrap();
-            if field(12) != 3 {
-                return field(12);
-            }
-        }
-    }
-}
-
 #[test]
 fn a_client_may_ask_about_exports_of_all_shards_at_once() {
     const ACK: u32 = 1;
@@ -130,8 +93,7 @@ fn a_client_may_ask_about_exports_of_all_shards_at_once() {
     }
     // What it sends later arrives where it is by then.
     for name in NAMES {
-        client.0.write_all(&Raw::info(name)).unwrap();
-        assert_eq!(client.last_reply(), ACK);
+        assert_eq!(client.ask_info(name), ACK);
     }
 }
 

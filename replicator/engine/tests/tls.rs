@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::raw::Raw;
 use common::{LIMIT, Pair, promote, report, wait_for};
 use lockstep_engine::{
     Access, Engine, EngineConfig, EngineHandle, NamePattern, TlsConnection, TlsPolicy, TlsSession,
@@ -45,58 +46,10 @@ fn start(pair: &Pair, change: impl FnOnce(&mut EngineConfig)) -> (EngineHandle, 
     (engine, taken)
 }
 
-/// A client that speaks the handshake by hand.
-struct Raw(UnixStream);
-
-impl Raw {
-    fn connect(pair: &Pair) -> Self {
-        let mut stream = UnixStream::connect(pair.socket(0)).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        stream.read_exact(&mut [0; 18]).unwrap();
-        stream.write_all(&3_u32.to_be_bytes()).unwrap();
-        Self(stream)
-    }
-
-    fn ask(&mut self, option: u32, data: &[u8], behind: &[u8]) -> u32 {
-        let mut bytes = b"IHAVEOPT".to_vec();
-        bytes.extend(option.to_be_bytes());
-        bytes.extend((data.len() as u32).to_be_bytes());
-        bytes.extend(data);
-        bytes.extend(behind);
-        self.0.write_all(&bytes).unwrap();
-        self.answer()
-    }
-
-    /// Type of the next reply.
-    fn answer(&mut self) -> u32 {
-        let mut header = [0; 20];
-        self.0.read_exact(&mut header).unwrap();
-        let field = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
-        let mut data = vec![0; field(16) as usize];
-        self.0.read_exact(&mut data).unwrap();
-        field(12)
-    }
-
-    /// INFO about "r0": its last reply.
-    fn info(&mut self) -> u32 {
-        self.info_about(b"r0")
-    }
-
-    /// The same about another export with a name of two letters.
-    fn info_about(&mut self, name: &[u8; 2]) -> u32 {
-        let mut reply = self.ask(6, &[b"\0\0\0\x02", &name[..], b"\0\0"].concat(), &[]);
-        // INFO replies come before the end.
-        while reply == 3 {
-            reply = self.answer();
-        }
-        reply
-    }
-
-    #[track_caller]
-    fn assert_closed(&mut self) {
-        let read = self.0.read(&mut [0]);
-        assert!(!matches!(read, Ok(1..)), "{read:?}");
-    }
+#[track_caller]
+fn assert_closed(client: &mut Raw) {
+    let read = client.0.read(&mut [0]);
+    assert!(!matches!(read, Ok(1..)), "{read:?}");
 }
 
 /// STARTTLS, up to the terminator's turn.
@@ -141,9 +94,9 @@ fn the_handshake_goes_on_inside_and_plaintext_behind_starttls_is_the_terminators
     assert_eq!(&heard, b"from the client");
     let mut inside = establish(connection, &[]);
     assert_eq!(inside.ask(STARTTLS, &[], &[]), 0x8000_0003, "not twice");
-    assert_eq!(inside.info(), ACK);
+    assert_eq!(inside.ask_info("r0"), ACK);
     assert_eq!(inside.ask(2, &[], &[]), ACK);
-    inside.assert_closed();
+    assert_closed(&mut inside);
     assert_released(&released);
     assert!(report(&alpha).clients.is_empty());
 }
@@ -175,11 +128,11 @@ fn names_decide_who_may_open() {
         let names = vec![NamePattern::parse("*.example").unwrap()];
         config.resources[0].access = Access { names, ..Access::default() };
     });
-    assert_eq!(Raw::connect(&pair).info(), ERR_TLS_REQD);
+    assert_eq!(Raw::connect(&pair).ask_info("r0"), ERR_TLS_REQD);
     for (names, answer) in [(&["vm1.example"][..], ACK), (&["vm1"], ERR_UNKNOWN), (&[], ERR_UNKNOWN)] {
         let (_outside, connection, _released) = begin(&pair, &taken, &[]);
         let mut inside = establish(connection, names);
-        assert_eq!(inside.info(), answer, "{names:?}");
+        assert_eq!(inside.ask_info("r0"), answer, "{names:?}");
         let listed = inside.ask(3, &[], &[]);
         assert_eq!(listed, if answer == ACK { 2 } else { ACK }, "{names:?}");
     }
@@ -196,12 +149,12 @@ fn a_client_inside_of_tls_takes_it_along_to_another_shard() {
     });
     // It may have been there before, without.
     let mut plain = Raw::connect(&pair);
-    assert_eq!(plain.info_about(b"r1"), ERR_TLS_REQD);
+    assert_eq!(plain.ask_info("r1"), ERR_TLS_REQD);
     let (_outside, connection, released) = begin(&pair, &taken, &[]);
     let mut inside = establish(connection, &["vm1"]);
-    for name in [b"r1", b"r0", b"r1"] {
+    for name in ["r1", "r0", "r1"] {
         // The second one is not promoted: it says so, to a client that it knows.
-        assert_eq!(inside.info_about(name), if name == b"r0" { ACK } else { ERR_POLICY });
+        assert_eq!(inside.ask_info(name), if name == "r0" { ACK } else { ERR_POLICY });
     }
     assert_eq!(released.try_recv(), Err(TryRecvError::Empty));
     drop(inside);
@@ -214,12 +167,12 @@ fn a_terminator_that_gives_up_ends_the_client() {
     let (_alpha, taken) = start(&pair, |_| {});
     let (mut outside, connection, released) = begin(&pair, &taken, &[]);
     drop(connection);
-    outside.assert_closed();
+    assert_closed(&mut outside);
     assert_released(&released);
     // After it was established, too.
     let (mut outside, connection, released) = begin(&pair, &taken, &[]);
     drop(establish(connection, &[]));
-    outside.assert_closed();
+    assert_closed(&mut outside);
     assert_released(&released);
 }
 
@@ -234,7 +187,7 @@ fn a_handshake_inside_of_tls_has_no_more_time_than_another() {
     let (_outside, connection, released) = begin(&pair, &taken, &[]);
     let mut inside = establish(connection, &[]);
     assert_released(&released);
-    inside.assert_closed();
+    assert_closed(&mut inside);
 }
 
 #[test]

@@ -9,7 +9,7 @@
 mod notify;
 mod settings;
 
-pub(crate) use settings::{Settings, limits, memory_max_bytes, this_node};
+pub(crate) use settings::{SPIN_US, Settings, limits, memory_max_bytes, this_node};
 
 use crate::cli::Global;
 use crate::control::{Shared, bind, serve};

@@ -18,7 +18,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-const SPIN_US: u32 = 100;
+/// Longest time that a shard looks for work before it sleeps.
+pub(crate) const SPIN_US: u32 = 100;
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const STOP_WAIT: Duration = Duration::from_secs(20);
 

@@ -1,6 +1,8 @@
 //! Two engines in one process over loopback, and a small blocking NBD client.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod raw;
+
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
