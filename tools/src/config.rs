@@ -47,6 +47,7 @@ const TOP_KEYS: &[&str] = &[
     "max-clients",
     "memory-max",
     "shards",
+    "congestion-control",
     "tls",
     "node",
     "resource",
@@ -174,6 +175,8 @@ pub(crate) struct Config {
     pub(crate) memory_max_bytes: Option<u64>,
     /// Threads that the resources are dealt out to.
     pub(crate) shards: usize,
+    /// Congestion control of TCP; `None`: the engine's default.
+    pub(crate) congestion_control: Option<String>,
 }
 
 impl Config {
@@ -205,6 +208,7 @@ impl Config {
             top.duration("hold-greeting", Duration::from_secs(10), Duration::ZERO, Duration::from_secs(300))?;
         let clients_max = read_count(&document, &mut top, "max-clients", "clients", CLIENTS_MAX)?;
         let shards = read_count(&document, &mut top, "shards", "threads", SHARDS_MAX)?;
+        let congestion_control = read_congestion_control(&document, &mut top)?;
         let range = SizeRange { min_bytes: 64 << 20, max_bytes: 1 << 44, multiple_bytes: 1 << 20 };
         let memory_max_bytes = top.size("memory-max", &range)?;
         let tls = nbd::read_tls(&document, &mut top)?;
@@ -224,6 +228,7 @@ impl Config {
             clients_max: clients_max.unwrap_or(Limits::CLIENTS_MAX),
             memory_max_bytes,
             shards: shards.unwrap_or(SHARDS_DEFAULT),
+            congestion_control,
         })
     }
 
@@ -395,6 +400,24 @@ fn read_count(
             Err(document.value_error(key, &message, span))
         }
     }
+}
+
+/// What the kernel has is known to the daemon alone: here it is the form of a name.
+fn read_congestion_control(
+    document: &Document<'_>,
+    table: &mut Table<'_, '_>,
+) -> Result<Option<String>, ConfigError> {
+    let Some((name, span)) = table.string("congestion-control")? else { return Ok(None) };
+    const BYTES_MAX: usize = 15;
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !name.is_empty() && name.len() <= BYTES_MAX && name.bytes().all(is_part) {
+        return Ok(Some(name));
+    }
+    let message = format!(
+        "\"{name}\" is no name; allowed: one of those in sysctl net.ipv4.tcp_available_congestion_control, for \
+         example \"cubic\""
+    );
+    Err(document.value_error("congestion-control", &message, span))
 }
 
 fn read_max_hot(document: &Document<'_>, table: &mut Table<'_, '_>) -> Result<u32, ConfigError> {

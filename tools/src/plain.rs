@@ -145,6 +145,7 @@ fn config(
         limits: Limits { clients_max: args.max_clients, ..Limits::default() },
         memory_max_bytes: memory_max_bytes(None),
         spin_us: SPIN_US,
+        congestion_control: None,
         hold_greeting: Duration::ZERO,
         lock_wait: Duration::ZERO,
         stop_wait: START_WAIT,

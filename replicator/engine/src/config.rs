@@ -40,6 +40,8 @@ pub struct EngineConfig {
     pub memory_max_bytes: u64,
     /// Longest busy wait before the thread sleeps, in microseconds; 0 never spins.
     pub spin_us: u32,
+    /// Congestion control of TCP, for peers and for clients; `None`: cubic, or the host's where there is none.
+    pub congestion_control: Option<String>,
     /// How long a client is kept waiting while a promotion is under way, or nobody is known to be Primary.
     pub hold_greeting: Duration,
     /// How long an attach waits for the locks of a predecessor whose last requests are still ending.

@@ -12,6 +12,7 @@
 mod access;
 mod attach;
 mod config;
+mod congestion;
 mod disk;
 mod error;
 mod fleet;

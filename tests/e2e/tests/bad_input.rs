@@ -70,6 +70,29 @@ fn configuration_errors_name_file_line_and_key() {
     cluster.alpha.lockstep(&["daemon"]).refused(10, &["lockstep.toml", "no such file"]);
 }
 
+/// Alpha dials with what it is told, beta accepts with the default, whatever this host's own is.
+#[test]
+fn both_ends_of_the_link_have_their_congestion_control() {
+    let mut cluster = Cluster::new(&Plan { direct: true, ..plan() });
+    let file = cluster.alpha.config();
+    let good = std::fs::read_to_string(&file).expect("read the config");
+    let with = |name: &str| {
+        std::fs::write(&file, format!("congestion-control = \"{name}\"\n{good}")).expect("write the config");
+    };
+    with("hurry");
+    let ran = cluster.alpha.lockstep(&["daemon"]);
+    ran.refused(1, &["hurry", "net.ipv4.tcp_available_congestion_control"]);
+    with("reno");
+    cluster.begin();
+    let port = cluster.beta_port();
+    let end = |side: &str| {
+        let filter = format!("{side} = :{port}");
+        run(Command::new("ss").args(["-Htin", "state", "established", &filter])).ok()
+    };
+    assert!(end("dport").contains(" reno "), "alpha's end: {}", end("dport"));
+    assert!(end("sport").contains(" cubic "), "beta's end: {}", end("sport"));
+}
+
 #[test]
 fn a_secret_that_others_can_read_is_refused() {
     let cluster = Cluster::new(&plan());

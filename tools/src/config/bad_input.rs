@@ -13,6 +13,7 @@ secret-file = "/etc/lockstep/secret"
 hold-greeting = "10s"
 max-clients = 64
 shards = 2
+congestion-control = "bbr"
 memory-max = "512MiB"
 [tls]
 cert-file = "/t/cert.pem"
@@ -284,6 +285,17 @@ const KEYS: &[Key] = &[
         types: &["string", "integer"],
         wrong: &[("\"\"", "1 to 64"), ("0", "1 to 64"), ("-1", "1 to 64"), ("\"all\"", "1 to 64")],
     },
+    Key {
+        place: TOP,
+        key: "congestion-control",
+        required: false,
+        types: &["string"],
+        wrong: &[
+            ("\"\"", "for example \"cubic\""),
+            ("\"b b r\"", "tcp_available_congestion_control"),
+            ("\"sixteen-letters-\"", "is no name"),
+        ],
+    },
     Key { place: TOP, key: "memory-max", required: false, types: &["string", "integer"], wrong: NO_SIZES },
     Key { place: RESOURCE, key: "size", required: false, types: &["string", "integer"], wrong: NO_SIZES },
     Key { place: RESOURCE, key: "max-hot", required: false, types: &["string", "integer"], wrong: NO_SIZES },
@@ -439,27 +451,27 @@ fn ranges_end_where_they_say() {
 fn tables_that_are_no_tables() {
     let nodes = "[node.alpha]\naddress = \"10.0.0.1:7800\"\n";
     for (from, to, line, words) in [
-        ("[node.alpha]", "[nodes.alpha]", 12, &["nodes", "did you mean \"node\""][..]),
-        ("[node.alpha]", "[node.\"\"]", 12, &["name of a node"]),
-        ("[node.alpha]", "[node.\"a b\"]", 12, &["name of a node"]),
-        ("[node.alpha]", "[[node.alpha]]", 12, &["node", "[node.NAME]"]),
-        ("[node.alpha]", "[node.beta]", 18, &["duplicate key", "beta"]),
+        ("[node.alpha]", "[nodes.alpha]", 13, &["nodes", "did you mean \"node\""][..]),
+        ("[node.alpha]", "[node.\"\"]", 13, &["name of a node"]),
+        ("[node.alpha]", "[node.\"a b\"]", 13, &["name of a node"]),
+        ("[node.alpha]", "[[node.alpha]]", 13, &["node", "[node.NAME]"]),
+        ("[node.alpha]", "[node.beta]", 19, &["duplicate key", "beta"]),
         (
             "[node.alpha]",
             "[node.gamma]\naddress = \"10.0.0.3:7800\"\n[node.alpha]",
-            12,
+            13,
             &["exactly two nodes"],
         ),
-        ("[[resource]]", "[resource]", 20, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resources]]", 20, &["did you mean \"resource\""]),
-        ("[[resource]]", "[resource.r0]", 20, &["resource", "[[resource]]"]),
-        ("[[resource]]", "[[resource]]\n[[resource]]", 20, &["needs the key \"name\""]),
-        ("[tls]", "[[tls]]", 7, &["tls", "a table [tls]"]),
-        ("[tls]", "[tsl]", 7, &["did you mean \"tls\""]),
-        ("[tls]", "[tls]\n[tls.x]", 8, &["tls"]),
-        ("cluster", "node = 7\ncluster", 13, &["node"]),
-        ("cluster", "resource = []\ncluster", 21, &["resource"]),
-        ("cluster", "tls = \"off\"\ncluster", 8, &["tls"]),
+        ("[[resource]]", "[resource]", 21, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resources]]", 21, &["did you mean \"resource\""]),
+        ("[[resource]]", "[resource.r0]", 21, &["resource", "[[resource]]"]),
+        ("[[resource]]", "[[resource]]\n[[resource]]", 21, &["needs the key \"name\""]),
+        ("[tls]", "[[tls]]", 8, &["tls", "a table [tls]"]),
+        ("[tls]", "[tsl]", 8, &["did you mean \"tls\""]),
+        ("[tls]", "[tls]\n[tls.x]", 9, &["tls"]),
+        ("cluster", "node = 7\ncluster", 14, &["node"]),
+        ("cluster", "resource = []\ncluster", 22, &["resource"]),
+        ("cluster", "tls = \"off\"\ncluster", 9, &["tls"]),
     ] {
         refused(&FULL.replacen(from, to, 1), line, words);
     }
@@ -471,7 +483,7 @@ fn tables_that_are_no_tables() {
     let start = FULL.find("[node.alpha]").unwrap();
     refused(&format!("{}{}", &FULL[..start], &FULL[end..]), 1, &["needs the key \"node\"", "[node.NAME]"]);
     let only = format!("{}{nodes}{}", &FULL[..start], &FULL[end..]);
-    refused(&only, 12, &["exactly two nodes"]);
+    refused(&only, 13, &["exactly two nodes"]);
 }
 
 #[test]
@@ -481,12 +493,12 @@ fn keys_that_contradict_each_other() {
     let second = "epoch = \"1s\"\n[[resource]]\nname = \"r1\"\ndisk = \"/dev/vdb\"";
     let certified = "client-ca-file = \"/t/clients.pem\"\nclient-certificates = \"required\"\n";
     for (from, to, line, words) in [
-        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 23, &["disk", "one key per node"][..]),
-        (meta, "meta = \"/dev/vdb\"", 21, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
-        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 28, &["heartbeat", "at most half of timeout"]),
-        ("timeout = \"6s\"", "timeout = \"1s\"", 28, &["heartbeat", "at most half of timeout"]),
-        ("epoch = \"1s\"", second, 33, &["disk of \"r0\"", "disk of \"r1\""]),
-        (certified, "", 31, &["allow-names", "client-ca-file"]),
+        (disk, &format!("{disk}\ndisk.alpha = \"/a\"")[..], 24, &["disk", "one key per node"][..]),
+        (meta, "meta = \"/dev/vdb\"", 22, &["both disk of \"r0\" and metadata of \"r0\"", "alpha"]),
+        ("heartbeat = \"1s\"", "heartbeat = \"4s\"", 29, &["heartbeat", "at most half of timeout"]),
+        ("timeout = \"6s\"", "timeout = \"1s\"", 29, &["heartbeat", "at most half of timeout"]),
+        ("epoch = \"1s\"", second, 34, &["disk of \"r0\"", "disk of \"r1\""]),
+        (certified, "", 32, &["allow-names", "client-ca-file"]),
     ] {
         assert!(FULL.contains(from), "{from}");
         refused(&FULL.replacen(from, to, 1), line, words);
@@ -499,18 +511,22 @@ fn tls_without_a_certificate() {
     let start = FULL.find("[tls]").unwrap();
     let end = FULL.find("[node.alpha]").unwrap();
     let without = format!("{}{}", &FULL[..start], &FULL[end..]);
-    refused(&without, 28, &["allow-names", "[tls]", "client-ca-file"]);
+    refused(&without, 29, &["allow-names", "[tls]", "client-ca-file"]);
     let without = without.replacen("allow-names = [\"vm1.example\"]\n", "", 1);
     parse(&without).unwrap();
     let socket = "nbd = [\"unix:/run/lockstep/nbd.sock\"]";
     for address in ["10.0.0.1:10809", "[::]:10809", "vm.example:10809"] {
         let listener = format!("nbd = [\"{address}\"]");
         let unsaid = without.replacen(socket, &listener, 1).replacen("tls = \"off\"\n", "", 1);
-        refused(&unsaid, 9, &["nbd", "[tls] with cert-file and key-file", "tls = \"off\" into [node.alpha]"]);
+        refused(
+            &unsaid,
+            10,
+            &["nbd", "[tls] with cert-file and key-file", "tls = \"off\" into [node.alpha]"],
+        );
     }
     for policy in ["optional", "required"] {
         let text = without.replacen("tls = \"off\"", &format!("tls = \"{policy}\""), 1);
-        refused(&text, 12, &["tls", policy, "[tls] with cert-file and key-file"]);
+        refused(&text, 13, &["tls", policy, "[tls] with cert-file and key-file"]);
     }
 }
 

@@ -79,6 +79,7 @@ impl Settings {
             limits: limits(config),
             memory_max_bytes: memory_max_bytes(config.memory_max_bytes),
             spin_us: SPIN_US,
+            congestion_control: config.congestion_control.clone(),
             hold_greeting: config.hold_greeting,
             lock_wait: LOCK_WAIT,
             stop_wait: STOP_WAIT,

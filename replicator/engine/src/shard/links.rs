@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::Shard;
 use super::resource::Stage;
+use crate::congestion;
 use crate::link::{Expected, Hello, Link, Parsed, Phase, Step, Wanted};
 use crate::ring::{Completion, Fd, Op, SocketAddress};
 use crate::system;
@@ -33,6 +34,8 @@ impl Shard {
                 return self.resources[resource].events.push_back(down);
             }
         };
+        // The listening socket has shown that it can be set.
+        let _ = congestion::set(&*fd, self.config.congestion_control.as_deref());
         let deadline = self.clock.now() + self.config.limits.hello_timeout;
         let mut link =
             Link::new(Rc::clone(&fd), Phase::Connecting, peer.address.to_string(), deadline, &self.stock);

@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Shard;
 use crate::config::{EngineConfig, Listener, NbdListener};
+use crate::congestion;
 use crate::error::StartError;
 use crate::ring::{Completion, Fd, Op};
 use crate::token::Token;
@@ -57,7 +58,7 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
     let mut sockets = Vec::new();
     if config.resources.iter().any(|resource| resource.peer.is_some()) {
         let address = config.listen;
-        let bound = patiently(config.lock_wait, || TcpListener::bind(address));
+        let bound = patiently(config.lock_wait, || listen_tcp(config, address));
         let listener = bound.map_err(|error| StartError::Listen { address, error })?;
         sockets.push(Socket::new(listener.into(), None));
     }
@@ -79,7 +80,7 @@ pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError>
 
 fn open_nbd(config: &EngineConfig, place: &Listener, tls: TlsPolicy) -> io::Result<Socket> {
     let fd: OwnedFd = match place {
-        Listener::Tcp(address) => patiently(config.lock_wait, || TcpListener::bind(address))?.into(),
+        Listener::Tcp(address) => patiently(config.lock_wait, || listen_tcp(config, *address))?.into(),
         Listener::Unix { path, mode, group } => {
             patiently(config.lock_wait, || bind_unix(path, *mode, *group))?.into()
         }
@@ -91,6 +92,12 @@ fn open_nbd(config: &EngineConfig, place: &Listener, tls: TlsPolicy) -> io::Resu
         }
     };
     Ok(Socket::new(fd, Some(tls)))
+}
+
+fn listen_tcp(config: &EngineConfig, address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    congestion::set(&listener, config.congestion_control.as_deref())?;
+    Ok(listener)
 }
 
 /// Removes the names of unix sockets.

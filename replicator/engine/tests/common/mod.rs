@@ -161,6 +161,7 @@ impl Pair {
             limits: Limits::default(),
             memory_max_bytes: 1 << 30,
             spin_us: 50,
+            congestion_control: None,
             hold_greeting: Duration::from_secs(10),
             lock_wait: Duration::from_secs(5),
             stop_wait: Duration::from_secs(5),
