@@ -282,8 +282,8 @@ impl Node {
         let marks = self.role == Role::Primary && self.disk == DiskState::UpToDate && self.attached;
         let may =
             marks && self.change.is_none() && self.resync.as_ref().is_none_or(|resync| !resync.is_target());
-        let bare = self.store.as_ref().map_or_else(Vec::new, bare_checkpoints);
-        if !may || bare.is_empty() {
+        let bare = self.store.as_ref().filter(|_| may).map_or_else(Vec::new, bare_checkpoints);
+        if bare.is_empty() {
             self.checkpoints.covering = false;
             return false;
         }

@@ -73,6 +73,8 @@ pub struct Node {
     /// Wall clock in milliseconds at `wall_at`.
     wall_unix_ms: u64,
     wall_at: Instant,
+    /// When the timers were looked at.
+    timers_at: Instant,
     rng: Rng,
     actions: VecDeque<Action>,
     /// None: Diskless, or Failed and recorded as that.
@@ -160,6 +162,7 @@ impl Node {
             now: Instant(0),
             wall_unix_ms: 0,
             wall_at: Instant(0),
+            timers_at: Instant(0),
             actions: VecDeque::with_capacity(1024),
             disk: DiskState::Diskless,
             role: Role::Secondary,
@@ -217,6 +220,10 @@ impl Node {
     pub fn handle(&mut self, now: Instant, event: Event<'_>) {
         debug_assert!(self.actions.is_empty(), "actions of the previous event were not drained");
         self.now = self.now.max(now);
+        let is_frequent = matches!(
+            event,
+            Event::Request { .. } | Event::Payload { .. } | Event::DiskDone { .. } | Event::Frame { .. }
+        );
         match event {
             Event::Start { unix_ms } => {
                 self.set_wall(unix_ms);
@@ -239,7 +246,9 @@ impl Node {
             Event::LinkDown { link, loss } => self.on_link_down(link, loss),
             Event::Command { id, command } => self.on_command(id, command),
         }
-        self.on_timers();
+        if !is_frequent || self.timers_are_due() {
+            self.on_timers();
+        }
         self.pump();
     }
 

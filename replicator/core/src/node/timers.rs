@@ -21,6 +21,8 @@ pub struct Deadline {
 const IDLE_EPOCHS: u32 = 5;
 /// While a resync runs its limit and its progress are looked at this often.
 const SAMPLE: Duration = crate::pace::INTERVAL;
+/// While there is traffic the timers are looked at this often.
+const LOOK: Duration = Duration::from_millis(10);
 
 impl Node {
     /// The earliest deadline, if there is one.
@@ -101,8 +103,15 @@ impl Node {
         })
     }
 
+    /// Whether what comes with each write has to look at the timers. A deadline that passes brings a Tick, but one that
+    /// is counted from now moves on with the writes; and what waits for a copy fails at once when its time is over.
+    pub(super) fn timers_are_due(&self) -> bool {
+        self.now.since(self.timers_at) >= LOOK || self.suspended_since.is_some()
+    }
+
     /// Acts on every deadline that has passed.
     pub(super) fn on_timers(&mut self) {
+        self.timers_at = self.now;
         let timing = self.cfg.timing;
         let link = self.link.as_ref().map(|link| (link.id, link.heard, link.sent, link.unread));
         if let Some((id, heard, sent, unread)) = link {
