@@ -4,7 +4,7 @@
 //! does a snapshot and a log; decoding takes memory in proportion to the bytes; the verdict
 //! of one side is the mirror image of the other's, whatever they claim.
 
-use crc32c::crc32c;
+use crc_fast::crc32_iscsi as crc32c;
 use lockstep_bitmap::{GenerationLog, NodeId};
 use lockstep_core::{FRAME_BYTES, Frame, PIECE_BYTES_MAX, Snapshot, Verdict, verdict};
 use lockstep_counting::measure;

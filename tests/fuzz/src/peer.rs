@@ -5,6 +5,7 @@
 //! holds each node to, asserted: whatever was received, when the link is gone and the node was told to leave it comes
 //! to rest, with every request and command answered and no slot, piece or operation left.
 
+use crc_fast::crc32_iscsi as crc32c;
 use lockstep_bitmap::{ByteRange, NodeId};
 use lockstep_core::{Command, DiskError, FRAME_BYTES, Frame, RequestKind, SyncOrder};
 use lockstep_pair::{Packet, Pair, Shape, Start};
@@ -135,7 +136,7 @@ fn change(input: &mut Input<'_>, packet: &mut Packet) {
 
 fn encoded(frame: &Frame, body_bytes: usize) -> [u8; FRAME_BYTES] {
     let body_bytes = frame.payload().map_or(body_bytes as u32, |(_, len)| len);
-    frame.encode(body_bytes, 0, crc32c::crc32c)
+    frame.encode(body_bytes, 0, crc32c)
 }
 
 /// The header, with a length that fits it.
@@ -143,7 +144,7 @@ fn decoded(mut head: [u8; FRAME_BYTES]) -> Option<Frame> {
     let len: [u8; 4] = [head[24], head[25], head[26], head[27]];
     [[0; 4], len, [8, 0, 0, 0]].into_iter().find_map(|body_bytes| {
         head[4..8].copy_from_slice(&body_bytes);
-        Frame::decode(&sealed(head), crc32c::crc32c).ok().map(|(frame, ..)| frame)
+        Frame::decode(&sealed(head), crc32c).ok().map(|(frame, ..)| frame)
     })
 }
 

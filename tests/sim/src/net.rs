@@ -5,7 +5,7 @@
 //! connection is reset. Each end learns the end of a connection at its own time. A data frame carries eight
 //! bytes per sector (its tag) instead of the sector.
 
-use crc32c::crc32c;
+use crc_fast::crc32_iscsi as crc32c;
 use lockstep_core::{FRAME_BYTES, Frame, LinkId};
 use std::collections::VecDeque;
 

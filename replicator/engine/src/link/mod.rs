@@ -6,6 +6,7 @@
 
 pub mod hello;
 
+use crc_fast::crc32_iscsi as crc32c;
 use lockstep_core::{FRAME_BYTES, Frame, Instant, LinkId, SlotId};
 
 pub(crate) use hello::{Expected, Hello, Local, Step, Wanted};
@@ -138,7 +139,7 @@ impl Link {
         }
         let Partial { frame, payload, checksum, .. } = *partial;
         self.partial = None;
-        if crc32c::crc32c(arena.bytes(payload)) != checksum {
+        if crc32c(arena.bytes(payload)) != checksum {
             arena.release(payload.slot);
             return Parsed::Malformed(format!("checksum of the payload of {frame:?}"));
         }
@@ -149,7 +150,7 @@ impl Link {
     fn next_header(&mut self, arena: &mut Arena, pool: PoolId) -> Option<Parsed> {
         let data = self.inbox.data();
         let Some(head) = data.first_chunk::<FRAME_BYTES>() else { return Some(Parsed::NeedMore) };
-        let (frame, body_bytes, checksum) = match Frame::decode(head, crc32c::crc32c) {
+        let (frame, body_bytes, checksum) = match Frame::decode(head, crc32c) {
             Ok(decoded) => decoded,
             Err(error) => return Some(Parsed::Malformed(error.to_string())),
         };
@@ -165,7 +166,7 @@ impl Link {
         }
         let body_bytes = body_bytes as usize;
         let Some(body) = data[FRAME_BYTES..].get(..body_bytes) else { return Some(Parsed::NeedMore) };
-        if crc32c::crc32c(body) != checksum {
+        if crc32c(body) != checksum {
             return Some(Parsed::Malformed(format!("checksum of the body of {frame:?}")));
         }
         self.inbox.consume(FRAME_BYTES);
@@ -178,7 +179,7 @@ impl Link {
             return payload.into_iter().for_each(|payload| arena.release(payload.slot));
         };
         let bytes = payload.map_or(body, |payload| arena.bytes(payload));
-        let head = frame.encode(bytes.len() as u32, crc32c::crc32c(bytes), crc32c::crc32c);
+        let head = frame.encode(bytes.len() as u32, crc32c(bytes), crc32c);
         message.push_head(&head);
         match payload {
             Some(payload) => message.push_payload(payload),

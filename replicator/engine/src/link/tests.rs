@@ -88,7 +88,7 @@ fn control_bodies_are_handed_over_and_acknowledgements_overtake() {
 fn damage_is_found_wherever_it_is() {
     let frame = write(0, 512);
     let payload = [7; 512];
-    let head = frame.encode(512, crc32c::crc32c(&payload), crc32c::crc32c);
+    let head = frame.encode(512, crc32c(&payload), crc32c);
     let good: Vec<u8> = head.into_iter().chain(payload).collect();
     for at in [0, 5, 20, 35, 39, 40, 551] {
         let mut p = pair();
@@ -108,7 +108,7 @@ fn without_a_slot_nothing_is_lost() {
         held.push(slot);
     }
     let payload = [7; 512];
-    let head = write(0, 512).encode(512, crc32c::crc32c(&payload), crc32c::crc32c);
+    let head = write(0, 512).encode(512, crc32c(&payload), crc32c);
     p.near.outbox.message(false).unwrap().push_head(&head);
     p.near.outbox.message(false).unwrap().push_head(&payload);
     assert!(matches!(p.transfer(), Parsed::Starved));
