@@ -2,7 +2,7 @@
 //! keeps to it.
 //!
 //! The limit falls quickly while the slowest one in a hundred requests takes clearly longer than it does without a
-//! resync, and rises slowly while it does not; where nobody asks for anything it rises fast. It never falls below a
+//! resync, and rises slowly while it does not; where nobody asks for anything there is none. It never falls below a
 //! floor, so that a resync always ends. What is usual without a resync is only learnt while none moves anything: before
 //! it, while it is paused, and in the moments in which it is held to look (a probe), which take a small part of its
 //! time. So it cannot get used to the harm that it does. Pure: time is an input, the numbers are integers.
@@ -51,7 +51,7 @@ pub(crate) struct Feedback {
     peak: u64,
     /// Bytes per second.
     limit: Option<u64>,
-    /// The last request was not later.
+    /// When the last request ended.
     asked: Option<Instant>,
     /// Intervals in which no resync moved anything.
     still: u32,
@@ -88,7 +88,6 @@ impl Feedback {
 
     /// A resync begins: carefully, if clients are at work.
     pub(crate) fn begin(&mut self, now: Instant) {
-        self.note_asked(now);
         (self.peak, self.moved_bytes, self.began) = (0, 0, now);
         self.limit = self.careful(now);
         let known = self.writes.calm().is_some() || self.reads.calm().is_some();
@@ -98,13 +97,15 @@ impl Feedback {
         }
     }
 
-    /// A client's write took so long.
-    pub(crate) fn observe_write(&mut self, ns: u64) {
+    /// A client's write has ended, and took so long.
+    pub(crate) fn observe_write(&mut self, now: Instant, ns: u64) {
+        self.asked = Some(now);
         self.writes.observe(ns);
     }
 
-    /// A client's read took so long.
-    pub(crate) fn observe_read(&mut self, ns: u64) {
+    /// A client's read has ended, and took so long.
+    pub(crate) fn observe_read(&mut self, now: Instant, ns: u64) {
+        self.asked = Some(now);
         self.reads.observe(ns);
     }
 
@@ -117,7 +118,6 @@ impl Feedback {
         if (1..REQUESTS_MIN).contains(&self.requests()) && passed < INTERVAL_MAX {
             return;
         }
-        self.note_asked(now);
         self.began = now;
         let moved = moved_bytes.unwrap_or(self.moved_bytes);
         let bytes = moved.saturating_sub(core::mem::replace(&mut self.moved_bytes, moved));
@@ -172,7 +172,7 @@ impl Feedback {
             }
             (Some(_), limit) => limit.map(|limit| limit.saturating_add((limit / 8).max(RISE_BYTES_PER_S))),
             (None, limit) if !self.is_quiet(now) => limit,
-            (None, limit) => limit.map(|limit| limit.saturating_mul(8)),
+            (None, _) => None,
         }
         // A limit far above what the disks and the wire do is none.
         .filter(|limit| *limit / 4 <= self.peak.max(START_BYTES_PER_S));
@@ -191,14 +191,6 @@ impl Feedback {
 
     fn requests(&self) -> u32 {
         self.writes.count().saturating_add(self.reads.count())
-    }
-
-    /// A request that came later than that would have ended the interval itself.
-    fn note_asked(&mut self, now: Instant) {
-        if self.requests() > 0 {
-            let longest = if self.requests() < REQUESTS_MIN { INTERVAL_MAX } else { INTERVAL };
-            self.asked = Some(now.min(self.began + longest));
-        }
     }
 
     fn is_quiet(&self, now: Instant) -> bool {
@@ -285,7 +277,7 @@ mod tests {
             let mut volume = Volume::new();
             for _ in 0..20 {
                 volume.now = volume.now + INTERVAL;
-                (0..200).for_each(|_| volume.feedback.observe_write(ns));
+                (0..200).for_each(|_| volume.feedback.observe_write(volume.now, ns));
                 volume.feedback.turn(volume.now, None);
             }
             volume
@@ -302,8 +294,8 @@ mod tests {
                 self.held += u32::from(self.feedback.probe.is_some());
                 let moved = self.feedback.limit().map_or(CAPACITY, |limit| limit.min(CAPACITY)) / 10;
                 (self.now, self.moved, self.rate) = (self.now + INTERVAL, self.moved + moved, moved * 10);
-                (0..194).for_each(|_| self.feedback.observe_write(fast));
-                (0..6).for_each(|_| self.feedback.observe_write(slow(self.rate)));
+                (0..194).for_each(|_| self.feedback.observe_write(self.now, fast));
+                (0..6).for_each(|_| self.feedback.observe_write(self.now, slow(self.rate)));
                 self.feedback.turn(self.now, Some(self.moved));
             }
         }
@@ -377,11 +369,11 @@ mod tests {
     fn reads_slow_it_down_as_well() {
         let mut volume = Volume::calm(300_000).begin();
         for _ in 0..40 {
-            (0..200).for_each(|_| volume.feedback.observe_read(20_000));
+            (0..200).for_each(|_| volume.feedback.observe_read(volume.now, 20_000));
             volume.pass(1, 300_000, |_| 300_000);
         }
         let before = volume.feedback.limit;
-        (0..200).for_each(|_| volume.feedback.observe_read(MS));
+        (0..200).for_each(|_| volume.feedback.observe_read(volume.now, MS));
         volume.pass(1, 300_000, |_| 300_000);
         assert!(volume.feedback.limit < before && volume.feedback.limit.is_some(), "{before:?}");
     }
@@ -404,7 +396,7 @@ mod tests {
         let mut volume = Volume::calm(300_000).begin();
         for _ in 0..50 {
             volume.now = volume.now + INTERVAL;
-            (0..200).for_each(|_| volume.feedback.observe_write(300_000));
+            (0..200).for_each(|_| volume.feedback.observe_write(volume.now, 300_000));
             volume.feedback.turn(volume.now, Some(volume.moved));
         }
         assert_eq!(volume.feedback.limit(), Some(START_BYTES_PER_S));
@@ -420,8 +412,12 @@ mod tests {
     fn clients_that_were_at_work_a_while_ago_do_not_slow_its_begin() {
         let mut volume = Volume::calm(300_000);
         // The interval that has them was never ended: nothing happened since.
-        (0..200).for_each(|_| volume.feedback.observe_write(300_000));
-        volume.now = volume.now + Duration::from_secs(1);
+        (0..200).for_each(|_| volume.feedback.observe_write(volume.now, 300_000));
+        let last = volume.now;
+        volume.now = last + QUIET / 2;
+        let mut volume = volume.begin();
+        assert_eq!(volume.feedback.limit(), Some(START_BYTES_PER_S));
+        volume.now = last + QUIET;
         assert_eq!(volume.begin().feedback.limit(), None);
     }
 
@@ -435,7 +431,7 @@ mod tests {
     #[test]
     fn few_requests_make_a_longer_interval() {
         let mut volume = Volume::calm(300_000).begin();
-        (0..REQUESTS_MIN - 1).for_each(|_| volume.feedback.observe_write(50 * MS));
+        (0..REQUESTS_MIN - 1).for_each(|_| volume.feedback.observe_write(volume.now, 50 * MS));
         volume.feedback.turn(volume.now + INTERVAL, Some(MIB));
         assert_eq!(volume.feedback.limit(), Some(START_BYTES_PER_S));
         volume.feedback.turn(volume.now + INTERVAL_MAX, Some(4 * MIB));
@@ -454,8 +450,8 @@ mod tests {
                 now = now + Duration::from_nanos(wait_ns);
                 moved = moved.saturating_add(bytes);
                 if let Some(ns) = latency {
-                    feedback.observe_write(u64::from(ns));
-                    feedback.observe_read(u64::from(ns));
+                    feedback.observe_write(now, u64::from(ns));
+                    feedback.observe_read(now, u64::from(ns));
                 }
                 feedback.turn(now, Some(moved));
                 held = if feedback.probe.is_some() { held + 1 } else { 0 };

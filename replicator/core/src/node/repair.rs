@@ -29,7 +29,7 @@ impl Node {
             return self.regate(id);
         }
         let Err(error) = result else {
-            self.pace.feedback.observe_read(self.now.0.saturating_sub(task.began.0));
+            self.pace.feedback.observe_read(self.now, self.now.0.saturating_sub(task.began.0));
             return self.finish_client_task(id, None);
         };
         self.note_failed(Failed::Read, task.range.start, error);

@@ -343,7 +343,7 @@ impl Node {
         }
         let Some(task) = self.tasks.get(id) else { return };
         let (pos, failed) = (task.pos, task.failed);
-        self.pace.feedback.observe_write(self.now.0.saturating_sub(task.began.0));
+        self.pace.feedback.observe_write(self.now, self.now.0.saturating_sub(task.began.0));
         self.stream.replied = self.stream.replied.max(pos.unwrap_or_default());
         self.finish_client_task(id, failed);
     }
