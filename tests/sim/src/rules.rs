@@ -55,8 +55,8 @@ impl Book {
             self.pending.remove(op);
         }
         let Input::Frame { link, arrived } = input else { return };
-        if current != Some(*link) {
-            // Of a link that is gone: it counts for nothing.
+        if current.is_some_and(|current| current != *link) {
+            // Of a link that is gone: it counts for nothing. Where there is none any more the core may not know yet.
             return;
         }
         match arrived.frame {
