@@ -51,7 +51,7 @@ pub(crate) struct Feedback {
     peak: u64,
     /// Bytes per second.
     limit: Option<u64>,
-    /// When the last request ended.
+    /// When the last request was under way.
     asked: Option<Instant>,
     /// Intervals in which no resync moved anything.
     still: u32,
@@ -95,6 +95,11 @@ impl Feedback {
         if self.limit.is_some() && !known {
             self.hold(now);
         }
+    }
+
+    /// Clients wait for answers.
+    pub(crate) fn note_open(&mut self, now: Instant) {
+        self.asked = Some(now);
     }
 
     /// A client's write has ended, and took so long.
@@ -171,7 +176,7 @@ impl Feedback {
                 Some((if percent > 200 { from / 2 } else { from / 4 * 3 }).max(floor))
             }
             (Some(_), limit) => limit.map(|limit| limit.saturating_add((limit / 8).max(RISE_BYTES_PER_S))),
-            (None, limit) if !self.is_quiet(now) => limit,
+            (None, limit) if asked || !self.is_quiet(now) => limit,
             (None, _) => None,
         }
         // A limit far above what the disks and the wire do is none.
@@ -223,8 +228,12 @@ impl Bucket {
         Bucket { left: 1, at: now }
     }
 
-    /// Something may be taken.
-    pub(crate) fn allows(&mut self, now: Instant, bytes_per_s: u64) -> bool {
+    /// Something may be taken. What went while there was no limit is not owed to one that comes later.
+    pub(crate) fn allows(&mut self, now: Instant, limit: Option<u64>) -> bool {
+        let Some(bytes_per_s) = limit else {
+            *self = Bucket::new(now);
+            return true;
+        };
         let passed_ns = now.since(self.at).as_nanos();
         let gained = i64::try_from(passed_ns * u128::from(bytes_per_s) / 1_000_000_000).unwrap_or(i64::MAX);
         // Time that gained nothing is not forgotten.
@@ -255,6 +264,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const CAPACITY: u64 = 1000 * MIB;
     const MS: u64 = 1_000_000;
+    const PIECE: u64 = 128 << 10;
 
     /// A volume whose resync moves what it may.
     #[derive(Debug)]
@@ -422,6 +432,40 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_waits_is_one() {
+        let mut volume = Volume::calm(300_000).begin();
+        for _ in 0..20 {
+            volume.feedback.note_open(volume.now + INTERVAL);
+            volume.pass_idle(1);
+        }
+        assert_eq!(volume.feedback.limit(), Some(START_BYTES_PER_S));
+        volume.pass_idle(3);
+        assert_eq!(volume.feedback.limit(), None);
+    }
+
+    /// Reads were never seen without a resync: nothing says that it may go faster.
+    #[test]
+    fn a_few_requests_of_an_unknown_kind_do_not_let_it_go() {
+        let mut volume = Volume::calm(300_000).begin();
+        volume.feedback.observe_read(volume.now, MS);
+        volume.now = volume.now + INTERVAL_MAX;
+        volume.feedback.turn(volume.now, Some(MIB));
+        assert_eq!(volume.feedback.limit, Some(START_BYTES_PER_S));
+    }
+
+    #[test]
+    fn what_went_without_a_limit_is_not_owed() {
+        let (mut bucket, second) = (Bucket::new(Instant(0)), Instant(1_000_000_000));
+        for _ in 0..1000 {
+            assert!(bucket.allows(Instant(0), None));
+            bucket.take(PIECE);
+        }
+        bucket.allows(second, Some(MIB));
+        let due = bucket.due(MIB).unwrap_or(second);
+        assert!(due.since(second) <= Duration::from_millis(130), "{due:?}");
+    }
+
+    #[test]
     fn what_is_slower_for_good_counts_as_usual_after_a_while() {
         let mut volume = Volume::calm(100_000).begin();
         volume.pass(300, 10 * MS, |_| 10 * MS);
@@ -469,11 +513,11 @@ mod tests {
             let mut bucket = Bucket::new(Instant(0));
             let (mut now, mut taken) = (Instant(0), 0_u64);
             for piece in pieces {
-                if !bucket.allows(now, rate) {
+                if !bucket.allows(now, Some(rate)) {
                     let due = bucket.due(rate).expect("it says when");
                     prop_assert!(due > now);
                     now = due;
-                    prop_assert!(bucket.allows(now, rate), "{bucket:?}");
+                    prop_assert!(bucket.allows(now, Some(rate)), "{bucket:?}");
                 }
                 let burst = u128::from(rate / BURST_PART);
                 let allowed = u128::from(now.0) * u128::from(rate) / 1_000_000_000 + burst + 2;

@@ -27,8 +27,18 @@ pub(crate) fn set(socket: impl AsFd, configured: Option<&str>) -> io::Result<()>
             );
             Err(io::Error::new(io::ErrorKind::NotFound, message))
         }
+        (Err(Errno::PERM), Some(name)) => {
+            let message = format!(
+                "congestion control {name:?} needs CAP_NET_ADMIN, or a place in net.ipv4.tcp_allowed_congestion_control"
+            );
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+        }
         (Err(error), Some(_)) => Err(error.into()),
-        (_, _) => Ok(()),
+        (Err(error), None) => {
+            tracing::debug!("no congestion control {DEFAULT} ({error}): that of the host stays");
+            Ok(())
+        }
+        (Ok(()), _) => Ok(()),
     }
 }
 

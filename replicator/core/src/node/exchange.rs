@@ -120,6 +120,8 @@ impl Node {
                 self.add_difference_to_incomplete();
                 self.tell_checkpoints();
             }
+            // Before the first piece: an operator may have paused it here.
+            self.pump_pace();
         }
     }
 }

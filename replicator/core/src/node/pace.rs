@@ -38,7 +38,14 @@ impl Node {
     /// A resync begins on a new link.
     pub(super) fn begin_pace(&mut self) {
         self.pace.told = None;
+        self.note_open();
         self.pace.feedback.begin(self.now);
+    }
+
+    fn note_open(&mut self) {
+        if self.requests.open > 0 {
+            self.pace.feedback.note_open(self.now);
+        }
     }
 
     fn own_limit(&self) -> Option<u64> {
@@ -76,6 +83,7 @@ impl Node {
     pub(super) fn pump_pace(&mut self) {
         let replicating = self.link.as_ref().is_some_and(|link| link.phase == Phase::Replicating);
         let moved = self.resync.as_ref().filter(|_| replicating).map(|resync| resync.moved.total_bytes());
+        self.note_open();
         self.pace.feedback.turn(self.now, moved);
         if moved.is_some() && self.pace.told != Some((self.pace.paused, self.own_limit())) {
             self.tell_pace(false);

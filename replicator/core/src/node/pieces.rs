@@ -97,7 +97,7 @@ impl Node {
         if resync.paused || resync.pieces.len() >= window || resync.batch.is_full() || resync.waits() {
             return Next::Wait;
         }
-        if limit.is_some_and(|limit| !resync.bucket.allows(now, limit)) {
+        if !resync.bucket.allows(now, limit) {
             return Next::Wait;
         }
         if resync.unreadable.is_full() {
