@@ -149,3 +149,56 @@ impl Node {
         self.sample_resync();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{NodeConfig, Timing};
+    use crate::event::{Event, RequestKind};
+    use crate::ids::ReqId;
+    use lockstep_bitmap::NodeId;
+
+    fn node() -> Node {
+        let cfg = NodeConfig {
+            node: NodeId(0),
+            peer: None,
+            run_id: 1,
+            boot_id: 1,
+            seed: [1, 2, 3, 4],
+            granule_bytes: 512,
+            survives_process_death: true,
+            sample: 0,
+            writes_max: 8,
+            undurable_max: 8,
+            resync_window: 4,
+            bits_frame_bytes: 4096,
+            timing: Timing::default(),
+        };
+        Node::new(cfg, None)
+    }
+
+    /// A request comes, and nothing else happens. Whether the timers were looked at.
+    fn looks(node: &mut Node, now: Instant) -> bool {
+        let before = node.timers_at;
+        let kind = RequestKind::Read;
+        node.handle(now, Event::Request { req: ReqId(0), kind, offset: 0, len: 4096, fua: false });
+        while node.poll_action().is_some() {}
+        node.timers_at != before
+    }
+
+    /// Deadlines that are counted from now would never pass.
+    #[test]
+    fn traffic_alone_looks_at_the_timers_now_and_then() {
+        let mut node = node();
+        let millis = |ms: u64| Instant(0) + Duration::from_millis(ms);
+        let looked = (1..=100).filter(|ms| looks(&mut node, millis(*ms))).count();
+        assert!((5..=10).contains(&looked), "{looked} of 100");
+    }
+
+    #[test]
+    fn while_something_is_suspended_each_request_does() {
+        let mut node = node();
+        node.suspended_since = Some(Instant(0));
+        assert!(looks(&mut node, Instant(1)));
+    }
+}
