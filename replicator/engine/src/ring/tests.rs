@@ -42,6 +42,29 @@ fn bytes_written_come_back() {
 }
 
 #[test]
+fn a_disk_does_not_wait_for_the_end_of_a_turn() {
+    let file = tempfile::tempfile().unwrap();
+    let fd: Fd = Rc::new(OwnedFd::from(file));
+    let mut ring = ring();
+    let slot = ring.arena().take(PoolId(0), 0, 4096).unwrap();
+    let span = Span::of_volume(slot, 0, 4096);
+    let waiting = |ring: &mut Ring<u32>| ring.uring.as_mut().unwrap().submission().len();
+    let write = |ring: &mut Ring<u32>, token: u32| {
+        let offset = u64::from(token) * 4096;
+        ring.push(token, Op::Write { fd: Rc::clone(&fd), span, offset, dsync: false });
+        waiting(ring)
+    };
+    let waited: Vec<usize> = (0..12).map(|token| write(&mut ring, token)).collect();
+    assert_eq!(waited, [1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4]);
+    ring.submit();
+    assert_eq!(write(&mut ring, 12), 1, "counted from the last start");
+    (0..13).for_each(|_| assert_eq!(next(&mut ring).result.unwrap(), 4096));
+    let waited: Vec<usize> = (13..21).map(|token| write(&mut ring, token)).collect();
+    assert_eq!(waited, [1, 2, 3, 4, 5, 6, 7, 0], "a wait starts them as well");
+    (0..8).for_each(|_| assert_eq!(next(&mut ring).result.unwrap(), 4096));
+}
+
+#[test]
 fn a_message_is_gathered_and_scattered() {
     let (left, right) = UnixStream::pair().unwrap();
     let (left, right): (Fd, Fd) = (Rc::new(left.into()), Rc::new(right.into()));

@@ -129,9 +129,10 @@ const IN_MEMORY: [Load; 18] = [
 ];
 
 /// Fewer: a disk hides what differs between those that are left out.
-const ON_DISK: [Load; 8] = [
+const ON_DISK: [Load; 9] = [
     Load::new("4k", Pattern::RandomWrite, 1).quick(),
     Load::new("4k", Pattern::RandomWrite, 32).quick(),
+    Load::new("4k", Pattern::RandomWrite, 128),
     Load::new("4k", Pattern::RandomRead, 1),
     Load::new("4k", Pattern::RandomRead, 32),
     Load::new("128k", Pattern::Write, 8),
