@@ -1,8 +1,9 @@
 //! Executes the core's disk and metadata actions of one resource, and reports each exactly once.
 //!
 //! A job is one action; it may need several operations. Operations of files in memory and buffered ones run
-//! in the shard's thread, when the caller says so (`run_inline`: after what goes to the peer was submitted);
-//! everything that can wait for a device goes through the ring. A job keeps a reference to each slot it uses.
+//! in the shard's thread, when the caller says so (`run_inline`: after what goes to the peer was submitted;
+//! `run_inline_meta`: before that, as a part of it may wait for metadata); everything that can wait for a device goes
+//! through the ring. A job keeps a reference to each slot it uses.
 //!
 //! Through the page cache an error of writing back is told once: of two syncs at a time one hears of it, and the other
 //! one, which covers the same bytes, ends well. It must not be heard first, so that there is one at a time, and it
@@ -38,6 +39,8 @@ pub(crate) struct Storage {
     pool: PoolId,
     jobs: Slab<Job>,
     inline: VecDeque<u32>,
+    /// The same for metadata.
+    inline_meta: VecDeque<u32>,
     /// Jobs that wait for a slot.
     starved: VecDeque<Wanted>,
     finished: VecDeque<Event<'static>>,
@@ -137,6 +140,7 @@ impl Storage {
             pool,
             jobs: Slab::with_capacity(1024),
             inline: VecDeque::with_capacity(1024),
+            inline_meta: VecDeque::with_capacity(16),
             starved: VecDeque::new(),
             finished: VecDeque::with_capacity(1024),
             inspected: VecDeque::new(),
@@ -185,7 +189,7 @@ impl Storage {
 
     /// Whether `run_inline` has work.
     pub(crate) fn has_inline(&self) -> bool {
-        !self.inline.is_empty()
+        !(self.inline.is_empty() && self.inline_meta.is_empty())
     }
 
     /// Reads into `target`, the slot of a client's request and the offset it begins with, or into a slot that
@@ -299,14 +303,27 @@ impl Storage {
         }
     }
 
-    /// Runs what is done in this thread.
+    /// Writes metadata in this thread; returns whether there was any.
+    pub(crate) fn run_inline_meta(&mut self, io: &mut Io) -> bool {
+        let had_some = !self.inline_meta.is_empty();
+        while let Some(job) = self.inline_meta.pop_front() {
+            self.run(io, job);
+        }
+        had_some
+    }
+
+    /// Runs what else is done in this thread.
     pub(crate) fn run_inline(&mut self, io: &mut Io) {
         while let Some(job) = self.inline.pop_front() {
-            if let Err(error) = self.do_inline(io, job) {
-                self.note_failure(job, kind_of(&error), &error);
-            }
-            self.finish(io, job);
+            self.run(io, job);
         }
+    }
+
+    fn run(&mut self, io: &mut Io, job: u32) {
+        if let Err(error) = self.do_inline(io, job) {
+            self.note_failure(job, kind_of(&error), &error);
+        }
+        self.finish(io, job);
     }
 
     /// A part of a job ended.
@@ -387,7 +404,7 @@ impl Storage {
                     }
                 }
                 // Without a file the job fails there.
-                Some((_, true)) | None => self.inline.push_back(job),
+                Some((_, true)) | None => self.inline_meta.push_back(job),
             }
             return;
         }

@@ -1,10 +1,10 @@
 //! The loop of a shard: one thread, one ring, and the resources that are dealt to it; the first shard has the listeners
 //! too, and hands each connection to the shard of the resource that it turns out to be for.
 //!
-//! A turn: completions become events for the cores; their actions are executed as they come; what goes to
-//! peers is submitted before anything is written in this thread; then local writes, then answers to clients;
-//! then one wait. Cores are never called while their actions are being executed: events that arise meanwhile
-//! are queued.
+//! A turn: completions become events for the cores; their actions are executed as they come; metadata in memory is
+//! written, as writes may wait for it; what goes to peers is submitted before anything else is written in this thread;
+//! then local writes, then answers to clients; then one wait. Cores are never called while their actions are being
+//! executed: events that arise meanwhile are queued.
 
 mod actions;
 mod clients;
@@ -245,6 +245,7 @@ impl Shard {
         let began = self.clock.now();
         while self.clock.now().since(began) < TURN_MAX {
             (0..self.resources.len()).for_each(|resource| self.drain_storage(resource));
+            (0..self.resources.len()).for_each(|resource| self.write_meta_inline(resource));
             if self.exports_changed {
                 self.exports_changed = false;
                 self.retry_held();
@@ -279,6 +280,18 @@ impl Shard {
         }
         self.kick_clients();
         false
+    }
+
+    /// Writes that wait for a mark (ordering 1) then go to the peer together with those that do not. Twice, as marks
+    /// that were wanted since the first write of their page was asked for are in its second one.
+    fn write_meta_inline(&mut self, resource: usize) {
+        for _ in 0..2 {
+            let Self { io: Some(io), resources, .. } = self else { return };
+            if !resources[resource].storage.run_inline_meta(io) {
+                return;
+            }
+            self.drain_storage(resource);
+        }
     }
 
     fn feed_starved(&mut self) {
