@@ -110,11 +110,12 @@ pub(crate) enum Verb {
     #[command(after_help = "Examples:\n  lockstep invalidate r0          # the copy of this node\n  \
                             lockstep invalidate r0 --peer   # the copy of the other node")]
     Invalidate(Invalidate),
-    /// Pause, resume or limit the resync of a resource, until the daemon ends; either node may.
+    /// Pause, resume, limit or hasten the resync of a resource, until the daemon ends; either node may.
     #[command(
         after_help = "Examples:\n  lockstep sync r0 --pause\n  lockstep sync r0 --resume       # also \
                             tries again what could not be read\n  lockstep sync r0 --rate 50MiB   # per \
-                            second; max: as fast as clients' writes allow"
+                            second; max: as fast as clients' writes allow\n  lockstep sync r0 --min-rate 200MiB   # \
+                            at least, however long clients wait; 0: what they leave"
     )]
     Sync(Sync),
     /// Remember what is written from a moment on, for incremental backups.
@@ -328,7 +329,7 @@ pub(crate) struct Invalidate {
 
 /// `sync`.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("order").required(true).args(["pause", "resume", "rate"]))]
+#[command(group = clap::ArgGroup::new("order").required(true).args(["pause", "resume", "rate", "min_rate"]))]
 pub(crate) struct Sync {
     /// Name of the resource.
     #[arg(value_name = "R")]
@@ -342,6 +343,9 @@ pub(crate) struct Sync {
     /// Bytes per second at most, for example 50MiB; `max` or 0: no limit but what clients' writes need.
     #[arg(long, value_name = "SIZE", value_parser = sync_rate)]
     pub(crate) rate: Option<u64>,
+    /// Bytes per second at least, however long clients wait, for example 200MiB; 0: what clients leave.
+    #[arg(long, value_name = "SIZE", value_parser = crate::config::parse_size)]
+    pub(crate) min_rate: Option<u64>,
 }
 
 fn sync_rate(text: &str) -> Result<u64, String> {
@@ -471,13 +475,16 @@ mod tests {
         let parse = |args: &[&str]| {
             let args = ["lockstep", "sync", "r0"].iter().chain(args);
             Cli::try_parse_from(args).map(|cli| match cli.verb {
-                Verb::Sync(sync) => (sync.pause, sync.resume, sync.rate),
+                Verb::Sync(sync) => (sync.pause, sync.resume, sync.rate.or(sync.min_rate)),
                 _ => panic!("another verb"),
             })
         };
         assert_eq!(parse(&["--pause"]).unwrap(), (true, false, None));
         assert_eq!(parse(&["--rate", "50M"]).unwrap(), (false, false, Some(50 << 20)));
         assert_eq!(parse(&["--rate", "max"]).unwrap(), (false, false, Some(0)));
+        assert_eq!(parse(&["--min-rate", "200MiB"]).unwrap(), (false, false, Some(200 << 20)));
+        assert_eq!(parse(&["--min-rate", "0"]).unwrap(), (false, false, Some(0)));
+        assert!(parse(&["--rate", "1M", "--min-rate", "1M"]).is_err());
         assert!(parse(&[]).is_err() && parse(&["--pause", "--resume"]).is_err());
         assert!(parse(&["--rate", "fast"]).is_err() && parse(&["--rate", "5MB"]).is_err());
     }

@@ -96,9 +96,10 @@ fn written(taken: &Asked, nodes: &[String]) -> Vec<u8> {
             serde_json::to_vec(&ResolveBody { discard: nodes[usize::from(discard.0)].clone() })
         }
         Asked::Command(Command::Sync(order)) => serde_json::to_vec(&match order {
-            SyncOrder::Pause => SyncBody { pause: Some(true), rate: None },
-            SyncOrder::Resume => SyncBody { pause: Some(false), rate: None },
-            SyncOrder::Rate(rate) => SyncBody { pause: None, rate: Some(rate.unwrap_or(0)) },
+            SyncOrder::Pause => SyncBody { pause: Some(true), ..SyncBody::default() },
+            SyncOrder::Resume => SyncBody { pause: Some(false), ..SyncBody::default() },
+            SyncOrder::Rate(rate) => SyncBody { rate: Some(rate.unwrap_or(0)), ..SyncBody::default() },
+            SyncOrder::AtLeast(rate) => SyncBody { min_rate: Some(rate.unwrap_or(0)), ..SyncBody::default() },
         }),
         _ => serde_json::to_vec(&NoBody {}),
     };

@@ -50,7 +50,11 @@ pub(crate) fn run(global: &Global, verb: &Verb, output: &Output) -> Result<(), F
         }
         Verb::Sync(args) => {
             let pause = (args.pause || args.resume).then_some(args.pause);
-            say(client.command(&args.resource, "sync", &SyncBody { pause, rate: args.rate })?)
+            say(client.command(
+                &args.resource,
+                "sync",
+                &SyncBody { pause, rate: args.rate, min_rate: args.min_rate },
+            )?)
         }
         Verb::Checkpoint(verb) => crate::checkpoint::run(&client, verb, output),
         Verb::Daemon
@@ -201,7 +205,7 @@ mod tests {
         let text = r#"{
             "name": "r0", "node": "alpha", "up": true, "error": null, "role": "Primary", "disk": "UpToDate",
             "generation": null, "term": 1, "protected": true, "not_protected_reason": null,
-            "suspended": false, "sync_paused": false, "sync_rate": null,
+            "suspended": false, "sync_paused": false, "sync_rate": null, "sync_min_rate": null,
             "unclean": false, "changing_role": false, "size_bytes": 1, "clients": [], "requests": 0,
             "undurable_writes": 0, "hot_regions": 0, "hot_regions_max": 1, "region_bytes": 1, "uris": [],
             "disk_path": "/d", "disk_mode": null, "meta_path": "/m", "next_deadline": null,

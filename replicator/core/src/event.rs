@@ -74,6 +74,9 @@ pub enum SyncOrder {
     Resume,
     /// At most so many bytes per second; `None`: as fast as clients' writes allow.
     Rate(Option<u64>),
+    /// At least so many bytes per second, however long clients wait, where no limit of an operator is lower (DRBD:
+    /// c-min-rate); `None`: what clients leave.
+    AtLeast(Option<u64>),
 }
 
 /// What an operator asks for.

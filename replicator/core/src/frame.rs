@@ -174,6 +174,8 @@ pub enum Frame {
         again: bool,
         /// Bytes per second; 0: no limit.
         rate: u64,
+        /// Bytes per second that its operator wants at least; 0: what clients leave.
+        least: u64,
     },
     /// All pieces of a batch are durable at the target; the source makes its side durable and clears their bits.
     Checkpoint {
@@ -458,8 +460,8 @@ impl Frame {
             Frame::ResyncZero { batch, offset, len } => (36, 0, batch, offset, u64::from(len)),
             Frame::ResyncFailed { batch, offset, len } => (37, 0, batch, offset, u64::from(len)),
             Frame::BitsAck => (38, 0, 0, 0, 0),
-            Frame::Pace { paused, again, rate } => {
-                (39, yes(paused, FLAG_YES) | yes(again, FLAG_AGAIN), rate, 0, 0)
+            Frame::Pace { paused, again, rate, least } => {
+                (39, yes(paused, FLAG_YES) | yes(again, FLAG_AGAIN), rate, least, 0)
             }
         }
     }
@@ -519,7 +521,7 @@ impl Frame {
             36 => Frame::ResyncZero { batch: a, offset: b, len: piece()? },
             37 => Frame::ResyncFailed { batch: a, offset: b, len: piece()? },
             38 => Frame::BitsAck,
-            39 => Frame::Pace { paused: yes, again: flags & FLAG_AGAIN != 0, rate: a },
+            39 => Frame::Pace { paused: yes, again: flags & FLAG_AGAIN != 0, rate: a, least: b },
             29 => Frame::WriteFailed { pos, no_space: yes },
             _ => return Err(FrameError::Unknown),
         };

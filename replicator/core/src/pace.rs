@@ -3,9 +3,10 @@
 //!
 //! The limit falls quickly while the slowest one in a hundred requests takes clearly longer than it does without a
 //! resync, and rises slowly while it does not; where nobody asks for anything there is none. It never falls below a
-//! floor, so that a resync always ends. What is usual without a resync is only learnt while none moves anything: before
-//! it, while it is paused, and in the moments in which it is held to look (a probe), which take a small part of its
-//! time. So it cannot get used to the harm that it does. Pure: time is an input, the numbers are integers.
+//! floor, so that a resync always ends; an operator who needs the end of it more than a short tail raises that. What
+//! is usual without one is only learnt while none moves anything: before it, while it is paused, and in the moments
+//! in which it is held to look (a probe), which take a small part of its time. So it cannot get used to the harm that
+//! it does. Pure: time is an input, the numbers are integers.
 
 use crate::ids::Instant;
 use crate::tail::Tail;
@@ -51,6 +52,8 @@ pub(crate) struct Feedback {
     peak: u64,
     /// Bytes per second.
     limit: Option<u64>,
+    /// Bytes per second that an operator wants at least.
+    least: u64,
     /// When the last request was under way.
     asked: Option<Instant>,
     /// Intervals in which no resync moved anything.
@@ -79,6 +82,7 @@ impl Feedback {
             moved_bytes: 0,
             peak: 0,
             limit: None,
+            least: 0,
             asked: None,
             still: 0,
             probe: None,
@@ -95,6 +99,11 @@ impl Feedback {
         if self.limit.is_some() && !known {
             self.hold(now);
         }
+    }
+
+    /// An operator wants so many bytes per second at least; 0: nobody wants any.
+    pub(crate) fn set_least(&mut self, least: u64) {
+        self.least = least;
     }
 
     /// Clients wait for answers.
@@ -167,9 +176,11 @@ impl Feedback {
             self.limit = self.careful(now);
             return;
         }
-        let floor = FLOOR_BYTES_PER_S.max(self.peak / FLOOR_PART);
+        let lowest = FLOOR_BYTES_PER_S.max(self.peak / FLOOR_PART);
+        let floor = lowest.max(self.least);
         let suffers = strain.percent.is_some_and(|percent| percent > 100);
-        let in_vain = suffers && self.limit.is_some_and(|limit| limit <= floor);
+        // Where an operator wants it so, there is nothing to learn from it.
+        let in_vain = suffers && self.limit.is_some_and(|limit| limit <= lowest);
         self.limit = match (strain.percent, self.limit) {
             (Some(percent @ 101..), limit) => {
                 let from = limit.unwrap_or(START_BYTES_PER_S * 2).min(rate.max(floor));
@@ -208,7 +219,11 @@ impl Feedback {
     }
 
     pub(crate) fn limit(&self) -> Option<u64> {
-        if self.probe.is_some() { Some(HELD_BYTES_PER_S) } else { self.limit }
+        if self.probe.is_some() {
+            Some(HELD_BYTES_PER_S)
+        } else {
+            self.limit.map(|limit| limit.max(self.least))
+        }
     }
 }
 
@@ -322,6 +337,21 @@ mod tests {
     /// From 50 MiB/s on the tail is ten times as long.
     fn suffers(rate: u64) -> u64 {
         if rate > 50 * MIB { 3 * MS } else { 300_000 }
+    }
+
+    #[test]
+    fn an_operator_who_wants_more_gets_it_at_once_and_as_long_as_he_wants_it() {
+        let mut volume = Volume::calm(100_000).begin();
+        volume.pass(100, 100_000, suffers);
+        assert!(volume.feedback.limit().is_some_and(|limit| limit < 80 * MIB));
+        volume.feedback.set_least(400 * MIB);
+        let from = volume.moved;
+        volume.pass(200, 100_000, suffers);
+        let rate = (volume.moved - from) / 20;
+        assert!((360 * MIB..440 * MIB).contains(&rate), "{} MiB/s", rate / MIB);
+        volume.feedback.set_least(0);
+        volume.pass(50, 100_000, suffers);
+        assert!(volume.feedback.limit().is_some_and(|limit| limit < 80 * MIB));
     }
 
     #[test]

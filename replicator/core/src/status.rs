@@ -211,6 +211,8 @@ pub struct Status {
     pub sync_paused: bool,
     /// The operator's limit for resync here, in bytes per second.
     pub sync_rate: Option<u64>,
+    /// What the operator wants for resync here at least, in bytes per second.
+    pub sync_least: Option<u64>,
     /// Open clients.
     pub clients: u32,
     /// Requests not yet answered.

@@ -20,6 +20,8 @@ mod checkpoints;
 mod durability;
 #[path = "pair/moments.rs"]
 mod moments;
+#[path = "pair/pace.rs"]
+mod pace;
 #[path = "pair/scenarios.rs"]
 mod scenarios;
 
@@ -621,30 +623,6 @@ fn a_block_that_cannot_be_read_is_named_and_the_rest_is_copied() {
     assert_eq!(w.command(0, Command::Sync(SyncOrder::Resume)), Ok(Done::Changed));
     w.settled();
     assert_eq!(w.hosts[1].data[299_008], 9);
-}
-
-#[test]
-fn a_paused_resync_mirrors_writes_and_goes_on_where_it_was() {
-    let mut w = World::new();
-    w.promote(0).unwrap();
-    w.settled();
-    assert_eq!(w.command(1, Command::Sync(SyncOrder::Pause)), Ok(Done::Changed));
-    assert_eq!(w.command(1, Command::Sync(SyncOrder::Pause)), Ok(Done::Already));
-    w.cut();
-    w.write(0, 65536, 3, 65536);
-    w.cut = false;
-    w.until("both say so", |w| {
-        let states = [0, 1].map(|i| w.status(i).peers[0].replication);
-        states == [ReplicationState::PausedSource, ReplicationState::PausedTarget]
-    });
-    w.write(0, 0, 4, 4096);
-    assert_eq!(w.hosts[1].data[0], 4);
-    assert!(w.status(0).peers[0].resync.as_ref().is_some_and(|r| r.paused_by_peer && r.left_bytes == 65536));
-    // Its lasting beyond the link does not keep the role from moving.
-    assert_eq!(w.command(0, Command::Demote { force: false }), Ok(Done::Changed));
-    assert_eq!(w.promote(0), Ok(Done::Changed));
-    assert_eq!(w.command(1, Command::Sync(SyncOrder::Resume)), Ok(Done::Changed));
-    w.settled();
 }
 
 #[test]

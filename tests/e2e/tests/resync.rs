@@ -171,6 +171,9 @@ fn it_is_paused_limited_and_resumed_from_either_node() {
     cluster.proxy.heal();
     cluster.alpha.wait_replication("PausedSource");
     cluster.beta.lockstep(&["sync", RESOURCE, "--rate", "max"]).ok();
+    cluster.beta.lockstep(&["sync", RESOURCE, "--min-rate", "1GiB"]).ok();
+    assert_eq!(cluster.beta.status()["sync_min_rate"], 1024 * MIB);
+    assert!(cluster.beta.lockstep(&["status", RESOURCE]).ok().contains("resync gets 1 GiB/s at least"));
     cluster.beta.lockstep(&["sync", RESOURCE, "--resume"]).ok();
     cluster.assert_replicas_equal();
     assert_eq!(cluster.alpha.status()["sync_paused"], false);

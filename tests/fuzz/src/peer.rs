@@ -209,7 +209,10 @@ fn command(input: &mut Input<'_>, pair: &mut Pair, node: usize) {
         7 => Command::Invalidate { peer: flag },
         8 => Command::Sync(SyncOrder::Pause),
         9 => Command::Sync(SyncOrder::Resume),
-        10 => Command::Sync(SyncOrder::Rate(flag.then(|| u64::from(input.u16()) << 10))),
+        10 => {
+            let rate = flag.then(|| u64::from(input.u16()) << 10);
+            Command::Sync(if other { SyncOrder::AtLeast(rate) } else { SyncOrder::Rate(rate) })
+        }
         _ => Command::Detach,
     };
     pair.command(node, command);

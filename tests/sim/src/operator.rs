@@ -176,7 +176,7 @@ impl World {
                 let rate = self.rng.operator.between(1, 64) << 16;
                 let orders =
                     [SyncOrder::Pause, SyncOrder::Pause, SyncOrder::Resume, SyncOrder::Rate(Some(rate))];
-                let order = self.rng.operator.pick(&orders);
+                let order = at_most_or_least(self.rng.operator.pick(&orders));
                 self.type_in(either, Command::Sync(order));
             }
             _ => self.reconnect(seen),
@@ -209,7 +209,7 @@ impl World {
                 9 => Command::Invalidate { peer: true },
                 10 => Command::Sync(SyncOrder::Pause),
                 11 => Command::Sync(SyncOrder::Resume),
-                12 => Command::Sync(SyncOrder::Rate(Some(rate))),
+                12 => Command::Sync(at_most_or_least(SyncOrder::Rate(Some(rate)))),
                 13 => Command::Leave,
                 // Whoever gives up a disk has to see to it.
                 14 if self.setup.faults.disk => Command::Detach,
@@ -242,5 +242,13 @@ impl World {
                 self.type_in(n, Command::Connect);
             }
         }
+    }
+}
+
+/// Every other rate is meant as the least. It draws nothing, so that what older seeds drew stays.
+fn at_most_or_least(order: SyncOrder) -> SyncOrder {
+    match order {
+        SyncOrder::Rate(Some(rate)) if rate & (1 << 16) != 0 => SyncOrder::AtLeast(Some(rate)),
+        order => order,
     }
 }

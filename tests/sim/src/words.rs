@@ -84,6 +84,7 @@ fn show_command(command: Command) -> String {
         Command::Sync(SyncOrder::Resume) => "sync resume".into(),
         Command::Sync(SyncOrder::Rate(None)) => "sync unlimited".into(),
         Command::Sync(SyncOrder::Rate(Some(rate))) => format!("sync {rate}"),
+        Command::Sync(SyncOrder::AtLeast(rate)) => format!("sync at-least {}", rate.unwrap_or(0)),
         Command::Detach => "detach".into(),
         Command::CreateCheckpoint { name } => format!("checkpoint create {}", name.as_str()),
         Command::DeleteCheckpoint { name } => format!("checkpoint delete {}", name.as_str()),
@@ -283,6 +284,10 @@ impl<'a> Words<'a> {
             "sync" if self.has("pause") => Command::Sync(SyncOrder::Pause),
             "sync" if self.has("resume") => Command::Sync(SyncOrder::Resume),
             "sync" if self.has("unlimited") => Command::Sync(SyncOrder::Rate(None)),
+            "sync" if self.has("at-least") => {
+                let rate = self.number("bytes per second, or 0")?;
+                Command::Sync(SyncOrder::AtLeast(Some(rate).filter(|rate| *rate > 0)))
+            }
             "sync" => Command::Sync(SyncOrder::Rate(Some(
                 self.number("pause, resume, unlimited, or bytes per second")?,
             ))),

@@ -74,6 +74,8 @@ pub(crate) struct SyncBody {
     pub(crate) pause: Option<bool>,
     /// Bytes per second at most; 0: no limit.
     pub(crate) rate: Option<u64>,
+    /// Bytes per second at least; 0: what clients leave.
+    pub(crate) min_rate: Option<u64>,
 }
 
 /// Options of `checkpoint-create` and `checkpoint-delete`.

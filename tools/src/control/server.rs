@@ -279,13 +279,15 @@ async fn post_verb<B: Backend>(
 }
 
 fn sync_command(body: &SyncBody) -> Result<Command, ApiError> {
-    Ok(Command::Sync(match (body.pause, body.rate) {
-        (Some(true), None) => SyncOrder::Pause,
-        (Some(false), None) => SyncOrder::Resume,
-        (None, Some(rate)) => SyncOrder::Rate(Some(rate).filter(|rate| *rate > 0)),
+    let wanted = |rate: u64| Some(rate).filter(|rate| *rate > 0);
+    Ok(Command::Sync(match (body.pause, body.rate, body.min_rate) {
+        (Some(true), None, None) => SyncOrder::Pause,
+        (Some(false), None, None) => SyncOrder::Resume,
+        (None, Some(rate), None) => SyncOrder::Rate(wanted(rate)),
+        (None, None, Some(rate)) => SyncOrder::AtLeast(wanted(rate)),
         _ => {
-            let message =
-                "sync: give one of \"pause\" (true or false) and \"rate\" (bytes per second, 0: no limit)";
+            let message = "sync: give one of \"pause\" (true or false), \"rate\" (bytes per second at most, 0: no \
+                           limit) and \"min_rate\" (bytes per second at least, 0: what clients leave)";
             return Err(ApiError::new(StatusCode::BAD_REQUEST, USAGE, message));
         }
     }))

@@ -109,9 +109,12 @@ fn commands_reach_the_engine_with_their_options() {
     let done = served.client.command("r0", "promote", &flags).unwrap();
     assert_eq!((done.result.as_str(), done.message.as_str()), ("changed", "r0: Primary on alpha"));
     served.client.command("r0", "resolve", &ResolveBody { discard: "beta".to_owned() }).unwrap();
-    let limit = SyncBody { pause: None, rate: Some(1 << 20) };
+    let limit = SyncBody { rate: Some(1 << 20), ..SyncBody::default() };
     served.client.command("r0", "sync", &limit).unwrap();
-    served.client.command("r0", "sync", &SyncBody { pause: Some(false), rate: None }).unwrap();
+    served.client.command("r0", "sync", &SyncBody { pause: Some(false), ..SyncBody::default() }).unwrap();
+    let least = SyncBody { min_rate: Some(2 << 20), ..SyncBody::default() };
+    served.client.command("r0", "sync", &least).unwrap();
+    assert_eq!(code(served.client.command("r0", "sync", &SyncBody { rate: Some(1), ..least })).0, 2);
     assert_eq!(code(served.client.command("r0", "sync", &NoBody {})).0, 2);
     assert_eq!(code(served.client.command("r0", "sync", &SyncBody { pause: Some(true), ..limit })).0, 2);
     assert_eq!(served.client.command("r0", "connect", &NoBody {}).unwrap().result, "already");
@@ -131,6 +134,7 @@ fn commands_reach_the_engine_with_their_options() {
             "Resolve { discard: NodeId(1) }",
             "Sync(Rate(Some(1048576)))",
             "Sync(Resume)",
+            "Sync(AtLeast(Some(2097152)))",
             "Connect",
             "attach true",
             "Detach",

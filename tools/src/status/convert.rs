@@ -63,6 +63,7 @@ pub(crate) fn resource_doc(report: &ResourceReport, place: &Place, now_unix_ms: 
         changing_role: status.is_some_and(|status| status.changing_role),
         sync_paused: status.is_some_and(|status| status.sync_paused),
         sync_rate: status.and_then(|status| status.sync_rate),
+        sync_min_rate: status.and_then(|status| status.sync_least),
         size_bytes: status.map_or(0, |status| status.size_bytes),
         clients: clients.collect(),
         requests: status.map_or(0, |status| status.requests),

@@ -56,6 +56,8 @@ pub(crate) struct ResourceDoc {
     pub(crate) sync_paused: bool,
     /// An operator's limit for resync on this node, bytes per second.
     pub(crate) sync_rate: Option<u64>,
+    /// What an operator wants for resync on this node at least, bytes per second.
+    pub(crate) sync_min_rate: Option<u64>,
     /// Size of the volume.
     pub(crate) size_bytes: u64,
     /// Clients of the export.

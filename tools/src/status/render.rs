@@ -55,6 +55,10 @@ fn render_orders(out: &mut String, resource: &ResourceDoc) {
     if let Some(rate) = resource.sync_rate {
         let _ = writeln!(out, "      resync is limited here to {}/s", text::bytes(rate));
     }
+    if let Some(rate) = resource.sync_min_rate {
+        let _ =
+            writeln!(out, "      resync gets {}/s at least, however long clients wait", text::bytes(rate));
+    }
 }
 
 /// What the size of the volume and `max-hot` cost.

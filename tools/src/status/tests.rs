@@ -55,6 +55,7 @@ fn status(peer: PeerStatus) -> Status {
         suspended: false,
         sync_paused: false,
         sync_rate: None,
+        sync_least: None,
         protected: false,
         clients: 0,
         requests: 2,

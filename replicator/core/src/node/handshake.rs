@@ -510,7 +510,7 @@ impl Node {
             Frame::Bits { first_block } => self.on_bits(id, first_block, body),
             Frame::BitsEnd => self.on_bits_end(),
             Frame::BitsAck => self.on_bits_ack(),
-            Frame::Pace { paused, again, rate } => self.on_pace(id, paused, again, rate),
+            Frame::Pace { paused, again, rate, least } => self.on_pace(paused, again, rate, least),
             Frame::ResyncRequest { batch, offset, len } => {
                 self.on_piece_request(id, batch, (offset, len), None);
             }

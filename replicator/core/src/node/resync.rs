@@ -74,6 +74,8 @@ pub(super) struct Resync {
     pub(super) peer_paused: bool,
     /// The peer's limit in bytes per second.
     pub(super) peer_rate: Option<u64>,
+    /// Bytes per second that the peer's operator wants at least.
+    pub(super) peer_least: u64,
     pub(super) moved: Moved,
     /// Blocks whose bits were cleared.
     pub(super) done_blocks: u64,
@@ -139,6 +141,7 @@ impl Resync {
             bucket: Bucket::new(now),
             peer_paused: false,
             peer_rate: None,
+            peer_least: 0,
             moved: Moved::default(),
             done_blocks: 0,
             started: now,

@@ -24,6 +24,7 @@ impl Node {
             protected: established && self.disk == DiskState::UpToDate,
             sync_paused: self.pace.paused,
             sync_rate: self.pace.rate,
+            sync_least: self.pace.least,
             clients: self.clients,
             requests: self.requests.open,
             hot_regions: store.map_or(0, |store| store.activity.hot_count()),
