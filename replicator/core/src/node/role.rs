@@ -146,6 +146,9 @@ impl Node {
         } else if self.resolving.is_some() {
             self.finish_command(id, Err(Refusal::Busy));
         } else {
+            // Whoever names a loser again has changed his mind: what was said before counts no more, unless it was
+            // carried out.
+            self.discard = None;
             self.resolving = Some(Resolving { id, discard, since: self.now });
         }
     }

@@ -248,6 +248,27 @@ fn a_half_filled_copy_promoted_by_force_is_copied_back_only_when_told() {
     assert_eq!(w.hosts[0].data[0], 9);
 }
 
+/// An operator who names the wrong loser and says so before the nodes have met again is heard.
+#[test]
+fn the_last_word_on_a_split_brain_counts() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.cut();
+    w.write(0, 0, 3, 4096);
+    assert_eq!(w.command(1, PEER_IS_DOWN), Ok(Done::Changed));
+    w.write(1, 0, 9, 4096);
+    (0..2).for_each(|i| _ = w.command(i, Command::Demote { force: false }).unwrap());
+    w.cut = false;
+    let split = |w: &World| w.status(1).peers[0].replication == ReplicationState::SplitBrain;
+    w.until("split brain", split);
+    assert_eq!(w.command(1, Command::Resolve { discard: NodeId(1) }), Ok(Done::Changed));
+    assert!(!split(&w), "the nodes meet again to hear of it");
+    assert_eq!(w.command(1, Command::Resolve { discard: NodeId(0) }), Ok(Done::Changed));
+    w.settled();
+    assert_eq!([0, 1].map(|i| w.hosts[i].data[0]), [9, 9], "the word that was taken back was carried out");
+}
+
 /// Scenario 40: a Primary that is being filled has lost its source: what it has not got is not answered, least of all
 /// with what its own disk holds; what it has is.
 #[test]
