@@ -8,7 +8,7 @@ use crate::ghost::Force;
 use crate::host::DiskOp;
 use crate::net;
 use crate::world::{Ev, World, node_id};
-use lockstep_bitmap::{CopyRank, Generation, GenerationId, Origin};
+use lockstep_bitmap::{CopyRank, Generation, GenerationId, Origin, SUPERBLOCK_BYTES};
 use lockstep_core::{
     Action, Command, DiskState, Done, ExportState, Frame, Node, Notice, Refusal, ReplicationState, SlotId,
 };
@@ -198,10 +198,11 @@ impl World {
         if self.hosts[n].ops.contains_key(&op) || self.hosts[n].meta_ops.insert(op, ()).is_some() {
             return self.fail("ops", format!("node {n}: operation {op} is in flight already"));
         }
+        let is_superblock = bytes.len() == SUPERBLOCK_BYTES;
         if let Err(why) = self.hosts[n].meta.submit(op, offsets, bytes) {
             return self.fail("meta", format!("node {n}: {why}"));
         }
-        self.draw_haste(n);
+        self.draw_haste(n, is_superblock);
         let delay = self.rng.disk[n].spread(self.setup.meta_ns);
         self.after(delay, Ev::MetaDone(n, self.hosts[n].process, op));
     }
@@ -339,6 +340,9 @@ impl World {
                 host.refused = Some((refusal, before + 1));
             }
             (Command::Promote { .. }, Ok(_)) => host.refused = None,
+            (Command::Resolve { discard }, Ok(_)) => {
+                self.operator.named = (0..2).find(|&loser| node_id(loser) == discard);
+            }
             (Command::Leave, Ok(_)) => return true,
             _ => {}
         }

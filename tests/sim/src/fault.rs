@@ -7,7 +7,7 @@ use crate::host::Stop;
 use crate::prng::Prng;
 use crate::setup::{Focus, MS};
 use crate::world::{Ev, Phase, World};
-use lockstep_core::ExportState;
+use lockstep_core::{Command, ExportState};
 
 /// What may go wrong next.
 #[derive(Clone, Copy)]
@@ -150,13 +150,28 @@ impl World {
         None
     }
 
-    /// A process may die while it writes its metadata.
-    pub(crate) fn draw_haste(&mut self, n: usize) {
+    /// A process may die while it writes its metadata, and a connection may go.
+    pub(crate) fn draw_haste(&mut self, n: usize, is_superblock: bool) {
         let f = self.setup.faults;
-        if f.hasty && self.phase == Phase::Stormy && !self.is_scripted() && self.rng.fault.chance(10) {
+        if self.phase != Phase::Stormy || self.is_scripted() {
+            return;
+        }
+        if f.hasty_reset && is_superblock {
+            self.draw_hasty_reset(n);
+        }
+        if f.hasty && self.rng.fault.chance(10) {
             let how = if f.power && (!f.crash || self.rng.fault.coin()) { Stop::Power } else { Stop::Kill };
             let delay = self.rng.fault.below(2 * self.setup.meta_ns);
             self.strikes(delay, Fault::Strike(n, how));
+        }
+    }
+
+    /// A link that goes between a decision and its record. Few leave, so that those are hardly ever spared.
+    fn draw_hasty_reset(&mut self, n: usize) {
+        let leaves = self.hosts[n].commands.values().any(|pending| pending.command == Command::Leave);
+        if self.rng.fault.chance(if leaves { 700 } else { 100 }) {
+            let delay = if leaves { 0 } else { self.rng.fault.below(self.setup.meta_ns) };
+            self.strikes(delay, Fault::Reset);
         }
     }
 

@@ -119,7 +119,7 @@ fn fields_of_timing(timing: &mut Timing) -> [(&'static str, &mut dyn Value); 9] 
     ]
 }
 
-fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 20] {
+fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 21] {
     let Faults {
         crash,
         power,
@@ -139,6 +139,7 @@ fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 20]
         wall_clock,
         rot,
         hasty,
+        hasty_reset,
         retimed,
         typist,
     } = faults;
@@ -161,6 +162,7 @@ fn fields_of_faults(faults: &mut Faults) -> [(&'static str, &mut dyn Value); 20]
         ("wall-clock", wall_clock),
         ("rot", rot),
         ("hasty", hasty),
+        ("hasty-reset", hasty_reset),
         ("retimed", retimed),
         ("typist", typist),
     ]

@@ -16,7 +16,7 @@ pub(crate) struct Operator {
     pub(crate) commands: u32,
     /// Whose changes are given up in the present split brain.
     pub(crate) loser: Option<usize>,
-    /// Who was named last.
+    /// Who was named in the last order to resolve that was taken.
     pub(crate) named: Option<usize>,
 }
 

@@ -354,9 +354,6 @@ impl World {
             self.learn_forced(n, accept_data_loss);
         }
         self.operator.commands += 1;
-        if let Command::Resolve { discard } = command {
-            self.operator.named = (0..2).find(|&loser| node_id(loser) == discard);
-        }
         let id = self.operator.commands;
         let pending = crate::host::Pending { command };
         self.hosts[n].commands.insert(id, pending);

@@ -51,6 +51,8 @@ pub(crate) struct Faults {
     pub(crate) rot: bool,
     /// Processes are killed while their metadata is being written.
     pub(crate) hasty: bool,
+    /// Connections are reset while a superblock is being written.
+    pub(crate) hasty_reset: bool,
     /// A process starts with other durations than the one before.
     pub(crate) retimed: bool,
     /// Any command at any moment, several at once.
@@ -281,6 +283,8 @@ impl Setup {
         // Half of all seeds know nothing of checkpoints, and are what they were before there were any.
         let rng = &mut Prng::new(self.seed, "checkpoints");
         self.checkpoints = rng.pick(&[0, 0, 0, 1, 3, 4]);
+        // A quarter of those whose connections are reset anyway.
+        self.faults.hasty_reset = self.faults.reset && Prng::new(self.seed, "hasty reset").chance(250);
         self
     }
 }
