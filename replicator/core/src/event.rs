@@ -63,6 +63,8 @@ pub struct PeerHello {
     pub boot_id: u128,
     /// It knows the frames about checkpoints.
     pub keeps_checkpoints: bool,
+    /// It knows the least rate in a Pace frame.
+    pub takes_least: bool,
 }
 
 /// What an operator asks of resync.

@@ -556,7 +556,7 @@ mod tests {
     fn samples() -> impl Iterator<Item = Frame> {
         (0..=63u8).flat_map(|kind| {
             (0..16u8).filter_map(move |flags| {
-                [(7, 4096, 512), (7, 0, 0), (0, 0, 0), (1, 3, 0)]
+                [(7, 4096, 512), (7, 4096, 0), (7, 0, 0), (0, 0, 0), (1, 3, 0)]
                     .into_iter()
                     .find_map(|(a, b, c)| Frame::from_raw((kind, flags, a, b, c)).ok())
             })

@@ -104,6 +104,9 @@ impl Feedback {
     /// An operator wants so many bytes per second at least; 0: nobody wants any.
     pub(crate) fn set_least(&mut self, least: u64) {
         self.least = least;
+        if least > 0 {
+            self.probe = None;
+        }
     }
 
     /// Clients wait for answers.
@@ -176,11 +179,9 @@ impl Feedback {
             self.limit = self.careful(now);
             return;
         }
-        let lowest = FLOOR_BYTES_PER_S.max(self.peak / FLOOR_PART);
-        let floor = lowest.max(self.least);
+        let floor = FLOOR_BYTES_PER_S.max(self.peak / FLOOR_PART).max(self.least);
         let suffers = strain.percent.is_some_and(|percent| percent > 100);
-        // Where an operator wants it so, there is nothing to learn from it.
-        let in_vain = suffers && self.limit.is_some_and(|limit| limit <= lowest);
+        let in_vain = suffers && self.limit.is_some_and(|limit| limit <= floor);
         self.limit = match (strain.percent, self.limit) {
             (Some(percent @ 101..), limit) => {
                 let from = limit.unwrap_or(START_BYTES_PER_S * 2).min(rate.max(floor));
@@ -191,7 +192,7 @@ impl Feedback {
             (None, _) => None,
         }
         // A limit far above what the disks and the wire do is none.
-        .filter(|limit| *limit / 4 <= self.peak.max(START_BYTES_PER_S));
+        .filter(|limit| *limit / 4 <= self.peak.max(START_BYTES_PER_S).max(self.least));
         let pause = if in_vain || strain.unknown { PROBE_PAUSE } else { PROBE_EVERY };
         let is_due = self.probed.is_none_or(|at| now.since(at) >= pause);
         if asked && is_due && (self.limit.is_some() || strain.unknown) {
@@ -200,9 +201,11 @@ impl Feedback {
         }
     }
 
-    /// Begins a probe.
+    /// Begins a probe, unless an operator wants the resync to go on in any case.
     fn hold(&mut self, now: Instant) {
-        (self.probe, self.probed) = (Some(0), Some(now));
+        if self.least == 0 {
+            (self.probe, self.probed) = (Some(0), Some(now));
+        }
     }
 
     fn requests(&self) -> u32 {
@@ -348,10 +351,22 @@ mod tests {
         let from = volume.moved;
         volume.pass(200, 100_000, suffers);
         let rate = (volume.moved - from) / 20;
-        assert!((360 * MIB..440 * MIB).contains(&rate), "{} MiB/s", rate / MIB);
+        assert!((400 * MIB..440 * MIB).contains(&rate), "{} MiB/s", rate / MIB);
         volume.feedback.set_least(0);
         volume.pass(50, 100_000, suffers);
         assert!(volume.feedback.limit().is_some_and(|limit| limit < 80 * MIB));
+    }
+
+    #[test]
+    fn an_order_for_more_than_was_ever_reached_is_a_limit_and_no_licence() {
+        let mut volume = Volume::calm(100_000).begin();
+        volume.pass(100, 100_000, suffers);
+        // What was moved in this interval was moved slowly, and clients suffer all the same.
+        volume.feedback.set_least(900 * MIB);
+        (volume.now, volume.moved) = (volume.now + INTERVAL, volume.moved + MIB);
+        (0..200).for_each(|_| volume.feedback.observe_write(volume.now, 3 * MS));
+        volume.feedback.turn(volume.now, Some(volume.moved));
+        assert_eq!(volume.feedback.limit(), Some(900 * MIB));
     }
 
     #[test]

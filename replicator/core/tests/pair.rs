@@ -299,6 +299,8 @@ struct World {
     cut: bool,
     /// What this node sends does not arrive.
     mute: Option<usize>,
+    /// Both know the least rate in Pace frames.
+    takes_least: bool,
     next_req: u32,
 }
 
@@ -312,7 +314,9 @@ impl World {
     fn with([first, second]: [Vec<u8>; 2], data: Vec<u8>) -> World {
         let zero = vec![0; usize::try_from(SIZE).unwrap()];
         let hosts = [Host::new(0, first, data, 1), Host::new(1, second, zero, 2)];
-        let mut world = World { now: Instant(1), hosts, next_link: 1, cut: false, mute: None, next_req: 1 };
+        let now = Instant(1);
+        let mut world =
+            World { now, hosts, next_link: 1, cut: false, mute: None, takes_least: true, next_req: 1 };
         for i in 0..2 {
             world.hosts[i].handle(world.now, Event::Start { unix_ms: 1000 });
         }
@@ -376,6 +380,7 @@ impl World {
                 run_id: 10 * self.hosts[1 - i].boot + (1 - i) as u128,
                 boot_id: self.hosts[1 - i].boot,
                 keeps_checkpoints: true,
+                takes_least: self.takes_least,
             };
             self.hosts[i].handle(self.now, Event::LinkUp { link, peer });
         }

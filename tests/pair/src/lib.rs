@@ -176,6 +176,7 @@ impl Pair {
                 run_id: run_id(other),
                 boot_id: 20 + u128::from(other),
                 keeps_checkpoints: true,
+                takes_least: true,
             };
             let shell = &mut self.shells[usize::from(node)];
             shell.link = Some(link);

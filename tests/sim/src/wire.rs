@@ -76,6 +76,7 @@ impl World {
             run_id,
             boot_id,
             keeps_checkpoints: self.setup.checkpoints > 0,
+            takes_least: true,
         };
         self.deliver(end, Input::LinkUp { link, peer });
         self.parse(conn, 1 - end);

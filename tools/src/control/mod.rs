@@ -71,10 +71,13 @@ pub(crate) struct InvalidateBody {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct SyncBody {
     /// Pause, or go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pause: Option<bool>,
     /// Bytes per second at most; 0: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rate: Option<u64>,
     /// Bytes per second at least; 0: what clients leave.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) min_rate: Option<u64>,
 }
 

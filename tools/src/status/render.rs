@@ -56,8 +56,12 @@ fn render_orders(out: &mut String, resource: &ResourceDoc) {
         let _ = writeln!(out, "      resync is limited here to {}/s", text::bytes(rate));
     }
     if let Some(rate) = resource.sync_min_rate {
-        let _ =
-            writeln!(out, "      resync gets {}/s at least, however long clients wait", text::bytes(rate));
+        let _ = writeln!(
+            out,
+            "      resync gets {}/s at least by the word of {}, where nobody limits or pauses it",
+            text::bytes(rate),
+            resource.node
+        );
     }
 }
 

@@ -235,7 +235,13 @@ mod tests {
     fn a_large_bitmap_crosses_a_few_frames_at_a_time() {
         let mut node = node(64 << 30);
         sent(&mut node, Event::Start { unix_ms: 1 });
-        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2, keeps_checkpoints: false };
+        let peer = PeerHello {
+            node: NodeId(1),
+            run_id: 2,
+            boot_id: 2,
+            keeps_checkpoints: false,
+            takes_least: false,
+        };
         sent(&mut node, Event::LinkUp { link: LINK, peer });
         node.resync = Some(Resync::new(true, false, false, Instant(1)));
         begin(&mut node);
@@ -264,7 +270,13 @@ mod tests {
     fn a_whole_copy_sends_no_bits() {
         let mut node = node(64 << 30);
         sent(&mut node, Event::Start { unix_ms: 1 });
-        let peer = PeerHello { node: NodeId(1), run_id: 2, boot_id: 2, keeps_checkpoints: false };
+        let peer = PeerHello {
+            node: NodeId(1),
+            run_id: 2,
+            boot_id: 2,
+            keeps_checkpoints: false,
+            takes_least: false,
+        };
         sent(&mut node, Event::LinkUp { link: LINK, peer });
         node.resync = Some(Resync::new(false, true, true, Instant(1)));
         begin(&mut node);

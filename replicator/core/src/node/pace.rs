@@ -107,7 +107,9 @@ impl Node {
         let (paused, limit, least) = (self.pace.paused, self.own_limit(), self.pace.least);
         self.pace.told = Some((paused, limit, least));
         let rate = limit.unwrap_or(0).min(crate::frame::NUMBER_MAX);
-        self.send(link, Frame::Pace { paused, again, rate, least: least.unwrap_or(0) }, None);
+        let takes_least = self.link.as_ref().is_some_and(|link| link.hello.takes_least);
+        let least = least.filter(|_| takes_least).unwrap_or(0);
+        self.send(link, Frame::Pace { paused, again, rate, least }, None);
     }
 
     pub(super) fn on_pace(&mut self, paused: bool, again: bool, rate: u64, least: u64) {

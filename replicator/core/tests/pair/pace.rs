@@ -66,3 +66,27 @@ fn what_an_operator_wants_of_a_resync_at_least_counts_at_either_node() {
         w.settled();
     }
 }
+
+/// A peer of an older version takes the frame with it for a broken one.
+#[test]
+fn what_an_operator_wants_at_least_is_not_told_to_a_peer_that_does_not_know_it() {
+    let mut w = World::new();
+    w.takes_least = false;
+    w.promote(0).unwrap();
+    w.settled();
+    w.command(1, Command::Sync(SyncOrder::Pause)).unwrap();
+    w.command(1, Command::Sync(SyncOrder::AtLeast(Some(64 << 20)))).unwrap();
+    w.cut();
+    w.write(0, 65536, 3, 65536);
+    w.cut = false;
+    w.until("both know", |w| (0..2).all(|i| w.status(i).peers[0].resync.is_some()));
+    let limit = |w: &World| w.status(0).peers[0].resync.as_ref().unwrap().limit_bytes_per_s;
+    for _ in 0..100 {
+        w.write(0, 0, 4, 4096);
+        let next = w.now.0 + 20_000_000;
+        w.until("time passes", |w| w.now.0 >= next);
+    }
+    assert_eq!(limit(&w), Some(16 << 20));
+    w.command(1, Command::Sync(SyncOrder::Resume)).unwrap();
+    w.settled();
+}

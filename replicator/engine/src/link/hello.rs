@@ -27,9 +27,11 @@ const MAGIC: [u8; 8] = *b"LOCKSTEP";
 const VERSION_MIN: u16 = 1;
 const VERSION_MAX: u16 = 1;
 /// Feature bits that this program knows. A peer may offer more; both use what both know.
-const FEATURES: u64 = FEATURE_CHECKPOINTS;
+const FEATURES: u64 = FEATURE_CHECKPOINTS | FEATURE_LEAST_RATE;
 /// The frames about checkpoints.
 const FEATURE_CHECKPOINTS: u64 = 1 << 0;
+/// The least rate in Pace frames.
+const FEATURE_LEAST_RATE: u64 = 1 << 1;
 
 const HELLO: u8 = 1;
 const PROOF: u8 = 2;
@@ -286,9 +288,13 @@ impl Hello {
         let offer = Offer::decode(body).ok_or(HelloError::Malformed)?;
         match self.check(&offer, find) {
             Ok(expected) => {
-                let (run_id, boot_id) = (offer.run_id, offer.boot_id);
-                let keeps_checkpoints = offer.features & FEATURE_CHECKPOINTS != 0;
-                self.peer = Some(PeerHello { node: expected.peer, run_id, boot_id, keeps_checkpoints });
+                self.peer = Some(PeerHello {
+                    node: expected.peer,
+                    run_id: offer.run_id,
+                    boot_id: offer.boot_id,
+                    keeps_checkpoints: offer.features & FEATURE_CHECKPOINTS != 0,
+                    takes_least: offer.features & FEATURE_LEAST_RATE != 0,
+                });
                 self.expected = Some(expected);
                 self.theirs = body.to_vec();
                 Ok(())

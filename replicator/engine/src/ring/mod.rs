@@ -4,8 +4,9 @@
 //! completion was reaped. Closing the ring cancels and waits for what is in flight. What is then still in
 //! flight, or when a ring is dropped without that, is leaked rather than freed under the kernel.
 //!
-//! One `submit_and_wait` per turn. Before sleeping the thread spins for a while, since a wake-up costs more
-//! than most operations; the time adapts, so that an idle daemon does not burn a processor.
+//! One `submit_and_wait` per turn, and an entry into the kernel for each eighth read or write of a disk. Before
+//! sleeping the thread spins for a while, since a wake-up costs more than most operations; the time adapts, so that an
+//! idle daemon does not burn a processor.
 //!
 //! What somebody waits for goes first: receives start behind the sends of the turn, or with the next wait, and
 //! the completion of a small send, which only gives its memory back, does not end the spinning unless somebody
@@ -54,7 +55,7 @@ pub(crate) struct Ring<T> {
     receives: Vec<squeue::Entry>,
     /// Completions that were seen and not reaped.
     completed: VecDeque<cqueue::Entry>,
-    /// Operations on disks that were queued and not started.
+    /// Reads and writes of disks that were queued and not started.
     disk_waiting: u32,
     /// Small sends not yet reaped.
     small_sends: u32,
@@ -98,7 +99,7 @@ impl<T: Copy> Ring<T> {
     }
 
     /// Queues an operation; it starts at the next `submit` or `wait`, a receive behind the others. A disk does not wait
-    /// for the end of a long turn: its operations start with every eighth.
+    /// for the end of a long turn: its reads and writes start with every eighth.
     pub(crate) fn push(&mut self, token: T, op: Op) {
         self.push_with(token, op, squeue::Flags::empty());
     }

@@ -57,6 +57,9 @@ const SWEEP: Duration = Duration::from_millis(100);
 /// again: work in memory makes more of itself.
 const TURN_MAX: Duration = Duration::from_millis(5);
 
+/// Completions of one turn at most: an operation that was started in it may have ended in it.
+const COMPLETIONS_MAX: usize = 4096;
+
 /// All that a shard's thread owns.
 pub(crate) struct Shard {
     id: ShardId,
@@ -155,7 +158,8 @@ impl Shard {
         let wake = Op::Readable { fd: Rc::clone(&self.wake) };
         self.io().push(Token::Wake, wake);
         while !self.has_stopped() {
-            while let Some(completion) = self.io().reap() {
+            for _ in 0..COMPLETIONS_MAX {
+                let Some(completion) = self.io().reap() else { break };
                 self.complete(completion);
             }
             self.keep_time();

@@ -66,6 +66,7 @@ impl Bench {
     /// Runs until one job has finished.
     fn finish(&mut self) -> (OpId, Result<(), DiskError>, Option<SlotId>) {
         loop {
+            self.storage.run_inline_meta(&mut self.io);
             self.storage.run_inline(&mut self.io);
             match self.storage.next_finished() {
                 Some(Event::DiskDone { op, result, slot }) => return (op, result, slot),

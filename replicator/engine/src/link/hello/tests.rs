@@ -63,6 +63,7 @@ fn two_nodes_of_one_cluster_find_each_other_in_any_chunking() {
             run_id: 100 + u128::from(node),
             boot_id: 5,
             keeps_checkpoints: true,
+            takes_least: true,
         };
         let Ok(Step::Done { digest_key, .. }) = acceptor else { panic!("{acceptor:?}") };
         assert_eq!(dialler, Ok(Step::Done { resource: "r0".into(), peer: peer(1), digest_key }));
