@@ -283,8 +283,12 @@ impl Setup {
         // Half of all seeds know nothing of checkpoints, and are what they were before there were any.
         let rng = &mut Prng::new(self.seed, "checkpoints");
         self.checkpoints = rng.pick(&[0, 0, 0, 1, 3, 4]);
-        // A quarter of those whose connections are reset anyway.
+        // A quarter of those whose connections are reset anyway. The ends learn of a reset after some ten milliseconds,
+        // which a record has to outlast.
         self.faults.hasty_reset = self.faults.reset && Prng::new(self.seed, "hasty reset").chance(250);
+        if self.faults.hasty_reset {
+            self.meta_ns = 5000 * US;
+        }
         self
     }
 }
