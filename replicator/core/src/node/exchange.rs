@@ -139,6 +139,8 @@ mod tests {
         create, initial_pages, recover,
     };
 
+    const PEER: PeerHello =
+        PeerHello { node: NodeId(1), run_id: 2, boot_id: 2, keeps_checkpoints: false, takes_least: false };
     const LINK: LinkId = LinkId(1);
     const FRAME_BYTES: u64 = 32 * 1024;
 
@@ -235,14 +237,7 @@ mod tests {
     fn a_large_bitmap_crosses_a_few_frames_at_a_time() {
         let mut node = node(64 << 30);
         sent(&mut node, Event::Start { unix_ms: 1 });
-        let peer = PeerHello {
-            node: NodeId(1),
-            run_id: 2,
-            boot_id: 2,
-            keeps_checkpoints: false,
-            takes_least: false,
-        };
-        sent(&mut node, Event::LinkUp { link: LINK, peer });
+        sent(&mut node, Event::LinkUp { link: LINK, peer: PEER });
         node.resync = Some(Resync::new(true, false, false, Instant(1)));
         begin(&mut node);
         let (mut frames, mut end) = sent(&mut node, Event::Tick { unix_ms: 1 });
@@ -270,14 +265,7 @@ mod tests {
     fn a_whole_copy_sends_no_bits() {
         let mut node = node(64 << 30);
         sent(&mut node, Event::Start { unix_ms: 1 });
-        let peer = PeerHello {
-            node: NodeId(1),
-            run_id: 2,
-            boot_id: 2,
-            keeps_checkpoints: false,
-            takes_least: false,
-        };
-        sent(&mut node, Event::LinkUp { link: LINK, peer });
+        sent(&mut node, Event::LinkUp { link: LINK, peer: PEER });
         node.resync = Some(Resync::new(false, true, true, Instant(1)));
         begin(&mut node);
         assert_eq!(sent(&mut node, Event::Tick { unix_ms: 1 }), (Vec::new(), true));
