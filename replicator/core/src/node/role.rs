@@ -146,9 +146,9 @@ impl Node {
         } else if self.resolving.is_some() {
             self.finish_command(id, Err(Refusal::Busy));
         } else {
-            // Whoever names a loser again has changed his mind: what was said before counts no more, unless it was
+            // Whoever names another loser has changed his mind: what was said before counts no more, unless it was
             // carried out.
-            self.discard = None;
+            self.discard = self.discard.filter(|named| *named == discard);
             self.resolving = Some(Resolving { id, discard, since: self.now });
         }
     }

@@ -248,9 +248,8 @@ fn a_half_filled_copy_promoted_by_force_is_copied_back_only_when_told() {
     assert_eq!(w.hosts[0].data[0], 9);
 }
 
-/// An operator who names the wrong loser and says so before the nodes have met again is heard.
-#[test]
-fn the_last_word_on_a_split_brain_counts() {
+/// A split brain of two Secondaries: the first block of each says whose it is.
+fn split() -> World {
     let mut w = World::new();
     w.promote(0).unwrap();
     w.settled();
@@ -260,13 +259,36 @@ fn the_last_word_on_a_split_brain_counts() {
     w.write(1, 0, 9, 4096);
     (0..2).for_each(|i| _ = w.command(i, Command::Demote { force: false }).unwrap());
     w.cut = false;
-    let split = |w: &World| w.status(1).peers[0].replication == ReplicationState::SplitBrain;
-    w.until("split brain", split);
+    w.until("split brain", is_split);
+    w
+}
+
+fn is_split(w: &World) -> bool {
+    w.status(1).peers[0].replication == ReplicationState::SplitBrain
+}
+
+/// An operator who names the wrong loser and says so before the nodes have met again is heard.
+#[test]
+fn the_last_word_on_a_split_brain_counts() {
+    let mut w = split();
     assert_eq!(w.command(1, Command::Resolve { discard: NodeId(1) }), Ok(Done::Changed));
-    assert!(!split(&w), "the nodes meet again to hear of it");
+    assert!(!is_split(&w), "the nodes meet again to hear of it");
     assert_eq!(w.command(1, Command::Resolve { discard: NodeId(0) }), Ok(Done::Changed));
     w.settled();
     assert_eq!([0, 1].map(|i| w.hosts[i].data[0]), [9, 9], "the word that was taken back was carried out");
+}
+
+/// The same word again takes nothing back, though nobody is there to hear it.
+#[test]
+fn a_word_on_a_split_brain_that_is_said_twice_counts() {
+    let mut w = split();
+    let resolve = Command::Resolve { discard: NodeId(0) };
+    assert_eq!(w.command(1, resolve), Ok(Done::Changed));
+    w.command(1, Command::Disconnect).unwrap();
+    assert_eq!(w.command(1, resolve), Err(Refusal::NothingToResolve));
+    w.command(1, Command::Connect).unwrap();
+    w.settled();
+    assert_eq!([0, 1].map(|i| w.hosts[i].data[0]), [9, 9]);
 }
 
 /// Scenario 40: a Primary that is being filled has lost its source: what it has not got is not answered, least of all

@@ -119,14 +119,14 @@ impl<T: Copy> Ring<T> {
         let is_lazy = op.is_lazy();
         self.small_sends += u32::from(is_lazy);
         let user_data = u64::from(index) | if is_lazy { LAZY } else { 0 };
-        let fixed = op.disk_slot().and_then(|slot| self.fixed.with_slot(uring, arena, slot));
-        let is_disk = op.disk_slot().is_some();
+        let disk_slot = op.disk_slot();
+        let fixed = disk_slot.and_then(|slot| self.fixed.with_slot(uring, arena, slot));
         let entry = op.prepare(arena, fixed).user_data(user_data).flags(flags);
         match op {
             Op::Receive(_) => self.receives.push(entry),
             _ => enqueue(uring, &entry),
         }
-        self.disk_waiting += u32::from(is_disk);
+        self.disk_waiting += u32::from(disk_slot.is_some());
         if self.disk_waiting == DISK_WAITING_MAX {
             self.disk_waiting = 0;
             submit(uring);
