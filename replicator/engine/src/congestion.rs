@@ -10,9 +10,26 @@ use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::set_tcp_congestion;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::error::StartError;
 
 /// What is used where nothing is configured.
 const DEFAULT: &str = "cubic";
+
+/// Tries the configured one on a socket that nobody uses: one that cannot be had is a wrong setting, and is told as
+/// one before any port is opened.
+///
+/// # Errors
+/// As for [`set`].
+pub(crate) fn check(configured: Option<&str>) -> Result<(), StartError> {
+    if configured.is_none() {
+        return Ok(());
+    }
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| StartError::System { what: "a TCP socket", error: error.into() })?;
+    set(&socket, configured).map_err(|error| StartError::Config(error.to_string()))
+}
 
 /// Gives a socket its control; connections that a listening socket accepts from then on inherit it.
 ///
@@ -64,8 +81,13 @@ mod tests {
     #[test]
     fn only_a_configured_one_must_be_there() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let error = set(&listener, Some("hurry")).unwrap_err().to_string();
+        let error = check(Some("hurry")).unwrap_err();
+        assert!(matches!(error, StartError::Config(_)), "{error:?}");
+        let error = error.to_string();
         assert!(error.contains("hurry") && error.contains("tcp_available_congestion_control"), "{error}");
+        assert_eq!(set(&listener, Some("hurry")).unwrap_err().to_string(), error);
+        check(Some("reno")).unwrap();
+        check(None).unwrap();
         set(&listener, None).unwrap();
         assert_eq!(tcp_congestion(&listener).unwrap(), DEFAULT);
     }

@@ -81,7 +81,7 @@ fn both_ends_of_the_link_have_their_congestion_control() {
     };
     with("hurry");
     let ran = cluster.alpha.lockstep(&["daemon"]);
-    ran.refused(1, &["hurry", "net.ipv4.tcp_available_congestion_control"]);
+    ran.refused(10, &["hurry", "net.ipv4.tcp_available_congestion_control"]);
     with("reno");
     cluster.begin();
     let port = cluster.beta_port();

@@ -55,6 +55,7 @@ impl Socket {
 
 /// Opens the replication port and all NBD listeners.
 pub(super) fn open_all(config: &EngineConfig) -> Result<Vec<Socket>, StartError> {
+    congestion::check(config.congestion_control.as_deref())?;
     let mut sockets = Vec::new();
     if config.resources.iter().any(|resource| resource.peer.is_some()) {
         let address = config.listen;
