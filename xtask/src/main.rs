@@ -41,6 +41,11 @@ usage: cargo xtask COMMAND
 Rounds are set by LOCKSTEP_ROUNDS_CUT, _DATABASE, _FREEZE, _KILL, _MOVE and _POWER, by
 LOCKSTEP_TORTURE_MINUTES and by LOCKSTEP_SIM_SEEDS.";
 
+const BENCH_VM: &str = "\
+usage: cargo xtask bench vm [--quick]
+Lockstep beside the kernel's DRBD, through the kernel's own NBD client, in an emulated machine: some six minutes,
+with --quick one short round. The tables are printed, and written to target/bench/vm.md and vm.json.";
+
 const TEST: vm::Job = vm::Job::Test { cuts: 2 };
 
 fn main() -> ExitCode {
@@ -75,6 +80,11 @@ fn dispatch(arguments: &[String]) -> Result<()> {
         ["count", "--update"] => count::count(true),
         ["bench", "vm"] => vm_bench::bench(false),
         ["bench", "vm", "--quick"] => vm_bench::bench(true),
+        ["bench", "vm", "--help" | "-h"] => {
+            println!("{BENCH_VM}");
+            Ok(())
+        }
+        ["bench", "vm", rest @ ..] => bail!("unknown option `{}`\n{BENCH_VM}", rest.join(" ")),
         ["bench", rest @ ..] => suite::bench(rest),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
