@@ -86,3 +86,25 @@ pub struct NodeConfig {
     /// Durations.
     pub timing: Timing,
 }
+
+#[cfg(test)]
+impl NodeConfig {
+    /// Node 0 with small limits, for unit tests of a node by itself.
+    pub(crate) fn of_a_test(peer: Option<PeerConfig>, bits_frame_bytes: usize) -> Self {
+        NodeConfig {
+            node: NodeId(0),
+            peer,
+            run_id: 1,
+            boot_id: 1,
+            seed: [1, 2, 3, 4],
+            granule_bytes: 512,
+            survives_process_death: true,
+            sample: 0,
+            writes_max: 8,
+            undurable_max: 8,
+            resync_window: 4,
+            bits_frame_bytes,
+            timing: Timing::default(),
+        }
+    }
+}

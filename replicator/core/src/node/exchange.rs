@@ -130,7 +130,7 @@ impl Node {
 mod tests {
     use super::*;
     use crate::action::Action;
-    use crate::config::{NodeConfig, PeerConfig, Timing};
+    use crate::config::{NodeConfig, PeerConfig};
     use crate::event::{Event, PeerHello};
     use crate::ids::Instant;
     use crate::node::resync::Resync;
@@ -184,21 +184,7 @@ mod tests {
             Ok::<(), ()>(())
         };
         let store = recover(layout.file_bytes(), &mut read, 4).unwrap().0;
-        let cfg = NodeConfig {
-            node: NodeId(0),
-            peer: Some(PeerConfig { node: NodeId(1) }),
-            run_id: 1,
-            boot_id: 1,
-            seed: [1, 2, 3, 4],
-            granule_bytes: 512,
-            survives_process_death: true,
-            sample: 0,
-            writes_max: 8,
-            undurable_max: 8,
-            resync_window: 4,
-            bits_frame_bytes: FRAME_BYTES as usize,
-            timing: Timing::default(),
-        };
+        let cfg = NodeConfig::of_a_test(Some(PeerConfig { node: NodeId(1) }), FRAME_BYTES as usize);
         Node::new(cfg, Some(store))
     }
 

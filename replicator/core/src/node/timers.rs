@@ -153,27 +153,12 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{NodeConfig, Timing};
+    use crate::config::NodeConfig;
     use crate::event::{Event, RequestKind};
     use crate::ids::ReqId;
-    use lockstep_bitmap::NodeId;
 
     fn node() -> Node {
-        let cfg = NodeConfig {
-            node: NodeId(0),
-            peer: None,
-            run_id: 1,
-            boot_id: 1,
-            seed: [1, 2, 3, 4],
-            granule_bytes: 512,
-            survives_process_death: true,
-            sample: 0,
-            writes_max: 8,
-            undurable_max: 8,
-            resync_window: 4,
-            bits_frame_bytes: 4096,
-            timing: Timing::default(),
-        };
+        let cfg = NodeConfig::of_a_test(None, 4096);
         Node::new(cfg, None)
     }
 
