@@ -161,7 +161,7 @@ pub(crate) enum ConfigVerb {
         after_help = "Example:\n  lockstep config init r0 alpha=10.0.0.1 beta=10.0.0.2 --disk /dev/vdb"
     )]
     Init(ConfigInit),
-    /// Check the configuration file and the secret.
+    /// Check the configuration file and what it names: the secret, the files of TLS, groups and hosts.
     #[command(after_help = "Example:\n  lockstep --config ./lockstep.toml config check")]
     Check,
 }

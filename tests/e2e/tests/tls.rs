@@ -386,17 +386,18 @@ fn files_that_cannot_serve_keep_the_daemon_from_starting() {
     authority.write_server(cluster.dir());
     let dir = cluster.dir().display();
     let text = std::fs::read_to_string(cluster.alpha.config()).expect("the configuration");
-    let with = |tls: &str, node: &str| {
+    let refused = |tls: &str, node: &str, words: &[&str]| {
         let changed = format!("[tls]\n{tls}[node.alpha]\n{node}");
         std::fs::write(cluster.alpha.config(), text.replacen("[node.alpha]\n", &changed, 1)).expect("write");
-        cluster.alpha.lockstep(&["daemon"])
+        for verb in [&["config", "check"][..], &["daemon"]] {
+            cluster.alpha.lockstep(verb).refused(10, words);
+        }
     };
     let key = format!("{dir}/server-key.pem");
     let files = format!("cert-file = \"{dir}/server-cert.pem\"\nkey-file = \"{key}\"\n");
-    with(&files.replace("server-cert", "absent"), "")
-        .refused(10, &["cert-file", "absent.pem", "No such file"]);
-    with(&files.replace("server-key", "server-cert"), "").refused(10, &["key-file", "lets others read it"]);
-    with(&files, "nbd-group = \"nobody-has-it\"\n").refused(10, &["nbd-group", "nobody-has-it", "groupadd"]);
+    refused(&files.replace("server-cert", "absent"), "", &["cert-file", "absent.pem", "No such file"]);
+    refused(&files.replace("server-key", "server-cert"), "", &["key-file", "lets others read it"]);
+    refused(&files, "nbd-group = \"nobody-has-it\"\n", &["nbd-group", "nobody-has-it", "groupadd"]);
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("mode of the key");
-    with(&files, "").refused(10, &["key-file", "chmod 0600", &key]);
+    refused(&files, "", &["key-file", "chmod 0600", &key]);
 }

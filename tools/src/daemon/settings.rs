@@ -41,9 +41,7 @@ impl Settings {
         let config = Config::load(&global.config)?;
         let node = this_node(global, &config)?;
         let secret = secret::load(&config.secret_file)?;
-        // What must not outlive a reboot is beside the control socket.
-        let run_dir = global.socket.parent().unwrap_or(Path::new("/"));
-        let mut settings = Self::new(&config, node, secret, (&global.state_dir, run_dir))?;
+        let mut settings = Self::new(&config, node, secret, dirs(global))?;
         if let Some(entry) = &config.tls {
             let server = tls::Files::of(entry).load()?;
             let terminator = Terminator::start(server, settings.engine.limits.connections_max());
@@ -54,6 +52,16 @@ impl Settings {
             settings.terminator = Some(terminator);
         }
         Ok(settings)
+    }
+
+    /// What would keep the daemon from starting, without starting anything. What is one node's own is looked at if this
+    /// machine is a node.
+    pub(crate) fn check(global: &Global, config: &Config) -> Result<(), Failure> {
+        let secret = secret::load(&config.secret_file)?;
+        if let Ok(node) = this_node(global, config) {
+            Self::new(config, node, secret, dirs(global))?;
+        }
+        config.tls.as_ref().map_or(Ok(()), |entry| tls::Files::of(entry).load().map(drop))
     }
 
     fn new(
@@ -92,6 +100,11 @@ impl Settings {
         };
         Ok(Settings { engine, place, cluster: config.cluster.clone(), terminator: None })
     }
+}
+
+/// Where metadata are by default, and what must not outlive a reboot, which is beside the control socket.
+fn dirs(global: &Global) -> (&Path, &Path) {
+    (&global.state_dir, global.socket.parent().unwrap_or(Path::new("/")))
 }
 
 /// The id of this node: `--node`, else what `uname -n` says.

@@ -2,10 +2,9 @@
 
 use crate::cli::Global;
 use crate::config::{Config, ResourceEntry};
-use crate::daemon::{limits, memory_max_bytes, this_node};
+use crate::daemon::{Settings, limits, memory_max_bytes, this_node};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::secret;
 use crate::status::SCHEMA;
 use lockstep_bitmap::{DEFAULT_CHECKPOINTS, DEFAULT_REGION_SHIFT, Geometry};
 use lockstep_engine::{MemoryBudget, read_metadata};
@@ -14,10 +13,10 @@ use serde_json::json;
 /// Blocks of new metadata: 4 KiB.
 const BLOCK_SHIFT: u8 = 12;
 
-/// Checks the file and the secret, and says what the daemon would take of memory.
+/// Checks the file and what it names, the secret, the files of TLS, groups and hosts, and says what the daemon would take of memory.
 pub(crate) fn config_check(global: &Global, output: &Output) -> Result<(), Failure> {
     let config = Config::load(&global.config)?;
-    secret::load(&config.secret_file)?;
+    Settings::check(global, &config)?;
     let (budget, unknown) = memory(global, &config);
     let max_bytes = memory_max_bytes(config.memory_max_bytes);
     if let Some(excess) = budget.excess(max_bytes) {
