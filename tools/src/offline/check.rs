@@ -13,7 +13,7 @@ use serde_json::json;
 /// Blocks of new metadata: 4 KiB.
 const BLOCK_SHIFT: u8 = 12;
 
-/// Checks the file and what it names, the secret, the files of TLS, groups and hosts, and says what the daemon would take of memory.
+/// Checks the file and what it names (secret, TLS, groups, hosts), and says what the daemon would take of memory.
 pub(crate) fn config_check(global: &Global, output: &Output) -> Result<(), Failure> {
     let config = Config::load(&global.config)?;
     Settings::check(global, &config)?;
