@@ -4,9 +4,10 @@
 //! between), and the other copy is whole and lacks nothing that was acknowledged. The restored machine cannot know
 //! what it is until it meets the other one, so the operator promotes nobody there before.
 
-use crate::host::Stop;
+use crate::host::{Host, Stop};
 use crate::world::World;
 use lockstep_bitmap::{PeerCopy, Store};
+use lockstep_core::Command;
 
 /// What an image holds.
 pub(crate) struct Image {
@@ -40,6 +41,13 @@ impl World {
             return;
         };
         if self.hosts[1 - n].restored || self.hosts[1 - n].declared_wrong {
+            return;
+        }
+        // Nor while somebody waits for a promotion of the other one, which may come to have no disk.
+        let waits = |host: &Host| {
+            host.commands.values().any(|asked| matches!(asked.command, Command::Promote { .. }))
+        };
+        if self.setup.faults.disk && waits(&self.hosts[1 - n]) {
             return;
         }
         self.say(format_args!("n{n} IMAGE restored"));

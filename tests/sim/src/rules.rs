@@ -294,8 +294,12 @@ impl World {
         let down = new.is_some_and(|new| new.origin == Origin::PeerIsDown);
         let worse = before.outdated || before.inconsistent.is_some() || unclean && carries;
         if alone && (worse || unproven) || down && worse {
-            let what = format!("outdated {}, unclean {unclean}, peer {copy:?}", before.outdated);
-            self.fail("D3 promotion", format!("node {n}: promoted without the flag for it, and was {what}"));
+            let (outdated, becoming) = (before.outdated, before.inconsistent);
+            let what =
+                format!("outdated {outdated}, unclean {unclean}, becoming {becoming:?}, peer {copy:?}");
+            let origin = new.map(|new| new.origin);
+            let what = format!("node {n}: promoted as {origin:?} without the flag for it, and was {what}");
+            self.fail("D3 promotion", what);
         }
         // A Secondary whose disk is given up may be the better copy: it leaves in the state that it has.
         let host = &self.hosts[n];
