@@ -90,6 +90,7 @@ bugs! {
     OverlapUnordered, "20", "The overlap lock grants everything at once.";
     PromoteOutdated, "D3", "A copy that is known to be behind is promoted without a flag.";
     PromoteUnproven, "D3", "A copy that may be behind is promoted without a flag.";
+    ForgetUnmetVerdict, "D3", "A copy forgets a verdict that it is behind when the link is lost before both met it.";
     PromoteUnclean, "D3", "A copy that stopped uncleanly is promoted without a flag.";
     ReadStaleBlocks, "D1", "Reads of a target's stale blocks are answered from its own disk.";
     ReadPastTheLock, "D1", "A read does not wait for an overlapping write.";

@@ -300,6 +300,12 @@ impl Node {
         self.lacking = lacking;
         self.forget_peer_flush();
         self.drop_received();
+        // What the verdict said of this copy is in the record, or on its way there: it is behind, and no flag for a
+        // copy that may be behind makes it a Primary (D3).
+        let agreed = self.store.as_ref().is_some_and(|store| store.superblock.inconsistent.is_some());
+        if agreed && self.disk > DiskState::Inconsistent && !is_planted(Bug::ForgetUnmetVerdict) {
+            self.set_disk(DiskState::Inconsistent);
+        }
         let own = self.disk == DiskState::UpToDate;
         if self.role == Role::Primary {
             if own && self.peer_may_carry_current() && !is_planted(Bug::NoRotation) {

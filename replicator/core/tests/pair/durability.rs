@@ -5,7 +5,7 @@ use super::*;
 
 impl World {
     /// Metadata writes complete again, and those that were held do now.
-    fn release_meta(&mut self, i: usize) {
+    pub(super) fn release_meta(&mut self, i: usize) {
         let held = self.hosts[i].held_meta.take().unwrap();
         self.hosts[i].inbox.extend(held.into_iter().map(Pending::Meta));
     }

@@ -137,3 +137,34 @@ fn nothing_is_acknowledged_between_a_farewell_and_the_rotation() {
     assert_eq!(open(&w.hosts[0].meta).superblock.peers[0].copy, PeerCopy::RotatedWithout);
     w.until("it has left", |w| w.hosts[1].done.contains(&(CommandId(9000), Ok(Done::LeftAsOutdated))));
 }
+
+/// D3: it has the word of both that it is behind, and then it loses the peer before that has met the verdict, too.
+#[test]
+fn a_copy_that_was_told_to_be_the_target_is_not_promoted_as_one_that_may_be_behind() {
+    let mut told = 0;
+    for steps in 0..STEPS {
+        let mut w = World::new();
+        w.promote(0).unwrap();
+        w.settled();
+        w.cut();
+        w.write(0, 0, 2, 4096);
+        w.cut = false;
+        w.until("they meet", |w| w.status(1).peers[0].connection == ConnectionState::Negotiating);
+        w.steps(steps);
+        w.hosts[1].held_meta = Some(vec![]);
+        w.cut();
+        w.release_meta(1);
+        w.until("nothing is under way", |w| w.hosts[1].inbox.is_empty());
+        if open(&w.hosts[1].meta).superblock.inconsistent.is_none() {
+            continue;
+        }
+        told += 1;
+        let flag = Command::Promote { peer_is_down: true, accept_data_loss: false };
+        let refused = w.command(1, flag);
+        assert!(matches!(refused, Err(Refusal::DataLoss { .. })), "after {steps} steps: {refused:?}");
+        w.cut = false;
+        w.settled();
+        assert_eq!(w.hosts[1].data[0], 2, "after {steps} steps");
+    }
+    assert!(told > 1, "told {told} times");
+}
