@@ -115,6 +115,8 @@ bugs! {
     ForgetDoubtsAtDemotion, "D1", "A target may be promoted that has a write which failed at its source.";
     SecondarySkipsCheckpoints, "checkpoint", "A Secondary's writes set no bits in its checkpoints.";
     EqualSkipsCheckpoints, "checkpoint", "A resync piece that is equal already sets no bits in checkpoints.";
+    CoolBehindEndedCheckpoint, "2",
+        "A mark is removed whose bits only an ended checkpoint needs, before it is on record that it ended.";
     CoolBeforeCheckpoints, "2", "A mark is removed before the bits of its region are on disk in each checkpoint.";
     CoverSurvivesDemotion, "checkpoint", "A checkpoint counts as covered by marks after its Primary was demoted.";
     TrustUncoveredCheckpoint, "checkpoint", "A checkpoint that no mark covered is complete after an unclean stop.";

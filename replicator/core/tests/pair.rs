@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use lockstep_bitmap::{
-    Base, CreateParams, DeviceIdentity, Generation, GenerationId, GenerationLog, Geometry, Identity, NodeId,
-    Origin, PeerCopy, PeerRecord, Store, create, initial_pages, recover,
+    Base, CreateParams, DeviceIdentity, Generation, GenerationId, GenerationLog, Geometry, Identity,
+    MetaPage, NodeId, Origin, PeerCopy, PeerRecord, Store, create, initial_pages, recover,
 };
 use lockstep_core::{
     Action, Command, CommandId, ConnectionState, DiskError, DiskState, Done, Event, Frame, Instant, IoError,
@@ -69,6 +69,8 @@ struct Host {
     /// Flushes, and metadata writes, that do not complete for now.
     held: Option<Vec<OpId>>,
     held_meta: Option<Vec<OpId>>,
+    /// What is written of the superblock stays in the disk's queue.
+    keeps_superblock: bool,
     /// A range that a resync cannot read.
     unreadable: std::ops::Range<u64>,
     replies: Vec<(ReqId, Result<(), IoError>)>,
@@ -174,6 +176,7 @@ impl Host {
             writing: BTreeMap::new(),
             held: None,
             held_meta: None,
+            keeps_superblock: false,
             unreadable: 0..0,
             replies: vec![],
             done: vec![],
@@ -250,6 +253,7 @@ impl Host {
             Action::MetaWrite { op, .. } | Action::RecordFailure { op, .. } if self.meta_fails => {
                 self.inbox.push_back(Pending::MetaFailed(op));
             }
+            Action::MetaWrite { page: MetaPage::Superblock, .. } if self.keeps_superblock => {}
             Action::MetaWrite { op, page } => {
                 let mut bytes = Vec::new();
                 let places = self.node.render_meta(page, &mut bytes);

@@ -25,8 +25,8 @@ use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::{
-    ByteRange, Checkpoint, CheckpointId, CheckpointState, DirtyBitmap, GenerationId, Incomplete, Invalid,
-    Store, checkpoint_slot,
+    ByteRange, Checkpoint, CheckpointId, CheckpointRecord, CheckpointState, DirtyBitmap, GenerationId,
+    Incomplete, Invalid, Store, checkpoint_slot,
 };
 
 /// What a node keeps of its checkpoints beside the metadata.
@@ -181,12 +181,21 @@ impl Node {
         true
     }
 
+    /// A checkpoint has ended, and the durable record may still call it complete and covered: until that is written
+    /// anew no mark goes that stands for one of its bits (ordering 2).
+    fn hold_marks(&mut self) {
+        if !is_planted(Bug::CoolBehindEndedCheckpoint) {
+            self.hold_slot_pages();
+        }
+    }
+
     pub(super) fn drop_checkpoint(&mut self, id: CheckpointId) {
         self.checkpoints.at_peer.retain(|at_peer| *at_peer != id);
         if let Some(store) = self.store.as_mut()
             && let Some(position) = store.find_checkpoint(id)
         {
             store.remove_checkpoint(position);
+            self.hold_marks();
         }
     }
 
@@ -318,7 +327,14 @@ impl Node {
         if let Some(store) = self.store.as_mut()
             && let Some(position) = store.find_checkpoint(id)
         {
+            let live = |store: &Store| {
+                store.superblock.checkpoints.get(usize::from(position)).is_some_and(CheckpointRecord::is_live)
+            };
+            let was_live = live(store);
             store.set_checkpoint_state(position, state);
+            if was_live && !live(store) {
+                self.hold_marks();
+            }
         }
     }
 

@@ -71,7 +71,8 @@ pub(super) struct MetaState {
     in_flight: Option<u64>,
     durable: u64,
     effects: VecDeque<(u64, Effect)>,
-    /// Pages of the slot may be written only when this version is durable (a slot's new epoch).
+    /// No page of a slot is written, and no mark goes, before this version is durable: a slot has begun a new epoch, or
+    /// a checkpoint has ended that the durable record has.
     slot_ready: u64,
     /// The record whose effects have run, and the one in flight: a copy that fails falls back to the former.
     settled: Option<Superblock>,
@@ -130,7 +131,8 @@ impl Node {
         }
     }
 
-    /// The slot has begun a new epoch: its pages wait for the superblock that says so.
+    /// The slot has begun a new epoch: its pages, and marks, wait for the superblock that says so. It has to be written
+    /// soon: [`Self::commit`] in the same step.
     pub(super) fn hold_slot_pages(&mut self) {
         self.meta.slot_ready = self.meta.wanted + 1;
     }

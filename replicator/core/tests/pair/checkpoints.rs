@@ -352,3 +352,21 @@ fn an_exchange_that_is_cut_begins_again() {
         (0..2).for_each(|i| w.assert_names(i, "c", &was));
     }
 }
+
+/// Ordering 2: the record on disk still calls it complete and covered, so that a mark stands for its bits.
+#[test]
+fn a_mark_outlasts_the_checkpoint_that_needs_it_until_its_end_is_on_record() {
+    let mut w = pair();
+    w.cut();
+    w.command(0, create("c")).unwrap();
+    let was = w.hosts[0].data.clone();
+    w.write(0, 65_536, 2, 8192);
+    w.hosts[0].keeps_superblock = true;
+    let id = CommandId(9000);
+    w.hosts[0].handle(w.now, Event::Command { id, command: delete("c") });
+    let end = w.now + Timing::default().epoch * 20;
+    w.until("unused regions cool", |w| w.now >= end);
+    assert!(!w.hosts[0].done.iter().any(|(of, _)| *of == id), "it is on record");
+    w.kill(0);
+    w.assert_names(0, "c", &was);
+}
