@@ -49,6 +49,7 @@ bugs! {
     PromoteWithoutRotation, "4", "A promotion without the peer begins no generation.";
     AckDuringFarewell, "4", "A write is acknowledged that only a leaving copy has on its disk.";
     LeaveFailureUnrecorded, "5", "A copy that failed takes its leave before that is on record.";
+    KeepUnusedGeneration, "5", "A generation counts that a failed copy began in a record that was never complete.";
     ForgetUnrecordedFailure, "5", "A failure that nobody could record is forgotten by its own process.";
     ServeOverOwnLink, "5", "A failing copy is served over the link on which it served.";
     WrittenBeforeDone, "6", "The peer says written when it begins to write.";

@@ -43,6 +43,6 @@ pub use meta::{
 pub use recover::{Findings, ReadFn, RecoverError, recover};
 pub use store::{CreateParams, Slot, Store, create, initial_pages};
 pub use superblock::{
-    Base, Becoming, CopyRank, DeviceIdentity, Generation, GenerationId, GenerationLog, Identity,
-    MAX_GENERATIONS, NAME_BYTES_MAX, Origin, PeerCopy, PeerRecord, Superblock, SuperblockError,
+    Base, Becoming, CopyRank, DeviceIdentity, FailureRecord, Generation, GenerationId, GenerationLog,
+    Identity, MAX_GENERATIONS, NAME_BYTES_MAX, Origin, PeerCopy, PeerRecord, Superblock, SuperblockError,
 };

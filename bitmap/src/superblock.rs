@@ -288,21 +288,48 @@ pub struct Superblock {
     pub areas: Vec<Area>,
 }
 
+/// What is recorded beside the metadata of a copy that failed, where they cannot say so themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureRecord {
+    /// Which metadata.
+    pub file_id: u64,
+    /// Last sequence number that they may have.
+    pub sequence: u64,
+    /// The generation that the copy was in, by the last record that counts.
+    pub generation: Option<GenerationId>,
+}
+
 impl Superblock {
     /// This copy failed: it may lack writes that it confirmed, stopped uncleanly, and no boot id excuses that.
     pub fn mark_failed(&mut self) {
         (self.outdated, self.may_be_written, self.boot_id) = (true, true, [0; 16]);
     }
 
-    /// As [`Self::mark_failed`], from a record beside the metadata that names the last sequence number which may have
-    /// been given out. Later ones are larger, so that the record no longer applies; the next one goes to the place
-    /// that does not hold this superblock.
-    pub fn mark_failed_upto(&mut self, sequence: u64) {
-        if self.sequence > sequence {
-            return;
-        }
+    /// As [`Self::mark_failed`], where the highest sequence number that may have been given out is known. The next one
+    /// is larger, and goes to the place that does not hold this superblock.
+    pub(crate) fn mark_failed_upto(&mut self, sequence: u64) {
         self.mark_failed();
         self.sequence = sequence + (sequence - self.sequence) % 2;
+    }
+
+    /// As [`Self::mark_failed`], from a record beside the metadata, if it is about them and nothing was written to them
+    /// since. A generation that this node began in a write that failed may be there all the same: nothing was ever
+    /// acknowledged in it, and nobody is behind for not having it.
+    pub fn apply_failure(&mut self, record: &FailureRecord) {
+        if record.file_id != self.file_id || self.sequence > record.sequence {
+            return;
+        }
+        self.mark_failed_upto(record.sequence);
+        let node = self.identity.node;
+        let unused = |last: &Generation| {
+            // What was worse before is told by the origin alone.
+            let was_whole = !matches!(last.origin, Origin::DataLoss { .. });
+            last.node == node && was_whole && last.parent.is_some() && last.parent == record.generation
+        };
+        if self.log.current().is_some_and(unused) {
+            self.log.entries.pop();
+            self.peers.iter_mut().for_each(|peer| peer.copy = PeerCopy::MayHold);
+        }
     }
 
     /// The geometry it describes.

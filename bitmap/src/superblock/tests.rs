@@ -180,6 +180,39 @@ proptest! {
         }
     }
 
+    /// A generation goes that this node began after the one that counts, and whose beginning tells of no worse copy.
+    #[test]
+    fn a_record_of_a_failure_takes_back_what_was_never_acknowledged_in_and_nothing_else(
+        mut superblock in superblock(),
+        origin in origin(),
+        own: bool,
+        is_behind: bool,
+        counts in prop::option::of(1..=2_u128),
+        other_file: bool,
+    ) {
+        superblock.sequence %= 1 << 60;
+        let node = if own { superblock.identity.node } else { NodeId(1) };
+        let last = Generation { parent: Some(GenerationId(1)), node, origin, ..generation(2, 2) };
+        superblock.log = GenerationLog::from_entries(vec![generation(1, 1), last]).unwrap();
+        let before = superblock.clone();
+        let record = FailureRecord {
+            file_id: superblock.file_id ^ u64::from(other_file),
+            sequence: (superblock.sequence + 4).saturating_sub(if is_behind { 5 } else { 0 }),
+            generation: counts.map(GenerationId),
+        };
+        superblock.apply_failure(&record);
+        if other_file || record.sequence < before.sequence {
+            prop_assert_eq!(superblock, before);
+            return Ok(());
+        }
+        prop_assert!(superblock.outdated && superblock.may_be_written && superblock.boot_id == [0; 16]);
+        prop_assert!(superblock.sequence >= record.sequence);
+        let goes = own && counts == Some(1) && !matches!(origin, Origin::DataLoss { .. });
+        prop_assert_eq!(superblock.log.entries().len(), if goes { 1 } else { 2 });
+        prop_assert!(!goes || superblock.peers.iter().all(|peer| peer.copy == PeerCopy::MayHold));
+        prop_assert!(goes || superblock.peers == before.peers);
+    }
+
     /// Intact checksums do not make a byte trusted: what is accepted says the same when written again.
     #[test]
     fn changed_bytes_with_a_right_checksum_are_refused_or_mean_themselves(

@@ -5,7 +5,7 @@ use crate::frame::Frame;
 use crate::ids::{CommandId, LinkId, OpId, ReqId, SlotId};
 use crate::refusal::{Done, IoError, Refusal};
 use crate::status::{ConnectionState, DiskState, ReplicationState, Role};
-use lockstep_bitmap::{GenerationId, MetaPage};
+use lockstep_bitmap::{FailureRecord, GenerationId, MetaPage};
 
 /// May clients be served?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,14 +213,12 @@ pub enum Action {
         page: MetaPage,
     },
     /// Metadata cannot say any more that this copy failed: remember it elsewhere, durably, until metadata with this
-    /// id and a higher sequence number exist ([`lockstep_bitmap::Superblock::mark_failed`] at the next attach).
+    /// id and a higher sequence number exist ([`lockstep_bitmap::Superblock::apply_failure`] at the next attach).
     RecordFailure {
         /// Completion id.
         op: OpId,
-        /// Which metadata.
-        file_id: u64,
-        /// Last sequence number that they may have.
-        sequence: u64,
+        /// What to remember.
+        record: FailureRecord,
     },
     /// Close data and metadata once every operation on them has ended.
     CloseDisk {

@@ -14,7 +14,8 @@ use std::time::Instant;
 const SEEDS: u64 = 400;
 
 /// Too rare for seeds: the kept scenario of the same name finds it.
-const BY_SCENARIO: [Bug; 9] = [
+const BY_SCENARIO: [Bug; 10] = [
+    Bug::KeepUnusedGeneration,
     Bug::CoolBehindEndedCheckpoint,
     Bug::ForgetUnmetVerdict,
     Bug::InvalidateInACheckpoint,

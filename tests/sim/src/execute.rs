@@ -55,9 +55,7 @@ impl World {
                 let at = node.render_meta(page, &mut bytes);
                 self.meta_write(n, op.0, at.iter().collect(), bytes);
             }
-            Action::RecordFailure { op, file_id, sequence } => {
-                self.record_failure(n, op.0, file_id, sequence)
-            }
+            Action::RecordFailure { op, record } => self.record_failure(n, op.0, record),
             Action::CloseDisk { op } => self.close_disk(n, op.0),
             Action::Dial => self.dial(n),
             Action::Send { link, frame, slot } => {

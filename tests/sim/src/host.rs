@@ -7,7 +7,7 @@ use crate::net::Arrived;
 use crate::rules::Book;
 use crate::session::Session;
 use crate::trouble::Trouble;
-use lockstep_bitmap::GenerationId;
+use lockstep_bitmap::{FailureRecord, GenerationId};
 use lockstep_core::{
     Command, DiskError, ExportState, LinkId, LinkLoss, Node, PeerHello, Refusal, RequestKind,
 };
@@ -213,8 +213,8 @@ pub(crate) struct Host {
     pub(crate) kept: BTreeSet<u32>,
     /// What is wrong with its disks at present.
     pub(crate) trouble: Trouble,
-    /// The shell's record of a failure, lost with the power: id of the metadata and sequence number.
-    pub(crate) failed: Option<(u64, u64)>,
+    /// The shell's record of a failure, lost with the power.
+    pub(crate) failed: Option<FailureRecord>,
     /// An fdatasync failed, and nothing durable says so.
     pub(crate) lost_flush: bool,
     /// The process has no disk: none was found at its start, or the core gave it up.

@@ -8,7 +8,7 @@ use crate::disk::DataDisk;
 use crate::host::{DiskOp, Input, Stop};
 use crate::setup::MS;
 use crate::world::{Ev, World, create_meta};
-use lockstep_bitmap::{Base, GenerationId, Store, Superblock};
+use lockstep_bitmap::{Base, FailureRecord, GenerationId, Store, Superblock};
 use lockstep_core::{Command, CommandId, DiskError, DiskState, Instant, NewDisk, Role, Status};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -204,11 +204,11 @@ impl World {
     }
 
     /// The shell's own record of a failure; seldom that cannot be written either.
-    pub(crate) fn record_failure(&mut self, n: usize, op: u32, file_id: u64, sequence: u64) {
+    pub(crate) fn record_failure(&mut self, n: usize, op: u32, record: FailureRecord) {
         let result =
             if self.rng.disk[n].chance(self.setup.focus.chance(100)) { Err(DiskError::Io) } else { Ok(()) };
         if result.is_ok() {
-            self.hosts[n].failed = Some((file_id, sequence));
+            self.hosts[n].failed = Some(record);
             self.learn_recorded(n);
         }
         self.hosts[n].unrecordable |= result.is_err();
@@ -237,10 +237,8 @@ impl World {
 
     /// What an attach makes of the durable record.
     pub(crate) fn as_attached(&self, n: usize, mut store: Store) -> Store {
-        if let Some((file_id, sequence)) = self.hosts[n].failed
-            && file_id == store.superblock.file_id
-        {
-            store.superblock.mark_failed_upto(sequence);
+        if let Some(record) = &self.hosts[n].failed {
+            store.superblock.apply_failure(record);
         }
         store
     }

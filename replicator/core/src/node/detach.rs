@@ -218,10 +218,8 @@ impl Node {
         self.cfg.survives_process_death = disk.survives_process_death;
         self.cfg.sample = disk.sample;
         // What could not be recorded of this disk when it failed (ordering 5).
-        if let Some((_, sequence)) =
-            self.unrecorded.filter(|(file_id, _)| *file_id == store.superblock.file_id)
-        {
-            store.superblock.mark_failed_upto(sequence);
+        if let Some(record) = &self.unrecorded {
+            store.superblock.apply_failure(record);
         }
         self.meta = MetaState::new(Some(&store));
         if self.role == Role::Primary {

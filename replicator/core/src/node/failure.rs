@@ -15,7 +15,7 @@ use crate::event::DiskError;
 use crate::status::{DiskState, Role};
 use lockstep_bitmap::canary::{Bug, is_planted};
 use lockstep_bitmap::marks::{Mark, mark};
-use lockstep_bitmap::{ByteRange, GenerationId, MetaPage};
+use lockstep_bitmap::{ByteRange, FailureRecord, GenerationId, MetaPage};
 
 /// How far the record of a failure is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -180,12 +180,19 @@ impl Node {
 
     /// The metadata cannot take the record of the failure: it counts for every superblock up to this one.
     fn record_beside(&mut self) {
-        let Some(superblock) = self.store.as_ref().map(|store| &store.superblock) else { return };
-        let (file_id, sequence) = (superblock.file_id, superblock.sequence);
+        let Some(record) = self.failure_record() else { return };
         mark(Mark::RecordedBeside);
         self.failure = Failure::Beside;
         let op = self.new_op(OpKind::FailureRecord);
-        self.act(Action::RecordFailure { op, file_id, sequence });
+        self.act(Action::RecordFailure { op, record });
+    }
+
+    /// In memory is the last record that counts ([`Self::lose_disk`]), with the last number that was given out.
+    fn failure_record(&self) -> Option<FailureRecord> {
+        let superblock = &self.store.as_ref()?.superblock;
+        let generation = superblock.log.current().map(|generation| generation.id);
+        let generation = generation.filter(|_| !is_planted(Bug::KeepUnusedGeneration));
+        Some(FailureRecord { file_id: superblock.file_id, sequence: superblock.sequence, generation })
     }
 
     /// A write of the superblock failed: the next one goes to the same place, since the other holds the last good one.
@@ -204,8 +211,7 @@ impl Node {
             // Nothing would keep the copy from being taken for whole after a restart; until then `take_store` does.
             self.note_failed(Failed::Record, 0, DiskError::Io);
             self.through = None;
-            let known = self.store.as_ref().filter(|_| !is_planted(Bug::ForgetUnrecordedFailure));
-            self.unrecorded = known.map(|s| (s.superblock.file_id, s.superblock.sequence));
+            self.unrecorded = self.failure_record().filter(|_| !is_planted(Bug::ForgetUnrecordedFailure));
         }
         self.drop_store();
         self.close_link(CloseReason::DiskFailed);

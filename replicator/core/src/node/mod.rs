@@ -56,7 +56,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use handshake::{Dialer, Link};
 use io::Requests;
-use lockstep_bitmap::{Geometry, PeerCopy, PeerRecord, Store};
+use lockstep_bitmap::{FailureRecord, Geometry, PeerCopy, PeerRecord, Store};
 use meta::MetaState;
 use ops::Ops;
 use receive::Receiver;
@@ -97,7 +97,7 @@ pub struct Node {
     meta: MetaState,
     failure: failure::Failure,
     /// A failure that nobody could record: id of the metadata, and the last sequence number that they may have.
-    unrecorded: Option<(u64, u64)>,
+    unrecorded: Option<FailureRecord>,
     /// The shell closes the files of a disk that is given up.
     closing: meta::OpenDisk,
     /// The detach, and the attach, that wait for their end.

@@ -75,9 +75,9 @@ impl Shard {
                 }
                 self.send(resource, link, &frame, slot);
             }
-            Action::RecordFailure { op, file_id, sequence } => {
+            Action::RecordFailure { op, record } => {
                 let path = &self.config.resources[resource].failed_record;
-                let recorded = disk::failed::record(path, file_id, sequence);
+                let recorded = disk::failed::record(path, &record);
                 if let Err(error) = &recorded {
                     tracing::error!(
                         "{}: cannot write {}: {error}. Nothing records now that this copy failed: replace its disk, \
