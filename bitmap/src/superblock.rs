@@ -297,6 +297,8 @@ pub struct FailureRecord {
     pub sequence: u64,
     /// The generation that the copy was in, by the last record that counts.
     pub generation: Option<GenerationId>,
+    /// What it was becoming then, if it was Inconsistent.
+    pub becoming: Option<Becoming>,
 }
 
 impl Superblock {
@@ -322,12 +324,11 @@ impl Superblock {
         self.mark_failed_upto(record.sequence);
         let node = self.identity.node;
         let unused = |last: &Generation| {
-            // What was worse before is told by the origin alone.
-            let was_whole = !matches!(last.origin, Origin::DataLoss { .. });
-            last.node == node && was_whole && last.parent.is_some() && last.parent == record.generation
+            last.node == node && last.parent.is_some() && last.parent == record.generation
         };
         if self.log.current().is_some_and(unused) {
             self.log.entries.pop();
+            self.inconsistent = record.becoming;
             self.peers.iter_mut().for_each(|peer| peer.copy = PeerCopy::MayHold);
         }
     }

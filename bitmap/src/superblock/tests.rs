@@ -180,7 +180,7 @@ proptest! {
         }
     }
 
-    /// A generation goes that this node began after the one that counts, and whose beginning tells of no worse copy.
+    /// A generation goes that this node began after the one that counts.
     #[test]
     fn a_record_of_a_failure_takes_back_what_was_never_acknowledged_in_and_nothing_else(
         mut superblock in superblock(),
@@ -189,6 +189,7 @@ proptest! {
         is_behind: bool,
         counts in prop::option::of(1..=2_u128),
         other_file: bool,
+        is_half: bool,
     ) {
         superblock.sequence %= 1 << 60;
         let node = if own { superblock.identity.node } else { NodeId(1) };
@@ -199,6 +200,7 @@ proptest! {
             file_id: superblock.file_id ^ u64::from(other_file),
             sequence: (superblock.sequence + 4).saturating_sub(if is_behind { 5 } else { 0 }),
             generation: counts.map(GenerationId),
+            becoming: is_half.then_some(Becoming { generation: GenerationId(9), node: NodeId(9) }),
         };
         superblock.apply_failure(&record);
         if other_file || record.sequence < before.sequence {
@@ -207,10 +209,11 @@ proptest! {
         }
         prop_assert!(superblock.outdated && superblock.may_be_written && superblock.boot_id == [0; 16]);
         prop_assert!(superblock.sequence >= record.sequence);
-        let goes = own && counts == Some(1) && !matches!(origin, Origin::DataLoss { .. });
+        let goes = own && counts == Some(1);
         prop_assert_eq!(superblock.log.entries().len(), if goes { 1 } else { 2 });
         prop_assert!(!goes || superblock.peers.iter().all(|peer| peer.copy == PeerCopy::MayHold));
         prop_assert!(goes || superblock.peers == before.peers);
+        prop_assert_eq!(superblock.inconsistent, if goes { record.becoming } else { before.inconsistent });
     }
 
     /// Intact checksums do not make a byte trusted: what is accepted says the same when written again.

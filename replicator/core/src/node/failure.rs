@@ -192,7 +192,9 @@ impl Node {
         let superblock = &self.store.as_ref()?.superblock;
         let generation = superblock.log.current().map(|generation| generation.id);
         let generation = generation.filter(|_| !is_planted(Bug::KeepUnusedGeneration));
-        Some(FailureRecord { file_id: superblock.file_id, sequence: superblock.sequence, generation })
+        let (file_id, sequence, becoming) =
+            (superblock.file_id, superblock.sequence, superblock.inconsistent);
+        Some(FailureRecord { file_id, sequence, generation, becoming })
     }
 
     /// A write of the superblock failed: the next one goes to the same place, since the other holds the last good one.

@@ -2,13 +2,14 @@
 //!
 //! It names the metadata file and the last sequence number that may have been written to it, so that it stops
 //! applying by itself once an attach has taken note of it, and never applies to another metadata file; and the
-//! generation that the copy was in. It does not survive a reboot; an unclean stop is then recognised by the boot id.
+//! generation that the copy was in, or what it was becoming. It does not survive a reboot; an unclean stop is then
+//! recognised by the boot id.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use lockstep_bitmap::{FailureRecord, GenerationId, Superblock};
+use lockstep_bitmap::{Becoming, FailureRecord, GenerationId, NodeId, Superblock};
 
 const TITLE: &str = "lockstep failed disk";
 
@@ -16,10 +17,13 @@ const TITLE: &str = "lockstep failed disk";
 pub(crate) fn record(path: &Path, record: &FailureRecord) -> io::Result<()> {
     let partial = path.with_extension("failed.new");
     let mut file = File::create(&partial)?;
-    let FailureRecord { file_id, sequence, generation } = record;
+    let FailureRecord { file_id, sequence, generation, becoming } = record;
     writeln!(file, "{TITLE}\nmetadata {file_id:016x}\nsequence {sequence}")?;
     if let Some(GenerationId(generation)) = generation {
         writeln!(file, "generation {generation:032x}")?;
+    }
+    if let Some(Becoming { generation: GenerationId(generation), node: NodeId(node) }) = becoming {
+        writeln!(file, "becoming {generation:032x} of {node}")?;
     }
     file.sync_all()?;
     fs::rename(&partial, path)?;
@@ -51,14 +55,19 @@ fn parse(text: &str) -> Option<FailureRecord> {
     }
     let file_id = u64::from_str_radix(lines.next()?.strip_prefix("metadata ")?, 16).ok()?;
     let sequence = lines.next()?.strip_prefix("sequence ")?.parse().ok()?;
-    let generation = match lines.next() {
-        Some(line) => {
-            let digits = line.strip_prefix("generation ")?;
-            Some(GenerationId(u128::from_str_radix(digits, 16).ok()?))
+    let id = |digits: &str| Some(GenerationId(u128::from_str_radix(digits, 16).ok()?));
+    let (mut generation, mut becoming) = (None, None);
+    for line in lines {
+        match line.split_once(' ')? {
+            ("generation", digits) if generation.is_none() => generation = Some(id(digits)?),
+            ("becoming", rest) if becoming.is_none() => {
+                let (digits, node) = rest.split_once(" of ")?;
+                becoming = Some(Becoming { generation: id(digits)?, node: NodeId(node.parse().ok()?) });
+            }
+            _ => return None,
         }
-        None => None,
-    };
-    lines.next().is_none().then_some(FailureRecord { file_id, sequence, generation })
+    }
+    Some(FailureRecord { file_id, sequence, generation, becoming })
 }
 
 #[cfg(test)]
@@ -70,13 +79,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("r0.failed");
         for generation in [None, Some(GenerationId(u128::MAX / 3))] {
-            let failure = FailureRecord { file_id: 0xfeed, sequence: 17, generation };
+            let becoming = generation.map(|generation| Becoming { generation, node: NodeId(7) });
+            let failure = FailureRecord { file_id: 0xfeed, sequence: 17, generation, becoming };
             record(&path, &failure).unwrap();
             assert_eq!(parse(&fs::read_to_string(&path).unwrap()), Some(failure));
             assert!(record(&folder.path().join("gone/r0.failed"), &failure).is_err());
         }
         let head = "lockstep failed disk\n";
-        for rest in ["", "metadata x\nsequence 1\n", "metadata 1\nsequence 1\ngeneration x\n"] {
+        for rest in [
+            "",
+            "metadata x\nsequence 1\n",
+            "metadata 1\nsequence 1\ngeneration x\n",
+            "metadata 1\nsequence 1\nbecoming 1\n",
+        ] {
             assert_eq!(parse(&format!("{head}{rest}")), None, "{rest:?}");
         }
         assert_eq!(parse(""), None);
