@@ -56,7 +56,7 @@ impl Node {
         if self.without_disk() {
             return self.detach_without_disk(id);
         }
-        if self.change.is_some() || !self.attached {
+        if self.change.is_some() || !self.attached || self.peer_leaves() {
             return self.finish_command(id, Err(Refusal::Busy));
         }
         let equal = self.peer_is_up_to_date() && self.replication() == ReplicationState::Established;

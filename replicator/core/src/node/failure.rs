@@ -76,7 +76,8 @@ impl Node {
         if is_final {
             mark(Mark::FuaSyncFailed);
         }
-        let lost = is_final || self.disk != DiskState::UpToDate || self.peer_is_up_to_date();
+        let other = self.peer_is_up_to_date() && !self.peer_leaves();
+        let lost = is_final || self.disk != DiskState::UpToDate || other;
         mark(if lost { Mark::CopyLostByWrite } else { Mark::LastCopyWriteError });
         if lost {
             self.lose_disk();

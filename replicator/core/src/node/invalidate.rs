@@ -142,7 +142,7 @@ impl Node {
         }
         let keeps_one = match known {
             _ if self.disk == DiskState::Inconsistent => true,
-            Some(link) => link.peer_disk == DiskState::UpToDate,
+            Some(link) => link.peer_disk == DiskState::UpToDate && !self.peer_leaves(),
             // Nothing says that the peer's copy is worse, or that it may be unfinished.
             None => self.disk != DiskState::UpToDate && self.peer_copy() == PeerCopy::MayHold,
         };

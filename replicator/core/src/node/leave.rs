@@ -195,6 +195,11 @@ impl Node {
         self.act(Action::DiskFlush { op });
     }
 
+    /// The peer may have recorded that its copy counts for nothing: the one here is the last, whatever it said before.
+    pub(super) fn peer_leaves(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.peer_leaves)
+    }
+
     /// Ordering 4: the peer's copy may be recorded as Outdated at any moment, and count for nothing from then on. What
     /// the fdatasync of the farewell does not cover would have been acknowledged on the strength of this copy's cache
     /// alone: it waits for the rotation that follows the end of this link.

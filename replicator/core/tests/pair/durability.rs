@@ -378,3 +378,32 @@ fn a_promotion_records_a_term_above_every_one_seen() {
     assert!(w.status(1).term > w.status(0).term, "{} and {}", w.status(1).term, w.status(0).term);
     assert_eq!(open(&w.hosts[1].meta).superblock.term, w.status(1).term);
 }
+
+/// The last copy that counts is not given up for a write that failed, whatever the one that leaves said before.
+#[test]
+fn a_write_that_fails_during_a_farewell_takes_no_copy_with_it() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.hosts[1].held_meta = Some(vec![]);
+    w.hosts[1].handle(w.now, Event::Command { id: CommandId(9000), command: Command::Leave });
+    w.until("it records that", |w| w.hosts[1].held_meta.as_ref().is_some_and(|held| !held.is_empty()));
+    assert!(open(&w.hosts[1].meta).superblock.outdated);
+    let refused = Err(Refusal::Busy);
+    assert_eq!(w.command(0, Command::Detach), refused, "it is the last copy");
+    w.hosts[0].write_fails = true;
+    let req = w.request(0, RequestKind::Write, (0, 4096), false);
+    let slot = w.hosts[0].slot((0, vec![7; 4096]));
+    w.hosts[0].handle(w.now, Event::Payload { req, offset: 0, len: 4096, slot });
+    while w.step() {}
+    assert!(!w.is_answered(0, req), "the peer's word on it is awaited");
+    w.hosts[0].write_fails = false;
+    w.release_meta(1);
+    assert_eq!(w.reply(0, req), Err(IoError::Io));
+    w.until("it has left", |w| w.hosts[1].done.contains(&(CommandId(9000), Ok(Done::LeftAsOutdated))));
+    assert_eq!((w.status(0).disk, w.status(0).role), (DiskState::UpToDate, Role::Primary));
+    w.write(0, 0, 8, 4096);
+    w.kill(1);
+    w.settled();
+    assert_eq!(w.hosts[1].data[0], 8);
+}
