@@ -108,7 +108,7 @@ impl Node {
                     .as_ref()
                     .is_some_and(|link| link.peer_disk == DiskState::UpToDate && link.commit_got);
                 let established = self.replication() == ReplicationState::Established;
-                if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
+                if self.peer_leaves() {
                     // Promised to stay until the peer has left.
                     self.set_leave_stage(LeaveStage::PeerFirst);
                     return true;
@@ -175,7 +175,7 @@ impl Node {
             }
             Some(Change::Granting | Change::Invalidating(_) | Change::Detaching(_)) => false,
         };
-        if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
+        if self.peer_leaves() {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
         if matches!(self.change, Some(Change::Leaving(_) | Change::Demoting(_))) {
@@ -204,7 +204,7 @@ impl Node {
     /// the fdatasync of the farewell does not cover would have been acknowledged on the strength of this copy's cache
     /// alone: it waits for the rotation that follows the end of this link.
     pub(super) fn peer_takes_leave(&self) -> bool {
-        self.disk == DiskState::UpToDate && self.link.as_ref().is_some_and(|link| link.peer_leaves)
+        self.disk == DiskState::UpToDate && self.peer_leaves()
     }
 
     pub(super) fn on_farewell_flushed(&mut self, link: LinkId) {
@@ -224,7 +224,7 @@ impl Node {
                 store.superblock.outdated = true;
             }
             self.commit(Effect::Outdated(link));
-        } else if self.link.as_ref().is_some_and(|link| link.peer_leaves) {
+        } else if self.peer_leaves() {
             self.set_leave_stage(LeaveStage::PeerFirst);
         } else {
             self.leave_as_is();
@@ -250,7 +250,7 @@ impl Node {
 
     pub(super) fn on_left(&mut self, link: LinkId) {
         let again = self.peer_copy() == PeerCopy::LeftOutdated;
-        if again || !self.link.as_ref().is_some_and(|link| link.peer_leaves) {
+        if again || !self.peer_leaves() {
             return self.close_link(CloseReason::PeerMisbehaved);
         }
         if let Some(peer) = self.peer_mut() {

@@ -96,7 +96,7 @@ pub struct Node {
     undurable: Undurable,
     meta: MetaState,
     failure: failure::Failure,
-    /// A failure that nobody could record: id of the metadata, and the last sequence number that they may have.
+    /// A failure that nobody could record.
     unrecorded: Option<FailureRecord>,
     /// The shell closes the files of a disk that is given up.
     closing: meta::OpenDisk,

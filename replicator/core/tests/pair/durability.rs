@@ -10,6 +10,14 @@ impl World {
         self.hosts[i].inbox.extend(held.into_iter().map(Pending::Meta));
     }
 
+    /// Node 1 takes its leave, and is about to have recorded it: node 0 does not know.
+    fn begin_farewell(&mut self) {
+        self.hosts[1].held_meta = Some(vec![]);
+        self.hosts[1].handle(self.now, Event::Command { id: CommandId(9000), command: Command::Leave });
+        self.until("it records that", |w| w.hosts[1].held_meta.as_ref().is_some_and(|held| !held.is_empty()));
+        assert!(open(&self.hosts[1].meta).superblock.outdated);
+    }
+
     fn is_answered(&self, i: usize, req: ReqId) -> bool {
         self.hosts[i].replies.iter().any(|(of, _)| *of == req)
     }
@@ -385,16 +393,11 @@ fn a_write_that_fails_during_a_farewell_takes_no_copy_with_it() {
     let mut w = World::new();
     w.promote(0).unwrap();
     w.settled();
-    w.hosts[1].held_meta = Some(vec![]);
-    w.hosts[1].handle(w.now, Event::Command { id: CommandId(9000), command: Command::Leave });
-    w.until("it records that", |w| w.hosts[1].held_meta.as_ref().is_some_and(|held| !held.is_empty()));
-    assert!(open(&w.hosts[1].meta).superblock.outdated);
+    w.begin_farewell();
     let refused = Err(Refusal::Busy);
     assert_eq!(w.command(0, Command::Detach), refused, "it is the last copy");
     w.hosts[0].write_fails = true;
-    let req = w.request(0, RequestKind::Write, (0, 4096), false);
-    let slot = w.hosts[0].slot((0, vec![7; 4096]));
-    w.hosts[0].handle(w.now, Event::Payload { req, offset: 0, len: 4096, slot });
+    let req = w.begin_write(0, 0, 7);
     while w.step() {}
     assert!(!w.is_answered(0, req), "the peer's word on it is awaited");
     w.hosts[0].write_fails = false;
@@ -406,4 +409,17 @@ fn a_write_that_fails_during_a_farewell_takes_no_copy_with_it() {
     w.kill(1);
     w.settled();
     assert_eq!(w.hosts[1].data[0], 8);
+}
+
+#[test]
+fn the_copy_that_stays_is_not_declared_wrong_during_a_farewell() {
+    let mut w = World::new();
+    w.promote(0).unwrap();
+    w.settled();
+    w.command(0, Command::Demote { force: false }).unwrap();
+    w.begin_farewell();
+    assert_eq!(w.command(0, Command::Invalidate { peer: false }), Err(Refusal::LastCopy(NodeId(0))));
+    w.release_meta(1);
+    w.until("it has left", |w| w.hosts[1].done.contains(&(CommandId(9000), Ok(Done::LeftAsOutdated))));
+    assert_eq!(w.promote(0), Ok(Done::Changed));
 }

@@ -12,7 +12,7 @@ impl World {
         }
     }
 
-    fn begin_write(&mut self, i: usize, offset: u64, fill: u8) -> ReqId {
+    pub(super) fn begin_write(&mut self, i: usize, offset: u64, fill: u8) -> ReqId {
         let req = self.request(i, RequestKind::Write, (offset, 4096), false);
         let slot = self.hosts[i].slot((offset, vec![fill; 4096]));
         self.hosts[i].handle(self.now, Event::Payload { req, offset, len: 4096, slot });

@@ -2,7 +2,7 @@
 //!
 //! It names the metadata file and the last sequence number that may have been written to it, so that it stops
 //! applying by itself once an attach has taken note of it, and never applies to another metadata file; and the
-//! generation that the copy was in, or what it was becoming. It does not survive a reboot; an unclean stop is then
+//! generation that the copy was in, and what it was becoming. It does not survive a reboot; an unclean stop is then
 //! recognised by the boot id.
 
 use std::fs::{self, File};
